@@ -1,0 +1,83 @@
+"""What can go wrong outside raylt's own code, in words that say what to do, and the exit code of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RayltError(Exception):
+    """A failure with a message for the user. `exit_code` is what the command leaves with (docs: FORMATS)."""
+
+    exit_code = 3
+
+
+class EnvironmentFailure(RayltError):
+    """The machine, the cluster or the store is at fault, not the input. Exit 3."""
+
+
+class LeaseHeld(EnvironmentFailure):
+    """Another living driver runs this sweep. Exit 3."""
+
+
+class Fenced(EnvironmentFailure):
+    """Another driver took the sweep over while this process was still at work. Whoever sees it stops at once."""
+
+
+class Diverged(RayltError):
+    """Training reached a loss or a weight that is not finite. Always so for this stage, so the store remembers it."""
+
+
+class InputError(RayltError):
+    """Bad input that belongs to no line of a spec: a name, an option, a folder. Exit 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a spec: `KEY: what (given); expected`. It rests on `key` and on the keys in `about`."""
+
+    key: str
+    what: str
+    expected: str = ""
+    given: object = None
+    has_given: bool = False
+    file: str = ""
+    line: int | None = None
+    about: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+        given = f" (got {shown(self.given)})" if self.has_given else ""
+        expected = f"; {self.expected}" if self.expected else ""
+        return f"{where}{self.key}: {self.what}{given}{expected}"
+
+
+def shown(value: object) -> str:
+    """A value on one line, as a spec would have it: null, true, 'text', [1, 2]; cut where it is long."""
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, dict):
+        items = [(key if str(key).isprintable() else repr(key), item) for key, item in list(value.items())[:20]]
+        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in items) + "}"
+    elif isinstance(value, (list, tuple)):
+        text = "[" + ", ".join(map(shown, value[:20])) + "]"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class SpecError(InputError):
+    """Everything wrong with a spec, all at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(map(str, problems)))
+
+
+def cause_of(error: BaseException) -> str:
+    """One line that names an error: what `status`, MLflow and the count of equal failures use."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RayltError):
+        return text[:500]
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__

@@ -1,0 +1,275 @@
+"""What a sweep is: every key of the spec, its default, its bounds, and which keys make its identity.
+
+Nothing here imports torch: `raylt validate` reads a spec in well under a second. How a YAML file becomes a
+`SweepSpec`, and how errors name its lines, is in `specfile.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from raylt.presets import PRESETS, block_names, block_of
+
+SCHEMA = 1
+
+PresetName = Literal["digits", "tiny", "small", "ddpm-cifar10"]  # the keys of PRESETS
+DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "images"]
+Rule = Literal["uniform", "uniform+", "er", "erk", "lamp", "global"]
+Mode = Literal["rewind", "learning-rate-rewind", "fine-tune"]
+Scope = Literal["layer", "block"]
+Base = Literal["uniform", "erk", "lamp"]
+ProfileName = Literal["excess", "kappa", "movement", "size", "shuffled"]
+SamplerName = Literal["similarity", "tpe", "random"]
+Objective = Literal["loss", "fid", "kid", "flops", "ticket_bytes", "density"]
+FeaturesName = Literal["inception", "digits-cnn", "mnist-cnn"]
+ImageSampler = Literal["ddim", "ddpm", "dpm++"]
+
+IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
+    "digits": (1, 8),
+    "mnist": (1, 28),
+    "fashion-mnist": (1, 28),
+    "cifar10": (3, 32),
+    "cifar100": (3, 32),
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Density = Annotated[float, Field(gt=0, le=1)]
+
+
+class DataSpec(_Model):
+    name: DataName = "digits"
+    root: str | None = None  # where torchvision keeps it; not identity
+    size: Annotated[int, Field(ge=4)] | None = None  # pad to the next multiple, average down; null: as it is
+    flip: bool = False  # random horizontal flips
+
+
+class ModelSpec(_Model):
+    preset: PresetName | None = None
+    config: dict[str, Any] | None = None  # a diffusers UNet2DModel config
+
+
+class TrainSpec(_Model):
+    steps: Annotated[int, Field(ge=1)] = 400
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    optimizer: Literal["adam", "adamw"] = "adam"
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100  # not identity: it decides nothing
+
+
+class TicketSpec(_Model):
+    rounds: Annotated[int, Field(ge=1)] = 2
+    density: Density | None = None
+    densities: Annotated[list[Density], Field(min_length=1)] | None = None
+    rewind_step: Annotated[int, Field(ge=0)] = 0
+    mode: Mode = "rewind"
+    criterion: Literal["magnitude"] = "magnitude"
+    scope: Scope = "layer"
+    keep_dense: list[str] = ["conv_in", "conv_out"]
+    min_kept: Annotated[int, Field(ge=0)] = 1
+    shared_rounds: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_rounds(cls, given: Any) -> Any:
+        """A list of densities says by itself how many rounds there are."""
+        if isinstance(given, dict) and isinstance(given.get("densities"), list) and "rounds" not in given:
+            return {**given, "rounds": len(given["densities"])}
+        return given
+
+    def density_of(self, round_index: int) -> float:
+        """Overall density of round `round_index`: 1 for the dense round 0, then the schedule."""
+        if round_index == 0:
+            return 1.0
+        if self.densities is not None:
+            return self.densities[round_index - 1]
+        return float((self.density if self.density is not None else 0.1) ** (round_index / self.rounds))
+
+    @property
+    def final_density(self) -> float:
+        return self.density_of(self.rounds)
+
+
+class SearchSpec(_Model):
+    sampler: SamplerName = "similarity"
+    base: Base = "erk"
+    profile: ProfileName = "excess"
+    rungs: Literal[False] = False
+    trials: Annotated[int, Field(ge=0)] = 8
+    startup: Annotated[int, Field(ge=0)] | None = None
+    concurrency: Annotated[int, Field(ge=1)] = 2
+    repeatable: bool = True
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    objectives: Annotated[list[Objective], Field(min_length=1)] = ["loss", "flops"]
+    budget: Literal["density"] = "density"
+    pilots: Annotated[int, Field(ge=0)] = 2
+    baselines: list[Rule] = ["uniform", "erk"]
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], list[str]] | None = None  # names go into delta/GROUP
+
+
+class ProtocolSpec(_Model):
+    samples: Annotated[int, Field(ge=2)] = 1000
+    sampler: ImageSampler = "ddim"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    features: FeaturesName | None = None  # null: digits-cnn for digits, inception for all else
+
+
+class FinalProtocolSpec(ProtocolSpec):
+    samples: Annotated[int, Field(ge=2)] = 50_000
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+class MetricsSpec(_Model):
+    search: ProtocolSpec = ProtocolSpec()
+    final: FinalProtocolSpec = FinalProtocolSpec()
+    reference: Annotated[int, Field(ge=2)] | None = None
+    keep_samples: bool = False
+
+
+class ResourcesSpec(_Model):
+    cpus: Annotated[int, Field(ge=1)] = 1
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+
+
+class StorageSpec(_Model):
+    root: str = "./raylt-data"
+
+
+class TrackingSpec(_Model):
+    uri: str = "sqlite:///mlflow.db"
+
+
+class SweepSpec(_Model):
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    ticket: TicketSpec = TicketSpec()
+    search: SearchSpec = SearchSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    storage: StorageSpec = StorageSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(channels, size in pixels) of the images the model sees. Images of a folder are read as RGB."""
+        channels, size = IMAGE_SHAPES.get(self.data.name, (3, 0))
+        return channels, self.data.size or size
+
+    @property
+    def unet_config(self) -> dict[str, Any]:
+        """The `UNet2DModel` configuration in full: preset or config, with channels and size of the data set."""
+        channels, size = self.image_shape
+        own = self.model.config
+        base = dict(own) if own is not None else dict(PRESETS[self.model.preset or _default_preset(self)])
+        return {**base, "sample_size": size, "in_channels": channels, "out_channels": channels}
+
+    @property
+    def blocks(self) -> list[str]:
+        return block_names(self.unet_config)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Group -> its blocks, without those kept dense. Default: down, mid (with the time embedding), up, ends."""
+        return resolve_groups(self)
+
+    def protocol(self, name: Literal["search", "final"]) -> ProtocolSpec:
+        """A metrics protocol with its features named."""
+        protocol: ProtocolSpec = getattr(self.metrics, name)
+        default: FeaturesName = "digits-cnn" if self.data.name == "digits" else "inception"
+        return protocol.model_copy(update={"features": protocol.features or default})
+
+    def dump(self) -> dict[str, Any]:
+        """The whole spec as plain data, as `spec.yaml` in the store and MLflow show it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this sweep the sweep it is: dotted key -> value. Changing one of these is another sweep."""
+        flat = flatten(self.dump())
+        if self.ticket.densities is None:  # a default that is written out is still the default
+            flat["ticket.density"] = self.ticket.final_density
+        if self.model.config is None:
+            flat["model.preset"] = self.model.preset or _default_preset(self)
+        flat |= {f"metrics.{name}.features": self.protocol(name).features for name in ("search", "final")}
+        return {key: value for key, value in flat.items() if not _is_free(key)}
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.identity())
+
+
+# Keys that may change between two runs of one sweep: they decide where and how long, never what comes out.
+_FREE = (
+    *("schema", "name", "data.root", "train.checkpoint_every", "search.trials", "search.concurrency"),
+    *("resources.*", "storage.*", "tracking.*"),
+)
+
+
+def _is_free(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in _FREE)
+
+
+def _default_preset(spec: SweepSpec) -> str:
+    return {"digits": "digits", "mnist": "tiny", "fashion-mnist": "tiny"}.get(spec.data.name, "ddpm-cifar10")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> {dotted key: leaf}; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the bytes every digest in raylt is taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def matches(name: str, patterns: list[str]) -> bool:
+    """Whether a block or layer is named by one of `patterns`: its own name, its block's, or a wildcard."""
+    return any(fnmatchcase(name, p) or fnmatchcase(block_of(name), p) for p in patterns)
+
+
+def resolve_groups(spec: SweepSpec) -> dict[str, list[str]]:
+    free = [block for block in spec.blocks if not matches(block, spec.ticket.keep_dense)]
+    if spec.search.groups is not None:
+        found = {g: [b for b in free if matches(b, patterns)] for g, patterns in spec.search.groups.items()}
+    else:
+        found = {"down": [], "mid": [], "up": [], "ends": []}
+        for block in free:
+            side = block.split(".")[0].removesuffix("_blocks").removesuffix("_block")
+            found[side if side in found else "mid" if block == "time_embedding" else "ends"].append(block)
+    return {group: blocks for group, blocks in found.items() if blocks}
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON and a comparison cannot take: NaN and the infinities."""
+    return value if value is not None and math.isfinite(value) else None

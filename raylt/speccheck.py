@@ -1,0 +1,137 @@
+"""What no single key of a spec can know: keys that contradict each other.
+
+Everything here needs the file alone, no torch; what needs shapes or data is checked by `preflight.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from raylt.errors import Problem
+from raylt.spec import SweepSpec, matches
+
+_MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
+_NEEDS_PILOTS = ("excess", "kappa", "shuffled")  # profiles
+_MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
+
+
+def cross_key_problems(spec: SweepSpec) -> list[Problem]:
+    """What no single key can know: pairs of keys that contradict each other. Lines are added by the caller."""
+    config = list(_config_problems(spec))
+    blocks = [] if config else [*_size_problems(spec), *_keep_dense_problems(spec), *_group_problems(spec)]
+    return [*_data_problems(spec), *config, *_ticket_problems(spec), *blocks, *_search_problems(spec), *_metrics_problems(spec)]
+
+
+def _problem(key: str, what: str, expected: str, given: object, *about: str) -> Problem:
+    """`about`: the other keys it rests on."""
+    return Problem(key, what, expected, given, has_given=True, about=about)
+
+
+def _data_problems(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.data.name == "images" and spec.data.size is None:
+        yield Problem("data.size", "is needed for a folder of images", "for example size: 32", about=("data.name",))
+    if spec.data.name == "images" and spec.data.root is None:
+        yield Problem("data.root", "is needed for a folder of images", "the folder", about=("data.name",))
+    if spec.model.preset is not None and spec.model.config is not None:
+        yield Problem("model", "has both preset and config", "one of them")
+
+
+def _config_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Of `model.config`, what the blocks are named after; all else in it is diffusers' to judge, in the preflight."""
+    for key in ("down_block_types", "up_block_types"):
+        types = (spec.model.config or {}).get(key, [""])
+        if not isinstance(types, list) or not 1 <= len(types) <= _MAX_LEVELS or not all(isinstance(t, str) for t in types):
+            expected = f"a list of 1 to {_MAX_LEVELS} block types, such as DownBlock2D or AttnUpBlock2D"
+            yield _problem(f"model.config.{key}", "is not a list of block types", expected, types)
+
+
+def _size_problems(spec: SweepSpec) -> Iterator[Problem]:
+    levels = len(spec.unet_config.get("down_block_types", [1] * 4))
+    size = spec.image_shape[1]
+    if size % 2 ** (levels - 1):
+        what = f"does not halve {levels - 1} times, once per level of the U-Net but the last"
+        expected = f"a data.size divisible by {2 ** (levels - 1)}, or a U-Net with fewer levels"
+        yield _problem("data.size", what, expected, size, *_MODEL)
+
+
+def _ticket_problems(spec: SweepSpec) -> Iterator[Problem]:
+    ticket = spec.ticket
+    if ticket.rewind_step >= spec.train.steps:
+        expected = f"less than train.steps, which is {spec.train.steps}"
+        what = "lies at or after the end of training"
+        yield _problem("ticket.rewind_step", what, expected, ticket.rewind_step, "train.steps")
+    if ticket.density is not None and ticket.densities is not None:
+        yield Problem("ticket.densities", "is given beside ticket.density", "one of them", about=("ticket.density",))
+    if ticket.densities is not None:
+        if len(ticket.densities) != ticket.rounds:
+            expected = f"{ticket.rounds} densities, one for each of ticket.rounds"
+            what = "has another length than ticket.rounds"
+            yield _problem("ticket.densities", what, expected, ticket.densities, "ticket.rounds")
+        if any(later > earlier for earlier, later in zip(ticket.densities, ticket.densities[1:], strict=False)):
+            yield _problem("ticket.densities", "rise", "a list that never rises", ticket.densities)
+    if ticket.shared_rounds >= ticket.rounds:
+        expected = f"less than ticket.rounds, which is {ticket.rounds}: else nothing is left to search"
+        yield _problem("ticket.shared_rounds", "covers every round", expected, ticket.shared_rounds, "ticket.rounds")
+
+
+def _keep_dense_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """A pattern may name blocks, or layers of one block: of those, the block is known here."""
+    keep_dense = spec.ticket.keep_dense
+    for index, pattern in enumerate(keep_dense):
+        first = ".".join(pattern.split(".")[:2]) if pattern.startswith(("down_blocks", "up_blocks")) else pattern.split(".")[0]
+        if not any(fnmatchcase(block, pattern) or fnmatchcase(block, first) for block in spec.blocks):
+            expected = f"one of {', '.join(spec.blocks)}, or a pattern"
+            yield _problem(f"ticket.keep_dense.{index}", "names no block", expected, pattern, *_MODEL)
+    if all(matches(block, keep_dense) for block in spec.blocks):
+        what = "keeps every block: nothing is left to prune"
+        yield _problem("ticket.keep_dense", what, "fewer blocks", keep_dense, *_MODEL)
+
+
+def _group_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Every block not kept dense has one group; every group has a block, every pattern names one."""
+    groups = spec.search.groups or {}
+    free = [block for block in spec.blocks if not matches(block, spec.ticket.keep_dense)]
+    about = ("search.groups", "ticket.keep_dense", *_MODEL)
+    if spec.search.groups is None or not free:
+        return
+    for group, patterns in groups.items():
+        strange = [i for i, p in enumerate(patterns) if not any(matches(block, [p]) for block in spec.blocks)]
+        for index in strange:
+            expected = f"one of {', '.join(spec.blocks)}, or a pattern"
+            yield _problem(f"search.groups.{group}.{index}", "names no block", expected, patterns[index], *about)
+        if not strange and not any(matches(block, patterns) for block in free):
+            expected = f"some of {', '.join(free)}"
+            yield _problem(f"search.groups.{group}", "holds no block to prune", expected, patterns, *about)
+    for block in spec.blocks:
+        owners = [g for g, patterns in groups.items() if matches(block, patterns)]
+        if len(owners) > 1:
+            what = f"block {block} has more than one group"
+            yield _problem(f"search.groups.{owners[1]}", what, "each block once", owners, *about)
+        if not owners and block in free:
+            what = f"block {block} has no group"
+            yield _problem("search.groups", what, "every block not kept dense, once", list(groups), *about)
+
+
+def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
+    search = spec.search
+    for key, values in (("objectives", search.objectives), ("baselines", search.baselines)):
+        if len(set(values)) < len(values):
+            yield _problem(f"search.{key}", "names one twice", "each once", list(values))
+    if search.sampler == "similarity" and search.trials and search.profile in _NEEDS_PILOTS and search.pilots < 2:
+        expected = "2 or more: similarity is measured between pilots (or profile: movement, or sampler: tpe)"
+        about = ("search.sampler", "search.trials", "search.profile")
+        yield _problem("search.pilots", f"are too few for profile: {search.profile}", expected, search.pilots, *about)
+
+
+def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:
+    needs = {"digits-cnn": "digits", "mnist-cnn": "mnist"}
+    for name, protocol in (("search", spec.metrics.search), ("final", spec.metrics.final)):
+        features = protocol.features
+        if features in needs and spec.data.name != needs[features]:
+            expected = f"inception, or data.name: {needs[features]}"
+            what = f"know nothing of {spec.data.name}"
+            yield _problem(f"metrics.{name}.features", what, expected, features, "data.name")
+        if protocol.sampler == "dpm++" and protocol.steps < 2:
+            what = "is too few for dpm++"
+            yield _problem(f"metrics.{name}.steps", what, "2 or more", protocol.steps, f"metrics.{name}.sampler")

@@ -1,0 +1,81 @@
+"""What many tests share: a spec that runs in a second on one core, and a store that already knows its features."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY: dict[str, Any] = {
+    "schema": 1,
+    "name": "tiny",
+    "data": {"name": "digits"},
+    "model": {
+        "config": {
+            "block_out_channels": [8, 16],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "add_attention": False,
+        }
+    },
+    "train": {"steps": 12, "batch_size": 8, "warmup_steps": 2, "checkpoint_every": 4, "precision": "fp32"},
+    "ticket": {"rounds": 2, "density": 0.2, "rewind_step": 2, "shared_rounds": 1},
+    "search": {"trials": 3, "concurrency": 2},
+    "metrics": {"search": {"samples": 80, "steps": 2}, "reference": 200},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy of `base` with the nested `changes` laid over it."""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+@pytest.fixture
+def tiny_spec() -> Callable[..., Any]:
+    """`tiny_spec(train={...}, ...)`: the tiny spec with changes."""
+    from raylt.spec import SweepSpec
+
+    def make(**changes: Any) -> SweepSpec:
+        return SweepSpec.model_validate(merged(TINY, changes))
+
+    return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _warm_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the tiny spec's classifier and reference statistics: they take longer than its trials."""
+    from raylt.diffusion.data import load_images
+    from raylt.diffusion.train import Compute
+    from raylt.metrics.score import Scorer
+    from raylt.spec import SweepSpec
+    from raylt.store import Store
+
+    root = tmp_path_factory.mktemp("warm")
+    spec = SweepSpec.model_validate(TINY)
+    Scorer(spec, Compute(), load_images(spec.data), "search").reference(Store(str(root), owner="warm"))
+    return root
+
+
+@pytest.fixture
+def warm_root(_warm_store: Path, tmp_path: Path) -> Iterator[Path]:
+    """A fresh root for one test, with features and reference made."""
+    root = tmp_path / "root"
+    shutil.copytree(_warm_store, root)
+    yield root
