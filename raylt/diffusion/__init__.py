@@ -1,0 +1,1 @@
+"""The DDPM: its data, model, training and sampling. Knows nothing of tickets."""

@@ -1,0 +1,229 @@
+"""Data sets as uint8 tensors, whole in memory: torchvision's, scikit-learn's digits, or a folder of images."""
+
+# ruff: noqa: N815  (shapes in names, also in those of attributes)
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from raylt.errors import Problem, SpecError
+from raylt.spec import IMAGE_SHAPES, DataSpec
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+MIN_IMAGES = 20  # of a folder: two of them are held out
+HELD_OUT_EVERY = 10
+DIGITS_TEST = 360  # of the 1797 digits of scikit-learn
+MAX_PROBLEMS = 10  # unreadable images named at once
+
+# data set -> (class in torchvision.datasets, where it keeps its files under data.root)
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A data set: images as uint8, 0..255, and their classes as int64 (None where it has none)."""
+
+    train_NCHW: Tensor
+    test_NCHW: Tensor
+    train_labels_N: Tensor | None = None
+    test_labels_N: Tensor | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the shapes and bytes of all four tensors: equal for equal data, on every machine."""
+        hasher = hashlib.sha256()
+        for tensor in (self.train_NCHW, self.test_NCHW, self.train_labels_N, self.test_labels_N):
+            if tensor is None:
+                hasher.update(b"none;")
+            else:
+                hasher.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                hasher.update(tensor.detach().cpu().contiguous().numpy().data)
+        return hasher.hexdigest()
+
+
+def load_images(data: DataSpec) -> ImageSet:
+    """The data set that a spec names, at the size that it names. Raises `SpecError` where it cannot be had."""
+    if data.name == "images":
+        return _load_folder(data)
+    found = _load_digits() if data.name == "digits" else _load_torchvision(data)
+    size = data.size or IMAGE_SHAPES[data.name][1]
+    train_NCHW, test_NCHW = resize(found.train_NCHW, size), resize(found.test_NCHW, size)
+    return ImageSet(train_NCHW, test_NCHW, found.train_labels_N, found.test_labels_N)
+
+
+def data_root(data: DataSpec) -> Path:
+    """Where torchvision keeps its data sets: `data.root`, else `$RAYLT_DATA`, else `~/.cache/raylt/data`."""
+    return Path(data.root or os.environ.get("RAYLT_DATA") or "~/.cache/raylt/data").expanduser()
+
+
+def to_float(x_uint8: Tensor) -> Tensor:
+    """uint8, 0..255 -> float32, -1..1 (Ho et al. 2020, arXiv 2006.11239, section 3.3). Any shape."""
+    return x_uint8.float() / 127.5 - 1
+
+
+def to_uint8(x_float: Tensor) -> Tensor:
+    """Float, -1..1 -> uint8: clamped, then rounded to the nearest. Any shape. NaN gives any value: check before."""
+    return ((x_float.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+
+
+def resize(x_NCHW: Tensor, size: int) -> Tensor:
+    """Square uint8 images -> uint8 images of `size` pixels: pad to the next multiple of `size`, average down.
+
+    The border is black (0) and centred; where its width is odd, the further pixel is at the bottom and right. The
+    mean of each block is exact, and rounded half to even. MNIST at 16: 28 is padded to 32, then 2x2 means.
+    """
+    original = x_NCHW.shape[-1]
+    if x_NCHW.shape[-2] != original:
+        raise ValueError(f"images of {x_NCHW.shape[-2]}x{original} pixels are not square")
+    factor = -(-original // size)
+    missing = factor * size - original
+    before, after = missing // 2, missing - missing // 2
+    padded_NCHW = pad(x_NCHW, (before, after, before, after))
+    if factor == 1:
+        return padded_NCHW
+    return torch.cat([_average(chunk, factor) for chunk in torch.split(padded_NCHW, 4096)])
+
+
+def _average(x_NCHW: Tensor, factor: int) -> Tensor:
+    """uint8 -> uint8: the mean of every block of factor x factor pixels, rounded half to even."""
+    num, channels, height, width = x_NCHW.shape
+    blocks = x_NCHW.reshape(num, channels, height // factor, factor, width // factor, factor)
+    return (blocks.sum((3, 5), dtype=torch.int64).double() / factor**2).round().to(torch.uint8)
+
+
+def _load_digits() -> ImageSet:
+    """scikit-learn's 1797 handwritten digits, 8x8, 0..16 scaled to 0..255; 1437 train, 360 test, stratified."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    split = train_test_split(x_NHW, digits.target, test_size=DIGITS_TEST, stratify=digits.target, random_state=0)
+    train_NHW, test_NHW, train_labels_N, test_labels_N = (torch.from_numpy(np.ascontiguousarray(part)) for part in split)
+    return ImageSet(train_NHW[:, None], test_NHW[:, None], train_labels_N.long(), test_labels_N.long())
+
+
+def _load_torchvision(data: DataSpec) -> ImageSet:
+    """What lies under `data.root`; else download it there, one process at a time."""
+    root = data_root(data)
+    try:
+        try:
+            return _read_torchvision(data.name, root, download=False)
+        except Exception:
+            # Another process on this machine may be downloading it just now: wait for it, then look again.
+            with _download_lock(root, data.name):
+                return _read_torchvision(data.name, root, download=True)
+    except Exception as error:
+        raise SpecError([_missing(data.name, root, error)]) from error
+
+
+def _read_torchvision(name: str, root: Path, download: bool) -> ImageSet:
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, _TORCHVISION[name][0])
+    train, test = (dataset(str(root), train=is_train, download=download) for is_train in (True, False))
+    return ImageSet(_images_of(train), _images_of(test), _labels_of(train), _labels_of(test))
+
+
+def _images_of(dataset: Any) -> Tensor:
+    """(N, H, W) or (N, H, W, C) uint8, as torchvision holds it -> (N, C, H, W)."""
+    x = torch.as_tensor(dataset.data)
+    return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels_of(dataset: Any) -> Tensor:
+    return torch.as_tensor(dataset.targets, dtype=torch.int64)
+
+
+@contextlib.contextmanager
+def _download_lock(root: Path, name: str) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / f".{name}.lock"):
+        yield
+
+
+def _missing(name: str, root: Path, error: Exception) -> Problem:
+    """What to tell who names a data set that is neither there nor to be downloaded."""
+    folder = root / _TORCHVISION[name][1]
+    cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    with contextlib.suppress(OSError):
+        if any(folder.iterdir()):
+            what = f"{name} in {folder} cannot be read ({cause})"
+            expected = "delete that folder to have it downloaded again, or name another root"
+            return Problem("data.root", what, expected, str(root), has_given=True)
+    what = f"{name} is not in {folder} and cannot be downloaded ({cause})"
+    expected = f"the folder that holds {folder.relative_to(root)}, here or in $RAYLT_DATA, or a machine with internet"
+    return Problem("data.root", what, expected, str(root), has_given=True)
+
+
+def _load_folder(data: DataSpec) -> ImageSet:
+    """Every png, jpg, jpeg and webp below `data.root` as RGB, by relative path; every tenth is held out."""
+    if data.root is None or data.size is None:
+        what = "is needed for a folder of images"
+        problems = [] if data.root is not None else [Problem("data.root", what, "the folder")]
+        raise SpecError(problems + ([] if data.size is not None else [Problem("data.size", what, "for example size: 32")]))
+    root = data_root(data)
+    paths = _image_paths(root)
+    if len(paths) < MIN_IMAGES:
+        what = f"{len(paths)} images in {root}" if root.is_dir() else f"no folder {root}"
+        expected = f"a folder with at least {MIN_IMAGES} images ({', '.join(s[1:] for s in SUFFIXES)}), below it or in it"
+        raise SpecError([Problem("data.root", what, expected, data.root, has_given=True)])
+    x_NCHW = _read_images(paths, data.size)
+    is_test_N = torch.arange(len(paths)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    return ImageSet(x_NCHW[~is_test_N], x_NCHW[is_test_N])
+
+
+def _image_paths(root: Path) -> list[Path]:
+    """The images below a folder, sorted by their path in it; hidden files (such as macOS's `._a.png`) are left out."""
+    found = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _read_images(paths: list[Path], size: int) -> Tensor:
+    """Files -> (N, 3, size, size) uint8. Raises `SpecError` that names the first unreadable ones."""
+    x_NCHW = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    problems: list[Problem] = []
+    for index, path in enumerate(paths):
+        try:
+            x_NCHW[index] = _read_image(path, size)
+        except Exception as error:
+            cause = " ".join(str(error).split()) or type(error).__name__
+            problems.append(Problem("data.root", f"{path} cannot be read as an image: {cause}", "mend it or take it out"))
+            if len(problems) == MAX_PROBLEMS:
+                break
+    if problems:
+        raise SpecError(problems)
+    return x_NCHW
+
+
+def _read_image(path: Path, size: int) -> Tensor:
+    """One file -> (3, size, size) uint8: turned as its EXIF data say, cropped to the centre square, resized.
+
+    Transparency is dropped.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        if file.mode.startswith(("I", "F")):  # PIL's conversion to RGB would clip 16 bits to white
+            raise ValueError(f"it has more than 8 bits a channel (mode {file.mode})")
+        image = ImageOps.exif_transpose(file).convert("RGBA").convert("RGB")
+        square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1)

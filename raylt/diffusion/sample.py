@@ -1,0 +1,103 @@
+"""Sampling from fixed seeds, and the held-out denoising loss: what a trained U-Net is judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from raylt.diffusion.data import to_float, to_uint8
+from raylt.diffusion.noise import Draw, generator
+from raylt.diffusion.train import NUM_TIMESTEPS, Compute, add_noise, noise_schedule
+
+SAMPLING_SEED = 0  # one for all tickets: differences between tickets are far quieter than their FIDs
+CHUNK_VALUES = 1_000_000  # pixels of one sampling batch
+HELD_OUT_IMAGES = 512
+HELD_OUT_DRAWS = 8  # noise levels per held-out image
+
+
+def scheduler_of(sampler: str, beta_schedule: str) -> Any:
+    """diffusers' scheduler of a named sampler: DDIM (2010.02502, eta 0), DPM-Solver++ (2211.01095) or DDPM (2006.11239)."""
+    if sampler == "ddim":
+        return DDIMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule)
+    if sampler == "ddpm":
+        # Ho et al. sample CIFAR-10 with the larger of their two variances.
+        return DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule, variance_type="fixed_large")
+    clipped = {"lambda_min_clipped": -5.1} if beta_schedule == "squaredcos_cap_v2" else {}  # its last steps have no signal
+    return DPMSolverMultistepScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule, **clipped)
+
+
+def chunk_size(shape_CHW: Sequence[int]) -> int:
+    """Images sampled together. Part of what a sample is: noise is drawn per chunk."""
+    return max(1, min(250, CHUNK_VALUES // math.prod(shape_CHW)))
+
+
+@torch.no_grad()
+def sample_chunk(
+    model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, *,
+    sampler: str, steps: int, beta_schedule: str, compute: Compute,
+) -> Tensor:  # fmt: skip
+    """Chunk `index` of the images that every ticket of this shape starts from the same noise: `count` of them, uint8 NCHW.
+
+    The noise comes from a CPU generator, so that it is the same on every device.
+    """
+    draw = generator(SAMPLING_SEED, Draw.SAMPLES, index)
+    scheduler = scheduler_of(sampler, beta_schedule)
+    scheduler.set_timesteps(steps)
+    extra = {"generator": draw} if sampler == "ddpm" else {}
+    x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(compute.device)
+    x_NCHW = x_NCHW * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        with compute.autocast():
+            noise_NCHW = model(x_NCHW, t.to(compute.device)).sample
+        x_NCHW = scheduler.step(noise_NCHW.float(), t, x_NCHW, **extra).prev_sample
+    return to_uint8(x_NCHW).cpu()
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, test_NCHW: Tensor, beta_schedule: str, compute: Compute) -> tuple[float, float]:
+    """The denoising loss on held-out images, and what predicting zero gives on the same noise.
+
+    Fixed images, noise and timesteps: each image at `HELD_OUT_DRAWS` timesteps, one from each equal part of 0..T, so
+    that tickets are compared on the same questions.
+    """
+    device = torch.device(compute.device)
+    draw = generator(SAMPLING_SEED, Draw.HELD_OUT, 0)
+    x0_NCHW = to_float(test_NCHW[:HELD_OUT_IMAGES])
+    alpha_bars_T = noise_schedule(beta_schedule).alphas_cumprod
+    width = NUM_TIMESTEPS // HELD_OUT_DRAWS
+    total, zero = 0.0, 0.0
+    for part in range(HELD_OUT_DRAWS):
+        t_N = part * width + torch.randint(width, (len(x0_NCHW),), generator=draw)
+        noise_NCHW = torch.randn(x0_NCHW.shape, generator=draw)
+        x_t_NCHW = add_noise(x0_NCHW, noise_NCHW, alpha_bars_T[t_N])
+        for x_BCHW, t_B, noise_BCHW in _batches(chunk_size(x0_NCHW.shape[1:]), x_t_NCHW, t_N, noise_NCHW):
+            with compute.autocast():
+                predicted_BCHW = model(x_BCHW.to(device), t_B.to(device)).sample
+            total += float((predicted_BCHW.float().cpu() - noise_BCHW).double().square().sum())
+            zero += float(noise_BCHW.double().square().sum())
+    values = HELD_OUT_DRAWS * x0_NCHW.numel()
+    return total / values, zero / values
+
+
+def _batches(size: int, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+
+
+def sample_images(
+    num: int, shape_CHW: tuple[int, int, int], chunk: Callable[[int, int], Tensor], done: Tensor | None = None,
+    save: Callable[[Tensor], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """`num` images, chunk by chunk, going on from the whole chunks in `done`; `save` gets all images so far."""
+    size = chunk_size(shape_CHW)
+    images_NCHW = done if done is not None else torch.empty((0, *shape_CHW), dtype=torch.uint8)
+    while len(images_NCHW) < num:
+        fresh_NCHW = chunk(len(images_NCHW) // size, min(size, num - len(images_NCHW)))
+        images_NCHW = torch.cat([images_NCHW, fresh_NCHW])
+        if save is not None and len(images_NCHW) < num:
+            save(images_NCHW)
+    return images_NCHW

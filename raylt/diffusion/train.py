@@ -1,0 +1,209 @@
+"""Training of a DDPM from one step to another: epsilon loss, masked steps, EMA, checkpoints, step-indexed randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from raylt.diffusion.data import to_float
+from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
+from raylt.errors import Diverged
+from raylt.spec import TrainSpec
+from raylt.tensors import NamedTensors, pack, unpack
+
+NUM_TIMESTEPS = 1000  # T of Ho et al. 2020
+COSINE_FLOOR = 0.05  # the cosine schedule ends at this fraction of the learning rate
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How numbers are computed; fixed once per sweep, part of every stage's key."""
+
+    device: str = "cpu"  # cpu | cuda
+    precision: str = "fp32"  # fp32 | bf16
+    threads: int = 1
+
+    def key(self) -> dict[str, str | int]:
+        return {"device": self.device, "precision": self.precision, "threads": self.threads}
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass
+class TrainState:
+    """Where training stands after `step` steps. Every tensor is on the CPU and keyed by parameter name."""
+
+    step: int
+    weights: NamedTensors
+    first_moments: NamedTensors  # Adam's m
+    second_moments: NamedTensors  # Adam's v
+    ema: NamedTensors
+    ema_updates: int  # since the last rewind
+
+    @staticmethod
+    def fresh(weights: NamedTensors, step: int = 0) -> TrainState:
+        """Nothing but weights: empty moments, and an EMA that starts here."""
+        first, second = ({name: torch.zeros_like(value) for name, value in weights.items()} for _ in range(2))
+        return TrainState(step, weights, first, second, {name: value.clone() for name, value in weights.items()}, 0)
+
+    def to_bytes(self) -> bytes:
+        counters = {"step": torch.tensor(self.step), "ema_updates": torch.tensor(self.ema_updates)}
+        return pack(w=self.weights, m=self.first_moments, v=self.second_moments, ema=self.ema, n=counters)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> TrainState:
+        groups = unpack(data)
+        counters = groups["n"]
+        return TrainState(
+            int(counters["step"]), groups["w"], groups["m"], groups["v"], groups["ema"], int(counters["ema_updates"])
+        )
+
+
+def learning_rate_at(train: TrainSpec, step: int) -> float:
+    """Learning rate of step `step`: linear warm-up, then constant or a cosine down to 5 % at `train.steps`."""
+    warm_up = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    if train.schedule == "constant":
+        return train.learning_rate * warm_up
+    after = max(0, step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    cosine = COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
+    return train.learning_rate * warm_up * cosine
+
+
+def ema_decay_at(train: TrainSpec, num_updates: int) -> float:
+    """EMA decay after `num_updates` updates, ramped as (1 + k) / (10 + k): a short run forgets where it started."""
+    return min(train.ema_decay, (1 + num_updates) / (10 + num_updates))
+
+
+def noise_schedule(beta_schedule: str) -> DDPMScheduler:
+    """The forward process q(x_t | x_0) (Ho et al. 2020, arXiv 2006.11239, eq. 4)."""
+    return DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule)
+
+
+class Trainer:
+    """A model on its device, its optimizer and its mask; `step()` trains one step and holds the mask."""
+
+    def __init__(
+        self, model: nn.Module, images_NCHW: Tensor, train: TrainSpec, *, flip: bool, seed: int, compute: Compute,
+        masks: Mapping[str, Tensor], state: TrainState, learning_rate: Callable[[TrainSpec, int], float] = learning_rate_at,
+    ) -> None:  # fmt: skip
+        """`images_NCHW`: uint8. `masks`: parameter name -> boolean tensor; weights and moments of `state` obey it."""
+        device = torch.device(compute.device)
+        self.train, self.flip, self.seed, self.compute, self.device = train, flip, seed, compute, device
+        self.learning_rate = learning_rate
+        self.model = model.to(device).train()
+        self.images_NCHW = images_NCHW.to(device)
+        self.alpha_bars_T = noise_schedule(train.beta_schedule).alphas_cumprod.to(device)
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
+        self.masked: list[Tensor] = [p for name, p in model.named_parameters() if name in masks]
+        self.masks: list[Tensor] = [masks[name].to(device, p.dtype) for name, p in model.named_parameters() if name in masks]
+        kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+        betas = (train.betas[0], train.betas[1])
+        self.optimizer = kind(self.parameters, lr=train.learning_rate, betas=betas, weight_decay=train.weight_decay, fused=True)
+        self.load(state)
+
+    def load(self, state: TrainState) -> None:
+        self.step, self.ema_updates = state.step, state.ema_updates
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            parameter.data.copy_(state.weights[name])
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step), device=self.device),
+                "exp_avg": state.first_moments[name].to(self.device, copy=True),
+                "exp_avg_sq": state.second_moments[name].to(self.device, copy=True),
+            }
+        self.ema = [state.ema[name].to(self.device, copy=True) for name in self.names]
+
+    def state(self) -> TrainState:
+        def named(values: list[Tensor]) -> NamedTensors:
+            return {name: value.detach().cpu().clone() for name, value in zip(self.names, values, strict=True)}
+
+        moments = [self.optimizer.state[parameter] for parameter in self.parameters]
+        first, second = named([m["exp_avg"] for m in moments]), named([m["exp_avg_sq"] for m in moments])
+        return TrainState(self.step, named(list(self.parameters)), first, second, named(self.ema), self.ema_updates)
+
+    def run_step(self) -> Tensor:
+        """One step; returns the loss, on the device. Pruned weights, moments and EMA are zero before and after."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.train, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.masked:  # before clipping: pruned coordinates would inflate the norm, 100x at 99 % sparsity
+            _multiply([p.grad for p in self.masked if p.grad is not None], self.masks)
+        if self.train.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.train.gradient_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            if self.masked:
+                _multiply(self.masked, self.masks)
+            torch._foreach_lerp_(self.ema, self.parameters, 1 - ema_decay_at(self.train, self.ema_updates))
+        self.step, self.ema_updates = self.step + 1, self.ema_updates + 1
+        return loss.detach()
+
+    def _loss(self) -> Tensor:
+        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of this step (Ho et al. 2020, eq. 14)."""
+        draw = generator(self.seed, Draw.STEP, self.step, self.device)
+        torch.manual_seed(seed_of(self.seed, Draw.STEP, self.step))  # dropout draws from the global generator
+        indices = batch_indices(self.seed, self.step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
+        x0_BCHW = to_float(self.images_NCHW[indices])
+        if self.flip:
+            flip_B = torch.rand(len(x0_BCHW), generator=draw, device=self.device) < 0.5
+            x0_BCHW = torch.where(flip_B[:, None, None, None], x0_BCHW.flip(-1), x0_BCHW)
+        t_B = torch.randint(NUM_TIMESTEPS, (len(x0_BCHW),), generator=draw, device=self.device)
+        noise_BCHW = torch.randn(x0_BCHW.shape, generator=draw, device=self.device)
+        x_t_BCHW = add_noise(x0_BCHW, noise_BCHW, self.alpha_bars_T[t_B])
+        with self.compute.autocast():
+            predicted_BCHW = self.model(x_t_BCHW, t_B).sample
+        return nn.functional.mse_loss(predicted_BCHW.float(), noise_BCHW)
+
+
+def _multiply(values: list[Tensor], masks: list[Tensor]) -> None:
+    """values *= masks, in one launch."""
+    torch._foreach_mul_(values, masks)  # type: ignore[arg-type]  # torch's stub lacks the overload for lists of tensors
+
+
+def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, alpha_bar_B: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020, eq. 4)."""
+    signal_B111 = alpha_bar_B.sqrt()[:, None, None, None]
+    sigma_B111 = (1 - alpha_bar_B).sqrt()[:, None, None, None]
+    return signal_B111 * x0_BCHW + sigma_B111 * noise_BCHW
+
+
+def run(
+    trainer: Trainer, stop: int, *, save: Callable[[bytes], None], progress: Callable[[int, float], None] | None = None
+) -> TrainState:
+    """Train up to step `stop`, calling `save` with the whole state every `checkpoint_every` steps.
+
+    Raises `Diverged`, naming the first step whose loss is not finite, before such a state is saved.
+    """
+    first, losses = trainer.step, []
+    while trainer.step < stop:
+        losses.append(trainer.run_step())
+        at_checkpoint = trainer.step % trainer.train.checkpoint_every == 0
+        if at_checkpoint or trainer.step == stop:
+            _check_finite(torch.stack(losses), first)
+            if progress is not None:
+                progress(trainer.step, float(torch.stack(losses).mean()))
+            first, losses = trainer.step, []
+        if at_checkpoint and trainer.step < stop:
+            save(trainer.state().to_bytes())
+    state = trainer.state()
+    for name, value in state.weights.items():
+        if not bool(torch.isfinite(value).all()):
+            raise Diverged(f"training diverged: {name} is not finite after step {stop}; a smaller train.learning_rate may help")
+    return state
+
+
+def _check_finite(losses: Tensor, first: int) -> None:
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+    if bad:
+        value = float(losses[bad[0]])
+        raise Diverged(
+            f"training diverged: the loss is {value} at step {first + bad[0]}; a smaller train.learning_rate may help"
+        )

@@ -1,0 +1,1 @@
+"""The lottery-ticket search: masks, scores, allocations, rounds. Runs without Ray, Optuna or MLflow."""

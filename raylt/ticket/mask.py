@@ -1,0 +1,81 @@
+"""Mask: which prunable weights of each layer are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylt.diffusion.model import Layer, weight_name
+from raylt.tensors import NamedTensors
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Layer name -> boolean tensor of the weight's shape, True where the weight is kept. On the CPU."""
+
+    layers: Mapping[str, Tensor]
+
+    @staticmethod
+    def dense(layers: Iterable[Layer]) -> Mask:
+        return Mask({layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in layers})
+
+    @cached_property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (kept, total)."""
+        return {name: (int(keep.sum()), keep.numel()) for name, keep in self.layers.items()}
+
+    @property
+    def kept(self) -> int:
+        return sum(kept for kept, _ in self.counts.values())
+
+    @property
+    def total(self) -> int:
+        return sum(total for _, total in self.counts.values())
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total
+
+    @property
+    def is_dense(self) -> bool:
+        return self.kept == self.total
+
+    def apply(self, values: Mapping[str, Tensor]) -> NamedTensors:
+        """A copy of named parameters with every pruned weight exactly +0.0."""
+        pruned = {weight_name(name): keep for name, keep in self.layers.items()}
+        return {n: torch.where(pruned[n], v, torch.zeros_like(v)) if n in pruned else v.clone() for n, v in values.items()}
+
+    def is_nested_in(self, other: Mask) -> bool:
+        """Whether every weight kept here is kept in `other` too."""
+        return all(bool((~keep | other.layers[name]).all()) for name, keep in self.layers.items())
+
+    def pack(self) -> NamedTensors:
+        """Layer -> its bits, eight to a byte (uint8, most significant first, C order)."""
+        return {n: torch.from_numpy(np.packbits(keep.contiguous().numpy().reshape(-1))) for n, keep in self.layers.items()}
+
+    @staticmethod
+    def unpack(bits: Mapping[str, Tensor], layers: Iterable[Layer]) -> Mask:
+        """The mask that `pack` made, given the shapes of the layers."""
+        return Mask(
+            {
+                layer.name: torch.from_numpy(np.unpackbits(bits[layer.name].numpy(), count=layer.size).astype(bool)).reshape(
+                    layer.shape
+                )
+                for layer in layers
+            }
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the layers' names, shapes and bits, in module order."""
+        hasher = hashlib.sha256()
+        for name, bits in self.pack().items():
+            hasher.update(f"{name} {tuple(self.layers[name].shape)}\n".encode())
+            hasher.update(bits.numpy().tobytes())
+        return hasher.hexdigest()

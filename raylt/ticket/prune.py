@@ -1,0 +1,56 @@
+"""Scores of weights, and the masks that keep the highest: exact counts, a stated tie rule, never a revival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from raylt.diffusion.model import Layer, weight_name
+from raylt.ticket.mask import Mask
+
+PRUNED = -1.0  # below every score: what is pruned stays pruned
+
+
+def magnitude(weights: Mapping[str, Tensor], layers: Sequence[Layer], within: Mask) -> dict[str, Tensor]:
+    """|w| of each layer (Han et al. 2015, arXiv 1506.02626), in float64; pruned weights score below all others."""
+    return {
+        layer.name: torch.where(within.layers[layer.name], weights[weight_name(layer.name)].double().abs(), PRUNED)
+        for layer in layers
+    }
+
+
+def top_k(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mask:
+    """Keep the `counts[layer]` highest scores of each layer. Of equal scores the earlier in C order is kept.
+
+    Raises ValueError where a layer has fewer candidates than its count.
+    """
+    return Mask({name: _top_k(name, score, counts[name]) for name, score in scores.items()})
+
+
+def _top_k(name: str, score: Tensor, count: int) -> Tensor:
+    flat = score.reshape(-1)
+    if count > int((flat >= 0).sum()):
+        raise ValueError(f"{name}: {count} weights to keep, {int((flat >= 0).sum())} are left")
+    keep = torch.zeros(flat.numel(), dtype=torch.bool)
+    keep[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
+    return keep.reshape(score.shape)
+
+
+def pooled_counts(scores: Mapping[str, Tensor], total: int, floors: Mapping[str, int]) -> dict[str, int]:
+    """How many weights each layer keeps when all layers compete for `total` places, each layer sure of its floor.
+
+    Every layer's `floors[layer]` best are in; the rest of the places go to the highest scores of all layers together.
+    Of equal scores the earlier layer's, then the earlier in C order, is kept.
+    """
+    names = list(scores)
+    owner, rest = [], []
+    for index, name in enumerate(names):
+        ranked = torch.sort(scores[name].reshape(-1), descending=True, stable=True).values
+        rest.append(ranked[floors[name] :])
+        owner.append(torch.full((rest[-1].numel(),), index))
+    places = total - sum(floors[name] for name in names)
+    order = torch.sort(torch.cat(rest), descending=True, stable=True).indices[:places]
+    won = torch.bincount(torch.cat(owner)[order], minlength=len(names)).tolist()
+    return {name: floors[name] + won[index] for index, name in enumerate(names)}

@@ -1,0 +1,151 @@
+"""find_ticket(): rewinding, sharing of stages, modes, and the ticket file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from raylt.diffusion.data import load_images
+from raylt.diffusion.model import build_unet, layers_of, parameters_of
+from raylt.diffusion.train import Compute, TrainState
+from raylt.errors import Diverged
+from raylt.store import Store
+from raylt.ticket import find
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.file import Ticket, load_ticket
+from raylt.ticket.find import START, TicketSearch, find_ticket, rewind_point
+
+
+def search_for(spec, rule="erk", seed=0):
+    return TicketSearch(spec, Compute(), Allocation(rule) if rule else None, seed)
+
+
+def run_all(search, store):
+    return list(find_ticket(search, load_images(search.spec.data), store))
+
+
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_rounds_nest_meet_their_density_and_start_from_the_rewind_point(tiny_spec, tmp_path, monkeypatch, rewind_step):
+    spec = tiny_spec(ticket={"rewind_step": rewind_step, "rounds": 3})
+    starts = []
+    train = find._train
+
+    def spy(stage, model, search, images, state, stop, mask, *rest):
+        if stop == spec.train.steps:
+            starts.append((state, mask))
+        return train(stage, model, search, images, state, stop, mask, *rest)
+
+    monkeypatch.setattr(find, "_train", spy)
+    store = Store(str(tmp_path))
+    rounds = run_all(search_for(spec), store)
+    total = sum(layer.size for layer in layers_of(spec.unet_config))
+    assert [r.mask.kept for r in rounds] == [round(spec.ticket.density_of(i) * total) for i in range(4)]
+    assert all(later.mask.is_nested_in(earlier.mask) for earlier, later in zip(rounds, rounds[1:], strict=False))
+    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    if rewind_step == 0:
+        initial = parameters_of(build_unet(spec.unet_config, spec.train.seed))
+        assert all(torch.equal(point.weights[n], v) for n, v in initial.items())
+    for state, mask in starts:
+        assert state.step == rewind_step
+        for name, value in state.weights.items():
+            layer = name.removesuffix(".weight")
+            keep = (
+                mask.layers[layer]
+                if layer in mask.layers and name.endswith(".weight")
+                else torch.ones_like(value, dtype=torch.bool)
+            )
+            for ours, theirs in ((value, point.weights[name]), (state.first_moments[name], point.first_moments[name])):
+                assert torch.equal(ours[keep].view(torch.int32), theirs[keep].view(torch.int32))  # bit for bit
+                assert not ours[~keep].view(torch.int32).any()
+    for trained in rounds:
+        for group in trained.trained.values():
+            assert all(not group[f"{n}.weight"][~keep].any() for n, keep in trained.mask.layers.items())
+
+
+def test_the_second_time_nothing_is_trained_and_shared_rounds_are_shared(tiny_spec, tmp_path, monkeypatch):
+    spec, store = tiny_spec(), Store(str(tmp_path))
+    trained = []
+    original = find._train
+    monkeypatch.setattr(find, "_train", lambda stage, *rest: (trained.append(stage.digest), original(stage, *rest))[1])
+    first = run_all(search_for(spec, "erk"), store)
+    assert len(trained) == 4  # rewind point and three rounds
+    again = run_all(search_for(spec, "erk"), store)
+    assert len(trained) == 4
+    assert [r.stage.digest for r in again] == [r.stage.digest for r in first]
+    run_all(search_for(spec, None), store)
+    run_all(search_for(spec, "uniform"), store)
+    assert len(trained) == 5  # dense and the shared round are there; the last differs
+    run_all(search_for(spec, "uniform", seed=1), store)
+    assert len(trained) == 8  # another seed shares the rewind point alone
+
+
+def test_modes_start_where_they_should(tiny_spec, tmp_path, monkeypatch):
+    rates: dict[str, list[float]] = {}
+    weights: dict[str, bool] = {}
+    for mode in ("rewind", "learning-rate-rewind", "fine-tune"):
+        spec = tiny_spec(ticket={"mode": mode, "rounds": 1, "shared_rounds": 0, "rewind_step": 0})
+        original = find._train
+
+        def spy(stage, model, search, images, state, stop, mask, seed, progress, how="rewind", mode=mode, original=original):
+            if not mask.is_dense:
+                rates[mode] = [
+                    (find._last_learning_rate if how == "fine-tune" else find.learning_rate_at)(search.spec.train, s)
+                    for s in (0, 5)
+                ]
+                initial = mask.apply(parameters_of(build_unet(search.spec.unet_config, 0)))
+                weights[mode] = all(torch.equal(state.weights[n], v) for n, v in initial.items())
+            return original(stage, model, search, images, state, stop, mask, seed, progress, how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(find, "_train", spy)
+            run_all(search_for(spec), Store(str(tmp_path)))
+    assert weights == {"rewind": True, "learning-rate-rewind": False, "fine-tune": False}
+    assert rates["rewind"] == rates["learning-rate-rewind"]
+    assert rates["fine-tune"][0] == rates["fine-tune"][1] < rates["rewind"][1]
+
+
+def test_keys_hold_what_decides_and_nothing_else(tiny_spec, tmp_path):
+    def dense_stage(**changes):
+        spec = tiny_spec(**changes)
+        return run_all(search_for(spec, None), Store(str(tmp_path)))[0].stage.digest
+
+    base = dense_stage()
+    assert dense_stage(train={"checkpoint_every": 3}) == base
+    assert dense_stage(search={"trials": 9}, resources={"cpus": 2}) == base  # threads are `Compute`'s
+    assert dense_stage(ticket={"density": 0.3}) == base
+    assert (
+        len({base, dense_stage(train={"batch_size": 9}), dense_stage(train={"seed": 1}), dense_stage(train={"steps": 11})}) == 4
+    )
+
+
+def test_divergence_is_remembered(tiny_spec, tmp_path, monkeypatch):
+    spec = tiny_spec(train={"learning_rate": 1e20, "gradient_clip": None, "warmup_steps": 0}, ticket={"rewind_step": 0})
+    with pytest.raises(Diverged) as first:
+        run_all(search_for(spec, None), Store(str(tmp_path)))
+    monkeypatch.setattr(find, "_train", lambda *a: pytest.fail("trained again"))
+    with pytest.raises(Diverged) as second:
+        run_all(search_for(spec, "uniform"), Store(str(tmp_path)))
+    assert str(first.value) == str(second.value)
+
+
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_the_ticket_file_is_exact_small_and_holds_zeros(tiny_spec, tmp_path, rewind_step):
+    spec, store = tiny_spec(ticket={"rewind_step": rewind_step, "density": 0.1}), Store(str(tmp_path))
+    last = run_all(search_for(spec), store)[-1]
+    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    path = tmp_path / "ticket.safetensors"
+    path.write_bytes(Ticket(spec.unet_config, last.mask, point).to_bytes())
+    again = load_ticket(path)
+    assert again.mask.digest == last.mask.digest
+    assert again.start.step == rewind_step
+    assert json.loads(json.dumps(dict(again.unet_config))) == spec.unet_config
+    for ours, theirs in ((again.start.weights, point.weights), (again.start.first_moments, point.first_moments)):
+        expected = last.mask.apply(theirs)
+        assert all(torch.equal(ours[n].view(torch.int32), v.view(torch.int32)) for n, v in expected.items())
+    dense_bytes = len(Ticket(spec.unet_config, run_all(search_for(spec, None), store)[0].mask, point).to_bytes())
+    assert path.stat().st_size < 0.6 * dense_bytes
+    (tmp_path / "other.safetensors").write_bytes(last.stage.read("mask.safetensors"))
+    with pytest.raises(ValueError, match="no ticket file"):
+        load_ticket(tmp_path / "other.safetensors")
