@@ -1,0 +1,47 @@
+"""FLOPs of one forward pass of one image: theoretical, since no common hardware skips single weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from raylt.diffusion.model import build_unet, layers_of
+from raylt.spec import canonical
+from raylt.ticket.mask import Mask
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the dense model: in all, and of each prunable layer. A multiply-add counts as 2."""
+
+    dense: int
+    layers: Mapping[str, int]
+
+    def of(self, mask: Mask) -> int:
+        """FLOPs where every pruned weight's multiply-adds are left out: those of a layer times its density."""
+        saved = sum(
+            flops * (1 - kept / total) for (kept, total), flops in ((mask.counts[n], f) for n, f in self.layers.items())
+        )
+        return round(self.dense - saved)
+
+
+def count_flops(config: Mapping[str, Any]) -> Flops:
+    """FLOPs of the U-Net that `config` describes, by `torch.utils.flop_counter` on shapes alone."""
+    return _count(canonical(dict(config)))
+
+
+@lru_cache(maxsize=16)
+def _count(config_json: bytes) -> Flops:
+    config = json.loads(config_json)
+    model = build_unet(config)
+    size, channels = config["sample_size"], config["in_channels"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, channels, size, size, device="meta"), torch.empty(1, dtype=torch.long, device="meta"))
+    by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    return Flops(counter.get_total_flops(), {layer.name: by_module[layer.name] for layer in layers_of(config)})

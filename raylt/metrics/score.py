@@ -1,0 +1,187 @@
+"""A trained ticket -> its numbers under a named protocol: held-out loss, FID and KID, each a memoised stage."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from raylt.diffusion.data import ImageSet
+from raylt.diffusion.model import build_unet, load_parameters
+from raylt.diffusion.sample import held_out_loss, sample_chunk, sample_images
+from raylt.diffusion.train import Compute
+from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, train_small_cnn
+from raylt.metrics.fid import Statistics, fid, kid, statistics
+from raylt.spec import SweepSpec
+from raylt.store import Manifest, Output, Stage, Store
+from raylt.tensors import pack, unpack
+from raylt.ticket.find import Round, data_key
+
+BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
+KID_REFERENCES = 10_000  # real features kept for KID
+REFERENCE_CHUNK = 2_500  # training images between two checkpoints of the reference features
+GRID_IMAGES = 64
+GRID, SAMPLES, STATISTICS, CLASSIFIER = "grid.safetensors", "samples.npz", "statistics.safetensors", "weights.safetensors"
+CLASSIFIER_SEED, CLASSIFIER_EPOCHS = 0, {"digits-cnn": 10, "mnist-cnn": 1}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A round's numbers. `broken`: the loss is above half of what predicting zero gives; such a ticket is never ranked."""
+
+    loss: float
+    fid: float
+    kid: float
+    broken: bool
+    loss_stage: Stage
+    sample_stage: Stage
+
+
+class Scorer:
+    """Scores the rounds of one sweep's trials under one protocol; keeps features and reference between them."""
+
+    def __init__(self, spec: SweepSpec, compute: Compute, images: ImageSet, protocol: Literal["search", "final"]) -> None:
+        self.spec, self.compute, self.images = spec, compute, images
+        self.protocol = spec.protocol(protocol)
+        self._extractor: FeatureExtractor | None = None
+        self._reference: tuple[str, Statistics, Tensor] | None = None
+
+    @cached_property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        channels, size = self.spec.image_shape
+        return channels, size, size
+
+    def score(self, trained: Round, store: Store) -> Score:
+        loss_stage, loss = self._loss_stage(trained, store)
+        sample_stage, sampled = self._sample_stage(trained, store)
+        numbers = (loss.values["loss"], sampled.values["fid"], sampled.values["kid"], loss.values["broken"])
+        return Score(*numbers, loss_stage, sample_stage)
+
+    def _loss_stage(self, trained: Round, store: Store) -> tuple[Stage, Manifest]:
+        """Held-out denoising loss of the EMA weights."""
+
+        def compute(stage: Stage) -> Output:
+            images, schedule = self.images.test_NCHW, self.spec.train.beta_schedule
+            loss, zero = held_out_loss(self._model(trained), images, schedule, self.compute)
+            return Output({"loss": loss, "zero": zero, "broken": not loss <= BROKEN_ABOVE * zero})
+
+        stage = store.stage({"kind": "loss", "of": trained.stage.digest})
+        return stage, stage.make(compute)
+
+    def _sample_stage(self, trained: Round, store: Store) -> tuple[Stage, Manifest]:
+        protocol, keep = self.protocol, self.spec.metrics.keep_samples
+        reference, _, _ = self.reference(store)
+        stage = store.stage(
+            {
+                "kind": "sample",
+                "of": trained.stage.digest,
+                "sampler": protocol.sampler,
+                "steps": protocol.steps,
+                "samples": protocol.samples,
+                "reference": reference,
+                "keep": keep,
+            }
+        )
+        return stage, stage.make(lambda own: self._sample(own, trained, store))
+
+    def _sample(self, stage: Stage, trained: Round, store: Store) -> Output:
+        model, protocol = self._model(trained), self.protocol
+
+        def chunk(index: int, count: int) -> Tensor:
+            return sample_chunk(
+                model, self.shape_CHW, index, count, sampler=protocol.sampler, steps=protocol.steps,
+                beta_schedule=self.spec.train.beta_schedule, compute=self.compute,
+            )  # fmt: skip
+
+        def save(images: Tensor) -> None:
+            stage.checkpoint("images.safetensors", pack(images={"all": images}))
+
+        saved = stage.load_checkpoint("images.safetensors")
+        done = None if saved is None else unpack(saved)["images"]["all"]
+        images_NCHW = sample_images(protocol.samples, self.shape_CHW, chunk, done, save if protocol.samples > 5000 else None)
+        _, real, real_ND = self.reference(store)
+        features_ND = self.extractor(store)(images_NCHW)
+        files = {GRID: pack(images={"first": images_NCHW[:GRID_IMAGES]})}
+        if self.spec.metrics.keep_samples:
+            files[SAMPLES] = _npz(images_NCHW)
+        return Output({"fid": fid(statistics(features_ND), real), "kid": kid(features_ND, real_ND)}, files)
+
+    def _model(self, trained: Round) -> UNet2DModel:
+        model = build_unet(self.spec.unet_config, seed=0)
+        load_parameters(model, trained.trained["ema"])
+        return model.to(self.compute.device).eval()
+
+    # --- features and reference: one of each for a data set ---------------------------------------------------------
+
+    def extractor(self, store: Store) -> FeatureExtractor:
+        if self._extractor is None:
+            name = self.protocol.features
+            assert name is not None
+            device = torch.device(self.compute.device)
+            self._extractor = InceptionFeatures(device) if name == "inception" else self._classifier(name, device, store)
+        return self._extractor
+
+    def _classifier(self, name: str, device: torch.device, store: Store) -> FeatureExtractor:
+        key: dict[str, Any] = {
+            "kind": "classifier", "name": name, "data": data_key(self.spec, self.images), "seed": CLASSIFIER_SEED,
+            "epochs": CLASSIFIER_EPOCHS[name], "threads": self.compute.threads,
+        }  # fmt: skip
+
+        def compute(stage: Stage) -> Output:
+            state = train_small_cnn(self.images, CLASSIFIER_SEED, CLASSIFIER_EPOCHS[name])
+            return Output(files={CLASSIFIER: pack(state=state)})
+
+        stage = store.stage(key)
+        stage.make(compute)
+        return CnnFeatures(unpack(stage.read(CLASSIFIER))["state"], name, device)
+
+    def reference(self, store: Store) -> tuple[str, Statistics, Tensor]:
+        """(stage, statistics, features for KID) of the training images that FID is measured against."""
+        if self._reference is None:
+            extractor, count = self.extractor(store), self.spec.metrics.reference or len(self.images.train_NCHW)
+            count = min(count, len(self.images.train_NCHW))
+            stage = store.stage(
+                {
+                    "kind": "reference",
+                    "data": data_key(self.spec, self.images),
+                    "features": extractor.name,
+                    "weights": extractor.digest,
+                    "images": count,
+                    **self.compute.key(),
+                }
+            )
+            stage.make(lambda own: self._compute_reference(own, extractor, count))
+            self._reference = self._load_reference(stage)
+        return self._reference
+
+    def _compute_reference(self, stage: Stage, extractor: FeatureExtractor, count: int) -> Output:
+        saved = stage.load_checkpoint("features.safetensors")
+        features_ND = torch.empty((0, extractor.dims)) if saved is None else unpack(saved)["features"]["all"]
+        while len(features_ND) < count:
+            chunk_NCHW = self.images.train_NCHW[len(features_ND) : min(count, len(features_ND) + REFERENCE_CHUNK)]
+            features_ND = torch.cat([features_ND, extractor(chunk_NCHW)])
+            if len(features_ND) < count:
+                stage.checkpoint("features.safetensors", pack(features={"all": features_ND}))
+        real = statistics(features_ND)
+        tensors = {"mean": torch.as_tensor(real.mean_D), "covariance": torch.as_tensor(real.covariance_DD)}
+        kept_ND = features_ND[:KID_REFERENCES]
+        return Output({"images": count}, {STATISTICS: pack(real=tensors, kid={"features": kept_ND})})
+
+    def _load_reference(self, stage: Stage) -> tuple[str, Statistics, Tensor]:
+        groups = unpack(stage.read(STATISTICS))
+        count = int(stage.whole().values["images"])
+        mean_D, covariance_DD = groups["real"]["mean"].numpy(), groups["real"]["covariance"].numpy()
+        return stage.digest, Statistics(mean_D, covariance_DD, count), groups["kid"]["features"]
+
+
+def _npz(images_NCHW: Tensor) -> bytes:
+    """The images as `samples.npz`: one array `arr_0`, uint8, N x H x W x C, as FID tools of the field read it."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images_NCHW.permute(0, 2, 3, 1).numpy())
+    return buffer.getvalue()
