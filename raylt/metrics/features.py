@@ -78,9 +78,9 @@ class SmallCnn(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.conv3 = nn.Conv2d(32, 32, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.hidden = nn.Linear(32 * 4 * 4, CNN_DIMS)
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
+        self.pool = nn.AdaptiveMaxPool2d(4)
+        self.hidden = nn.Linear(64 * 4 * 4, CNN_DIMS)
         self.out = nn.Linear(CNN_DIMS, CNN_CLASSES)
 
     def features(self, x_NCHW: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""The Tune trainable: one trial on one actor, a round a step. The actor is reused for the next trial."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ray import tune
+
+from raylt.diffusion.train import Compute
+from raylt.errors import Fenced
+from raylt.lease import guard_for
+from raylt.plan import TrialSpec
+from raylt.spec import SweepSpec
+from raylt.store import Store
+from raylt.trial import MESSAGE, Bench, TrialRun, failure
+
+
+def _message(**content: Any) -> dict[str, Any]:
+    """What a step tells the driver. As text, because Tune flattens nested results."""
+    ended = content.get("result") is not None or "fenced" in content
+    return {MESSAGE: json.dumps(content, allow_nan=False), "done": ended}
+
+
+class TrialActor(tune.Trainable):
+    """Runs what its config says: `spec`, `compute`, `root`, `name`, `epoch` of the sweep, and the `trial`.
+
+    Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
+    result and is not tried again. Only the death of the process is, by Tune.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._bench: Bench | None = None
+        self._bench_of: tuple[str, Compute] | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        self._run: TrialRun | None = None
+        self._rounds: Iterator[dict[str, Any]] | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            run, rounds = self._begin()
+            report = next(rounds)
+            done = report["round"] == run.search.num_rounds - 1
+            return _message(report=report, result=run.result if done else None)
+        except Fenced as error:
+            return _message(fenced=str(error))
+        except Exception as error:
+            return _message(result=failure(error) if self._run is None else self._run.failed(error))
+
+    def _begin(self) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
+        """The running trial and its rounds, begun at the first step."""
+        if self._run is None or self._rounds is None:
+            config = self._config
+            spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
+            watched = Store(config["root"])
+            guard = guard_for(watched, config["name"], config["epoch"])
+            store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
+            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"])), store)
+            self._rounds = iter(self._run)
+        return self._run, self._rounds
+
+    def _bench_for(self, spec: SweepSpec, compute: Compute) -> Bench:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # diffusers must never look anything up
+        if self._bench is None or self._bench_of != (spec.digest, compute):
+            self._bench, self._bench_of = Bench.open(spec, compute), (spec.digest, compute)
+        return self._bench
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: what is worth keeping is in the store."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a trial that starts over finds its stages in the store."""

@@ -1,0 +1,188 @@
+"""The pictures of a sweep, as PNG bytes: samples, an allocation, the Pareto front, similarity.
+
+Only `Figure` objects, never pyplot: they are drawn in a thread of the driver, and pyplot keeps global state. Every
+function copes with what a running or failed sweep lacks, and the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+GRID_SIDE = 8  # images in a row and in a column of samples.png
+MIN_GRID_PIXELS = 512  # samples.png is scaled up by whole pixels until it is at least this wide
+LOG_FROM_RATIO = 30.0  # an objective that spreads over more than this is drawn on a log axis
+_MARKERS = {"dense": "*", "pilot": "^", "baseline": "s", "search": "o", "control": "D"}
+_COLORS = {"dense": "black", "pilot": "tab:gray", "baseline": "tab:orange", "search": "tab:blue", "control": "tab:green"}
+_LABELS = {
+    "loss": "held-out loss",
+    "flops": "FLOPs of one forward pass",
+    "ticket_bytes": "ticket size in bytes",
+    "density": "overall density",
+}
+
+
+def samples_png(images_NCHW: Any) -> bytes:
+    """The first 64 images (uint8, tensor or array, 1 or 3 channels) as an 8x8 grid, every pixel a square of several."""
+    images = np.asarray(images_NCHW, dtype=np.uint8)[: GRID_SIDE**2]
+    channels, height, width = images.shape[1:]
+    cells = np.full((GRID_SIDE**2, channels, height + 1, width + 1), 127, np.uint8)  # a grey line between two images
+    cells[: len(images), :, :height, :width] = images
+    grid_HWC = cells.reshape(GRID_SIDE, GRID_SIDE, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
+    grid_HWC = grid_HWC.reshape(GRID_SIDE * (height + 1), GRID_SIDE * (width + 1), channels)[:-1, :-1]
+    picture = Image.fromarray(grid_HWC[..., 0] if channels == 1 else np.ascontiguousarray(grid_HWC))
+    scale = max(1, math.ceil(MIN_GRID_PIXELS / picture.width))
+    buffer = io.BytesIO()
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def allocation_png(record: Mapping[str, Any]) -> bytes:
+    """What a trial (a record of `results --json`) keeps of each block, on a log axis."""
+    blocks = in_forward_order(record.get("densities") or {})
+    figure, axes = _figure(width=max(5.0, 0.7 * len(blocks) + 1.5))
+    overall = record.get("density")
+    if blocks:
+        densities = [record["densities"][block] for block in blocks]
+        axes.bar(range(len(blocks)), densities, color=_COLORS["search"])
+        axes.set_yscale("log")
+        axes.set_ylim(
+            min([d for d in densities if d > 0], default=0.1) / 2, 1.3
+        )  # room below: a bar of no height shows nothing
+        _name_blocks(axes, blocks)
+    if overall:
+        axes.axhline(overall, color="black", linestyle="--", linewidth=1, label=f"overall {overall:.4g}")
+        figure.legend(loc="outside lower center", fontsize="small")
+    axes.set_ylabel("density")
+    axes.set_title(
+        f"{trial_name(record)} ({record.get('rule') or 'dense'}), overall density {shown(overall)}", fontsize="medium"
+    )
+    return _png(figure)
+
+
+def pareto_png(results: Mapping[str, Any]) -> bytes:
+    """All trials in the plane of the first two objectives, the Pareto front marked, broken tickets hollow.
+
+    With one objective: that objective against the trial's id.
+    """
+    objectives = list(results["objectives"])
+    across, up = (objectives[1], objectives[0]) if len(objectives) > 1 else ("id", objectives[0])
+    trials = [t for t in results["trials"] if t.get(across) is not None and t.get(up) is not None]
+    figure, axes = _figure(width=7.0)
+    for kind, marker in _MARKERS.items():
+        mine = [trial for trial in trials if trial["kind"] == kind]
+        if mine:
+            color = _COLORS[kind]
+            faces = ["none" if trial["broken"] else color for trial in mine]
+            x, y = _columns(mine, across, up)
+            axes.scatter(x, y, s=45, marker=marker, facecolors=faces, edgecolors=color, label=kind)
+    front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (trial[across], -trial[up]))
+    if front:
+        line = "-" if len(objectives) == 2 else ""  # of more objectives two show a projection, which is no staircase
+        axes.plot(*_columns(front, across, up), "o", linestyle=line, color="tab:red", mfc="none", ms=12, label="Pareto front")
+    axes.set_xlabel(axis_label(across, results))
+    axes.set_ylabel(axis_label(up, results))
+    _scale(axes, trials, across, up)
+    if trials:
+        axes.legend(fontsize="small")
+    others = f"; the front is that of {', '.join(objectives)}" if len(objectives) > 2 else ""
+    axes.set_title(f"{results['name']}: {len(trials)} trials{others} (hollow: broken)", fontsize="medium")
+    return _png(figure)
+
+
+def similarity_png(results: Mapping[str, Any]) -> bytes:
+    """kappa and kappa_start of each block as bars, its movement as a line on an axis of its own."""
+    similarity = results.get("similarity") or {}
+    blocks = [block for block in in_forward_order(similarity) if similarity[block].get("kappa") is not None]
+    figure, axes = _figure(width=max(5.0, 0.9 * len(blocks) + 2))
+    pairs = max((similarity[block].get("pairs") or 0 for block in blocks), default=0)
+    where = np.arange(len(blocks))
+    if blocks:
+        axes.bar(where - 0.2, _values(similarity, blocks, "kappa"), 0.4, label="kappa: two tickets", color="tab:blue")
+        axes.bar(
+            where + 0.2, _values(similarity, blocks, "kappa_start"), 0.4, label="kappa_start: with the start", color="tab:gray"
+        )
+        _name_blocks(axes, blocks)
+        other = axes.twinx()
+        other.plot(where, _values(similarity, blocks, "movement"), "o-", color="tab:red", label="movement (right)")
+        other.set_ylabel("movement")
+        other.set_ylim(bottom=0)
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("kappa (0: chance, 1: equal)")
+    axes.set_title(
+        f"{results['name']}: similarity of the pilots' masks, {pairs} pair{'' if pairs == 1 else 's'}", fontsize="medium"
+    )
+    return _png(figure)
+
+
+def trial_name(record: Mapping[str, Any]) -> str:
+    """The name a trial has everywhere: `0017-search`."""
+    return f"{record['id']:04d}-{record['kind']}"
+
+
+def axis_label(name: str, results: Mapping[str, Any], protocol: str = "search") -> str:
+    """An objective in words. FID and KID mean nothing without the features and samples behind them."""
+    if name in ("fid", "kid"):
+        behind = results["protocols"][protocol]
+        return f"{name.upper()} ({behind['features']} features, {behind['samples']} samples)"
+    return _LABELS.get(name, "trial" if name == "id" else name)
+
+
+def in_forward_order(blocks: Iterable[str]) -> list[str]:
+    """Block names in the order of the forward pass; JSON keeps them in the order of the alphabet."""
+    order = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
+
+    def place(block: str) -> tuple[int, int, str]:
+        part, _, index = block.partition(".")
+        return order.index(part) if part in order else len(order), int(index) if index.isdigit() else 0, block
+
+    return sorted(blocks, key=place)
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    """A number for people; `-` where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _figure(width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib's would name its version
+    return buffer.getvalue()
+
+
+def _columns(trials: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]]:
+    return [[float(trial[name]) for trial in trials] for name in names]
+
+
+def _values(similarity: Mapping[str, Mapping[str, float | None]], blocks: Sequence[str], name: str) -> NDArray[np.float64]:
+    """One number of each block; NaN, which matplotlib leaves out, where there is none."""
+    found = (similarity[block].get(name) for block in blocks)
+    return np.array([math.nan if value is None else value for value in found])
+
+
+def _name_blocks(axes: Axes, blocks: Sequence[str]) -> None:
+    axes.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
+
+
+def _scale(axes: Axes, trials: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
+    """A log axis where one broken ticket would otherwise press all others into a line."""
+    for name, setter in ((across, axes.set_xscale), (up, axes.set_yscale)):
+        values = [trial[name] for trial in trials]
+        if name != "id" and values and min(values) > 0 and max(values) / min(values) > LOG_FROM_RATIO:
+            setter("log")

@@ -1,0 +1,58 @@
+"""Which trials a sweep needs before it searches, and what each waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from raylt.spec import SweepSpec
+
+Kind = Literal["dense", "pilot", "baseline", "search", "control"]
+SEARCHED = "searched"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial, in full together with its sweep's spec and lock: what is asked is what is run, by whichever driver."""
+
+    id: int
+    kind: Kind
+    rule: str | None  # None: dense
+    seed: int  # of order, noise and timesteps
+    protocol: Literal["search", "final"] = "search"
+    control: str | None = None
+    params: Mapping[str, float] = field(default_factory=dict)  # gamma, delta/GROUP
+    offsets: Mapping[str, float] = field(default_factory=dict)  # block -> what params and profile add to its logits
+    sampler_attrs: Mapping[str, Any] = field(default_factory=dict)  # Optuna's notes on the proposal
+
+    @property
+    def name(self) -> str:
+        return f"{self.id:04d}-{self.kind}"
+
+    def dump(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    trial: TrialSpec
+    after: tuple[int, ...]  # trials that must have ended: they train what this one would train too
+
+
+def plan(spec: SweepSpec) -> list[Planned]:
+    """Dense, pilots, baselines, in the order of their ids.
+
+    Pilot i has seed `train.seed + i`. The first has the dense trial's seed: it and the baselines continue the dense
+    round. The others share only the rewind point with it and need not wait.
+    """
+    seed = spec.train.seed
+    planned = [Planned(TrialSpec(0, "dense", None, seed), ())]
+    for index in range(spec.search.pilots):
+        trial = TrialSpec(len(planned), "pilot", "uniform", seed + index)
+        planned.append(Planned(trial, (0,) if index == 0 else ()))
+    for rule in spec.search.baselines:
+        twin = spec.search.pilots > 0 and rule == "uniform"  # the first pilot is this very search
+        trial = TrialSpec(len(planned), "baseline", rule, seed)
+        planned.append(Planned(trial, (1,) if twin else (0,)))
+    return planned

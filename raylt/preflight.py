@@ -1,0 +1,98 @@
+"""What needs shapes, data or weights, checked before a sweep starts anything; and what `--dry-run` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raylt.diffusion.data import ImageSet, load_images
+from raylt.diffusion.model import Layer, layers_of
+from raylt.errors import Problem, SpecError
+from raylt.metrics.features import InceptionFeatures
+from raylt.metrics.flops import Flops, count_flops
+from raylt.plan import plan
+from raylt.spec import SweepSpec, matches
+from raylt.ticket.allocation import smallest_density
+
+
+@dataclass(frozen=True)
+class Preflight:
+    images: ImageSet
+    layers: list[Layer]
+    flops: Flops
+
+
+def check(spec: SweepSpec) -> Preflight:
+    """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong."""
+    layers = layers_of(spec.unet_config)
+    flops = count_flops(spec.unet_config)  # runs the U-Net on shapes: what cannot run is found here
+    problems = _density_problems(spec, layers)
+    images = None
+    try:
+        images = load_images(spec.data)
+        problems += _image_problems(spec, images)
+    except SpecError as error:
+        problems += error.problems
+    if problems or images is None:
+        raise SpecError(problems)
+    if any(spec.protocol(name).features == "inception" for name in ("search",)):
+        import torch
+
+        InceptionFeatures(torch.device("cpu"))  # finds or fetches the weights, or says how
+    return Preflight(images, layers, flops)
+
+
+def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
+    ticket = spec.ticket
+    names = [layer.name for layer in layers]
+    problems = [
+        Problem(f"ticket.keep_dense.{i}", "names neither a block nor a layer", f"for example {names[0]}", pattern, True)
+        for i, pattern in enumerate(ticket.keep_dense)
+        if not any(matches(name, [pattern]) for name in names)
+    ]
+    least, total = smallest_density(layers, ticket), sum(layer.size for layer in layers)
+    key = "ticket.densities" if ticket.densities is not None else "ticket.density"
+    if round(ticket.final_density * total) < round(least * total):
+        what = "is too small for keep_dense and min_kept"
+        problems.append(Problem(key, what, f"{_round_up(least)} or more (the smallest there is)", ticket.final_density, True))
+    return problems
+
+
+def _round_up(density: float) -> float:
+    """To six digits, never below: a number a user can copy."""
+    rounded = round(density, 6)
+    return rounded if rounded >= density else round(rounded + 1e-6, 6)
+
+
+def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:
+    count, reference = len(images.train_NCHW), spec.metrics.reference
+    if reference is not None and reference > count:
+        return [
+            Problem("metrics.reference", f"more than the {count} training images", f"at most {count}, or null", reference, True)
+        ]
+    return []
+
+
+def describe(spec: SweepSpec, found: Preflight) -> list[str]:
+    """What the sweep would do, in plain lines."""
+    ticket, total = spec.ticket, sum(layer.size for layer in found.layers)
+    planned = [item.trial for item in plan(spec)]
+    kinds = {kind: sum(trial.kind == kind for trial in planned) for kind in ("dense", "pilot", "baseline")}
+    channels, size = spec.image_shape
+    num_train, num_test = len(found.images.train_NCHW), len(found.images.test_NCHW)
+    rounds = ", ".join(f"{ticket.density_of(r):.4g}" for r in range(ticket.rounds + 1))
+    protocol = spec.protocol("search")
+    lines = [
+        f"sweep    {spec.name} ({spec.digest[:12]})",
+        f"data     {spec.data.name}: {num_train} training and {num_test} held-out images, {channels} x {size} x {size}",
+        f"model    {total:,} prunable weights in {len(found.layers)} layers; {found.flops.dense / 1e6:,.1f} MFLOPs an image",
+        f"train    {spec.train.steps} steps of {spec.train.batch_size}; rounds restart at step {ticket.rewind_step}",
+        f"rounds   densities {rounds} ({round(ticket.final_density * total):,} weights at the end)",
+        f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
+        f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
+        f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps, {protocol.features} features",
+        f"store    {spec.storage.root}",
+    ]
+    for group, blocks in spec.groups.items():
+        weights = sum(layer.size for layer in found.layers if layer.block in blocks)
+        lines.append(f"group    {group}: {', '.join(blocks)} ({weights:,} weights)")
+    return lines

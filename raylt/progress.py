@@ -1,0 +1,67 @@
+"""What a user sees while a sweep or a ticket search runs: a live line on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+from raylt.ledger import COMPLETE, Ledger, Result
+from raylt.plan import TrialSpec, plan
+from raylt.spec import SweepSpec
+
+
+class SweepProgress:
+    """One line for every round and every end of a trial; on a terminal also how far the sweep is."""
+
+    def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
+        self.spec, self.ledger, self.console = spec, ledger, console
+        self.total = len(plan(spec)) + spec.search.trials
+        self._status: Status | None = console.status(self._headline()) if console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+
+    def _headline(self) -> str:
+        running = ", ".join(trial.name for trial in self.ledger.open_trials()) or "nothing"
+        return f"{self.spec.name}: {len(self.ledger.results)} of {self.total} trials ended; running {running}"
+
+    def changed(self, trial: TrialSpec, result: Result | None) -> None:
+        if result is not None and result["state"] == COMPLETE:
+            self._say(f"{trial.name} complete: {_numbers(result)}{' BROKEN' if result['broken'] else ''}")
+        elif result is not None:
+            self._say(f"{trial.name} {result['state']}: {result['cause']}")
+        if self._status is not None:
+            self._status.update(self._headline())
+
+    def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
+        last = 0 if trial.rule is None else self.spec.ticket.rounds
+        if last:
+            self._say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+def _numbers(report: dict[str, Any]) -> str:
+    return f"density {report['density']:.4f}  loss {_short(report['loss'])}  FID {_short(report['fid'])}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def ticket_progress(spec: SweepSpec, console: Console) -> Callable[[int, int, float], None]:
+    """A callback that says how far one search's training is."""
+
+    def report(round_index: int, step: int, loss: float) -> None:
+        line = f"round {round_index}/{spec.ticket.rounds}  step {step}/{spec.train.steps}  training loss {loss:.4f}"
+        console.print(line, markup=False, highlight=False)
+
+    return report

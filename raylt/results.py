@@ -1,0 +1,123 @@
+"""What `raylt results --json` prints: the ledger in one document. Needs neither torch nor Ray nor MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raylt.lease import read_holder
+from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result
+from raylt.pareto import pareto_ids
+from raylt.plan import TrialSpec, plan
+from raylt.spec import SweepSpec
+from raylt.specfile import parse_spec
+from raylt.store import Store
+
+SCHEMA = 1
+RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured against, not ranked
+SPEC_FILE, LOCK_FILE, SIMILARITY_FILE, RUNS_FILE = "spec.yaml", "spec.lock.json", "similarity.json", "mlflow.json"
+
+_NUMBERS = (
+    "density",
+    "densities",
+    "kept",
+    "layers",
+    "loss",
+    "fid",
+    "kid",
+    "flops",
+    "flops_dense",
+    "ticket_bytes",
+    "broken",
+    "ticket",
+)
+
+
+def stored_spec(store: Store, name: str) -> SweepSpec:
+    """The spec a sweep was last run with."""
+    path = f"sweeps/{name}/{SPEC_FILE}"
+    return parse_spec((store.read(path) or b"").decode(), f"{store.root}/{path}", ())
+
+
+def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
+    """Everything a sweep has found so far. Two runs of one spec differ in `steps`, `timing` and `mlflow_run_id` alone."""
+    best = pareto_of(spec, ledger)
+    runs = ledger.read(RUNS_FILE) or {}
+    trials = [
+        trial_record(trial, ledger.results.get(number), pareto=number in best, run_id=runs.get(str(number)))
+        for number, trial in sorted(ledger.asked.items())
+    ]
+    similarity = ledger.read(SIMILARITY_FILE) or {}
+    return {
+        "schema": SCHEMA,
+        "name": ledger.name,
+        "digest": spec.digest,
+        "state": state_of(spec, ledger),
+        "objectives": list(spec.search.objectives),
+        "protocols": {name: protocol_record(spec, name) for name in ("search", "final")},
+        "counts": counts_of(trials),
+        "steps": _add_steps([trial["steps"] for trial in trials]),
+        "similarity": similarity.get("blocks", {}),
+        "trials": trials,
+    }
+
+
+def protocol_record(spec: SweepSpec, name: Any) -> dict[str, Any]:
+    return {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
+
+
+def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> dict[str, Any]:
+    """One trial of `results --json`; `raylt ticket --json` prints one too."""
+    known = result or {}
+    rounds = [{key: r[key] for key in ("round", "density", "fid", "loss")} for r in known.get("rounds", [])]
+    return {
+        "id": trial.id,
+        "kind": trial.kind,
+        "rule": trial.rule,
+        "control": trial.control,
+        "seed": trial.seed,
+        "state": known.get("state", RUNNING),
+        "protocol": trial.protocol,
+        **{name: known.get(name) for name in _NUMBERS},
+        "pareto": pareto,
+        "rounds": rounds,
+        "steps": known.get("steps"),
+        "params": dict(trial.params),
+        "error": known.get("cause"),
+        "timing": known.get("timing"),
+        "mlflow_run_id": run_id,
+    }
+
+
+def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
+    """Ids of the trials on the Pareto front: of baselines and search trials that are complete and not broken."""
+    candidates = [
+        (number, result)
+        for number, result in ledger.results.items()
+        if ledger.asked[number].kind in RANKED_KINDS and result["state"] == COMPLETE and not result["broken"]
+    ]
+    return pareto_ids(spec.search.objectives, candidates)
+
+
+def counts_of(trials: list[dict[str, Any]]) -> dict[str, int]:
+    states = [trial["state"] for trial in trials]
+    names = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAIL, "running": RUNNING}
+    return {"asked": len(trials), **{name: states.count(state) for name, state in names.items()}}
+
+
+def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
+    """Every planned and every search trial has been asked and has ended."""
+    kinds = [trial.kind for trial in ledger.asked.values()]
+    num_search = kinds.count("search")
+    return num_search >= spec.search.trials and len(kinds) - num_search >= len(plan(spec)) and not ledger.open_trials()
+
+
+def state_of(spec: SweepSpec, ledger: Ledger) -> str:
+    """running (a driver lives) | complete | interrupted."""
+    if is_complete(spec, ledger):
+        return "complete"
+    holder = read_holder(ledger.store, ledger.name)
+    return "running" if holder is not None and holder.is_alive() else "interrupted"
+
+
+def _add_steps(all_steps: list[dict[str, int] | None]) -> dict[str, int]:
+    return {key: sum(steps[key] for steps in all_steps if steps) for key in ("asked", "trained", "shared")}

@@ -1,0 +1,1 @@
+"""The search over allocations: proposals from an Optuna study, guided by the similarity of pilots."""

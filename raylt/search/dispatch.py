@@ -1,0 +1,99 @@
+"""Who runs next, and what becomes of who ended: the sweep's one decision loop, free of Ray.
+
+`next_trial` hands out trials, each committed to the ledger before it may start; `ended` commits results. Both are
+functions of the ledger, so a driver that starts over goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from raylt.ledger import FAIL, Ledger, Result
+from raylt.plan import SEARCHED, Planned, TrialSpec, plan
+from raylt.search.profile import measure
+from raylt.search.space import offsets
+from raylt.search.study import propose
+from raylt.spec import SweepSpec
+
+MAX_EQUAL_FAILURES = 5  # in a row: then the environment is at fault, not the trials
+
+
+@dataclass
+class Finished:
+    """Nothing is left to hand out."""
+
+
+@dataclass
+class Wait:
+    """Nothing can start until a running trial ends."""
+
+
+@dataclass
+class Dispatcher:
+    """Hands out the trials of one sweep. `startup`: the sampler's, as the sweep began with it."""
+
+    spec: SweepSpec
+    ledger: Ledger
+    startup: int
+    on_change: Callable[[TrialSpec, Result | None], None]  # a trial was asked, or has ended
+    stopped_by: str | None = None  # the cause of too many equal failures
+    _causes: list[str] = field(default_factory=list)
+    _planned: list[Planned] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._planned = plan(self.spec)
+
+    def next_trial(self, live: Collection[int]) -> TrialSpec | Wait | Finished:
+        """The next trial to start, given those that run right now."""
+        if self.stopped_by is not None:
+            return Finished()
+        for trial in self.ledger.open_trials():
+            if trial.id not in live:
+                return trial  # asked by a driver that died: adopt it under its number
+        for planned in self._planned:
+            if planned.trial.id not in self.ledger.asked and self._have_ended(planned.after):
+                return self._ask(planned.trial)
+        return self._next_search()
+
+    def _next_search(self) -> TrialSpec | Wait | Finished:
+        first = len(self._planned)
+        number = sum(1 for trial in self.ledger.asked.values() if trial.kind == "search")
+        if not self._have_ended(range(first)):
+            return Wait()
+        if number >= self.spec.search.trials:
+            return Finished()
+        trial_id = 1 + max(self.ledger.asked)
+        seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
+        if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
+            return Wait()
+        return self._ask(self._propose(trial_id, number, seen))
+
+    def _propose(self, trial_id: int, number: int, seen: int) -> TrialSpec:
+        """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""
+        results = self.ledger.results
+        history = [
+            (trial, results[n])
+            for n, trial in sorted(self.ledger.asked.items())
+            if trial.kind == "search" and n <= seen and n in results
+        ]
+        params, attrs = propose(self.spec, self.startup, number, history)
+        bend = offsets(self.spec, params, measure(self.spec, self.ledger)["profile"])
+        return TrialSpec(trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs)
+
+    def _ask(self, trial: TrialSpec) -> TrialSpec:
+        self.ledger.ask(trial)
+        self.on_change(trial, None)
+        return trial
+
+    def _have_ended(self, ids: Iterable[int]) -> bool:
+        return all(number in self.ledger.results for number in ids)
+
+    def ended(self, number: int, result: Result) -> None:
+        """Commit how a trial ended."""
+        self.ledger.finish(number, result)
+        self._causes = [*self._causes, result["cause"]] if result["state"] == FAIL else []
+        last = self._causes[-MAX_EQUAL_FAILURES:]
+        if len(last) == MAX_EQUAL_FAILURES and len(set(last)) == 1:
+            self.stopped_by = last[0]
+        self.on_change(self.ledger.asked[number], result)

@@ -1,0 +1,39 @@
+"""Which stock Optuna sampler proposes, seeded for one proposal."""
+
+from __future__ import annotations
+
+import warnings
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from raylt.diffusion.noise import Draw, seed_of
+from raylt.search.space import GAMMA, at_base
+from raylt.spec import SweepSpec
+
+FIRST_GAMMA = 0.7  # second proposal of sampler `similarity`: half a range along the profile; the others choose the sign
+
+
+def default_startup(spec: SweepSpec) -> int:
+    """Proposals before the model of the sampler counts: `search.startup`, or a third of the trials, at most 10."""
+    given = spec.search.startup
+    return given if given is not None else min(10, spec.search.trials // 3)
+
+
+def fixed_proposal(spec: SweepSpec, number: int) -> dict[str, float] | None:
+    """The parameters of search trial `number` where they are not sampled: the base itself first, then the profile alone."""
+    if number == 0:
+        return at_base(spec)
+    if number == 1 and spec.search.sampler == "similarity":
+        return {**at_base(spec), GAMMA: FIRST_GAMMA}
+    return None
+
+
+def make_sampler(spec: SweepSpec, number: int, startup: int) -> BaseSampler:
+    """A sampler whose proposal is a function of (search seed, number, history): it survives any restart."""
+    seed = seed_of(spec.search.seed, Draw.PROPOSAL, number) % 2**32
+    if spec.search.sampler == "random":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)

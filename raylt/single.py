@@ -1,0 +1,72 @@
+"""One trial at a time: `raylt ticket` runs one here, without Ray; `raylt export` takes one out of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from raylt import preflight
+from raylt.diffusion.train import Compute
+from raylt.errors import InputError, RayltError
+from raylt.ledger import FAIL, Ledger
+from raylt.metrics.score import SAMPLES
+from raylt.plan import TrialSpec
+from raylt.progress import ticket_progress
+from raylt.results import trial_record
+from raylt.spec import Rule, SweepSpec
+from raylt.store import Store
+from raylt.tensors import unpack
+from raylt.ticket.file import FILE, export_pipeline
+from raylt.ticket.find import TRAINED
+from raylt.trial import Bench, TrialRun
+
+
+def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -> tuple[dict[str, Any], int]:
+    """One search of the spec under a rule; returns its record as in `results --json`, and the exit code."""
+    if rule not in get_args(Rule):
+        raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
+    found = preflight.check(spec)
+    compute = local_compute(spec)
+    bench = Bench(spec, compute, found.images)
+    bench.use_threads()
+    trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
+    run = TrialRun(trial, bench, Store(spec.storage.root, owner="ticket"), ticket_progress(spec, console))
+    try:
+        for report in run:
+            line = (
+                f"round {report['round']} scored: density {report['density']:.4f}  loss {report['loss']}  FID {report['fid']}"
+            )
+            console.print(line, markup=False, highlight=False)
+        result = run.result
+    except RayltError as error:
+        result = run.failed(error)
+    return trial_record(trial, result), 1 if result["state"] == FAIL else 0
+
+
+def local_compute(spec: SweepSpec) -> Compute:
+    """Device, precision and threads of a search on this machine."""
+    import torch
+
+    has_cuda = torch.cuda.is_available() and spec.resources.gpus != 0
+    wanted = spec.train.precision
+    auto = "bf16" if has_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return Compute("cuda" if has_cuda else "cpu", auto if wanted == "auto" else wanted, spec.resources.cpus)
+
+
+def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:
+    """A complete trial as a diffusers pipeline (EMA weights, pruned ones zero), its ticket file and its kept samples."""
+    result = ledger.results.get(number)
+    if result is None or result["state"] == FAIL:
+        done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r["state"] != FAIL) or "none"
+        raise InputError(f"trial {number} of {ledger.name} has no ticket; those that have: {done}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not empty; give a new folder")
+    store = ledger.store
+    weights = unpack(store.find(result["final_stage"]).read(TRAINED))["ema"]
+    export_pipeline(folder, spec.unet_config, weights, spec.train.beta_schedule)
+    (folder / FILE).write_bytes(store.find(result["ticket_stage"]).read(FILE))
+    samples = store.find(result["sample_stage"])
+    if SAMPLES in samples.whole().files:
+        (folder / SAMPLES).write_bytes(samples.read(SAMPLES))

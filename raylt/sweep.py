@@ -1,0 +1,176 @@
+"""run_sweep(): wires the rooms below. Starting, resuming and extending a sweep are the same call."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raylt import cluster, preflight
+from raylt.diffusion.train import Compute
+from raylt.errors import EnvironmentFailure, InputError
+from raylt.lease import Lease
+from raylt.ledger import FAIL, Ledger
+from raylt.progress import SweepProgress
+from raylt.results import LOCK_FILE, SPEC_FILE, is_complete, stored_spec
+from raylt.search.dispatch import Dispatcher
+from raylt.search.sampler import default_startup
+from raylt.search.study import StudyFile
+from raylt.spec import SweepSpec, digest_of
+from raylt.specfile import dump_yaml
+from raylt.store import Store
+from raylt.runs import tracking_uri
+from raylt.tracking import Tracker
+
+VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
+
+
+def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False, console: Console) -> tuple[SweepSpec, int]:
+    """Run a sweep to its end, from wherever it stands. Returns the spec as named in the store, and the exit code.
+
+    Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
+    """
+    store = Store(spec.storage.root)
+    spec = with_free_name(spec, store) if new else spec
+    refuse_changed_identity(spec, store)
+    found = preflight.check(spec)
+    lease = Lease.acquire(store, spec.name)
+    signals = cluster.Signals()
+    try:
+        return spec, _Driver(spec, store, lease, signals, console).run(address, found)
+    except KeyboardInterrupt:
+        return spec, signals.exit_code
+    finally:
+        signals.restore()
+        lease.release()
+
+
+def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
+    """NAME, or NAME-2, NAME-3 ... where sweeps of those names exist: `--new` deletes nothing."""
+    name, number = spec.name, 1
+    while store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
+        number += 1
+        name = f"{spec.name}-{number}"
+    return spec.model_copy(update={"name": name})
+
+
+def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
+    """Raises `InputError`, naming the keys that differ, where a sweep of this name asks for something else."""
+    if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:
+        return
+    before = stored_spec(store, spec.name)
+    if before.digest == spec.digest:
+        return
+    old, new = before.identity(), spec.identity()
+    changed = [f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    advice = f"restore the spec, or start {spec.name}-2 beside it with --new"
+    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {advice}:", *changed]))
+
+
+class _Driver:
+    """One driver's life over one sweep, under its lease."""
+
+    def __init__(self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console) -> None:
+        self.spec, self.store, self.lease, self.signals, self.console = spec, store, lease, signals, console
+        self.ledger = Ledger(store, spec.name, lease.check)
+        self.yaml = dump_yaml(spec.dump())
+
+    def run(self, address: str | None, found: preflight.Preflight) -> int:
+        lock = self.ledger.read(LOCK_FILE)
+        if lock is not None and is_complete(self.spec, self.ledger):
+            return self._project_and_leave()
+        with cluster.connected(self.spec, address) as resources:
+            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
+            self._warn_of_other_versions(lock)
+            self.lease.check()
+            self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
+            return self._search(lock, resources)
+
+    def _lock(self, compute: Compute, found: preflight.Preflight) -> dict[str, Any]:
+        """What is resolved once and then holds for the sweep's life."""
+        lock = {
+            "digest": self.spec.digest,
+            **compute.key(),
+            "startup": default_startup(self.spec),
+            "data_sha256": found.images.digest,
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        }
+        self.ledger.write(LOCK_FILE, lock)
+        return lock
+
+    def _warn_of_other_versions(self, lock: dict[str, Any]) -> None:
+        for name, begun_with in lock["versions"].items():
+            now = platform.python_version() if name == "python" else version(name)
+            if now != begun_with:
+                self._say(f"warning: the sweep was begun with {name} {begun_with}, this is {now}: last digits may differ")
+
+    def _search(self, lock: dict[str, Any], resources: cluster.Resources) -> int:
+        from raylt.actor import TrialActor  # these import Ray, which must find its settings made
+        from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
+
+        compute = Compute(lock["device"], lock["precision"], lock["threads"])
+        study = StudyFile(self.spec, study_path(self.store, self.spec.name))
+        tracker = Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec))
+        progress = SweepProgress(self.spec, self.ledger, self.console)
+
+        def changed(trial: Any, result: Any) -> None:
+            study.sync(self.ledger)
+            tracker.sync_soon()
+            progress.changed(trial, result)
+
+        def round_done(trial: Any, report: Any) -> None:
+            tracker.round_done(trial, report)
+            progress.round_done(trial, report)
+
+        dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed)
+        searcher = LedgerSearcher(dispatcher, round_done)
+        shared = {
+            "spec": self.spec.dump(), "compute": compute.key(), "name": self.spec.name,
+            "root": absolute_root(self.store), "epoch": self.lease.holder.epoch,
+        }  # fmt: skip
+        try:
+            study.sync(self.ledger)
+            tracker.sync_soon()
+            callbacks = [WorkerDeaths(searcher)]
+            cluster.run_tune(TrialActor, searcher, callbacks, StopAfterEqualFailures(dispatcher), self.spec, resources, shared)
+        finally:
+            progress.close()
+            study.close()
+            self._close(tracker)
+        if dispatcher.stopped_by is not None:
+            raise EnvironmentFailure(f"stopped: five trials in a row failed with one cause: {dispatcher.stopped_by}")
+        return self._exit_code()
+
+    def _project_and_leave(self) -> int:
+        """Nothing to run: bring study and MLflow up to date, should they be behind or gone."""
+        study = StudyFile(self.spec, study_path(self.store, self.spec.name))
+        study.sync(self.ledger)
+        study.close()
+        self._close(Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec)))
+        return self._exit_code()
+
+    def _close(self, tracker: Tracker) -> None:
+        if not tracker.close("complete" if is_complete(self.spec, self.ledger) else "interrupted"):
+            self._say("warning: MLflow could not be reached; the next start of this sweep brings its record up to date")
+
+    def _exit_code(self) -> int:
+        if not is_complete(self.spec, self.ledger):
+            return self.signals.exit_code
+        return 1 if any(result["state"] == FAIL for result in self.ledger.results.values()) else 0
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def absolute_root(store: Store) -> str:
+    return str(store.local_path("")) if store.is_local else store.root
+
+
+def study_path(store: Store, name: str) -> Path:
+    """Where Optuna's file lies: with the sweep, or in the user's cache where the store is not local."""
+    if store.is_local:
+        return store.local_path(f"sweeps/{name}/study.db")
+    return Path.home() / ".cache" / "raylt" / digest_of(store.root)[:16] / name / "study.db"

@@ -1,0 +1,169 @@
+"""One trial from its spec to its result: find_ticket(), then score() after every round. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from raylt.diffusion.data import ImageSet, load_images
+from raylt.diffusion.model import layers_of
+from raylt.diffusion.train import Compute, TrainState
+from raylt.errors import RayltError, cause_of
+from raylt.ledger import COMPLETE, FAIL, Result
+from raylt.metrics.flops import count_flops
+from raylt.metrics.score import Scorer
+from raylt.plan import SEARCHED, TrialSpec
+from raylt.spec import SweepSpec, finite
+from raylt.store import Manifest, Output, Stage, Store
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.file import FILE, Ticket, block_counts
+from raylt.ticket.find import START, Progress, Round, TicketSearch, find_ticket, rewind_point
+
+
+MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
+
+
+@dataclass
+class Bench:
+    """What trials of one sweep share in one process: images on hand, features, reference statistics."""
+
+    spec: SweepSpec
+    compute: Compute
+    images: ImageSet
+    scorers: dict[str, Scorer] = field(default_factory=dict)
+
+    @staticmethod
+    def open(spec: SweepSpec, compute: Compute) -> Bench:
+        bench = Bench(spec, compute, load_images(spec.data))
+        bench.use_threads()
+        return bench
+
+    def use_threads(self) -> None:
+        """Sums depend on how many threads share them: as many as the sweep was begun with, whatever the machine has."""
+        torch.set_num_threads(self.compute.threads)
+
+    def scorer(self, protocol: Any) -> Scorer:
+        if protocol not in self.scorers:
+            self.scorers[protocol] = Scorer(self.spec, self.compute, self.images, protocol)
+        return self.scorers[protocol]
+
+
+def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
+    """The ticket search that a trial asks for."""
+    if trial.rule is None:
+        allocation = None
+    elif trial.rule == SEARCHED:
+        allocation = Allocation(SEARCHED, bench.spec.search.base, trial.offsets)
+    else:
+        allocation = Allocation(trial.rule)
+    return TicketSearch(bench.spec, bench.compute, allocation, trial.seed)
+
+
+class TrialRun:
+    """A trial at work: iterate over its rounds, then take its `result`. Stages in the store are used, never made again."""
+
+    def __init__(self, trial: TrialSpec, bench: Bench, store: Store, progress: Progress | None = None) -> None:
+        self.trial, self.bench, self.store = trial, bench, store
+        self.search = search_of(bench, trial)
+        self.rounds: list[dict[str, Any]] = []
+        self.numbers: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._manifests: dict[str, Manifest] = {}
+        self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Train and score round after round; yields each round's numbers."""
+        start = rewind_point(self.search, self.bench.images, self.store)
+        self._count(start, start.whole())
+        for trained in find_ticket(self.search, self.bench.images, self.store, self._progress):
+            self._count(trained.stage, trained.manifest)
+            yield self._score(start, trained)
+
+    def _count(self, stage: Stage, manifest: Manifest) -> None:
+        self._manifests[stage.digest] = manifest
+        if "steps" in manifest.values:
+            self._steps[stage.digest] = (manifest.values["steps"], manifest.owner)
+
+    def _score(self, start: Stage, trained: Round) -> dict[str, Any]:
+        scores = self.bench.scorer(self.trial.protocol).score(trained, self.store)
+        ticket, manifest = self._ticket_stage(start, trained)
+        for stage in (scores.loss_stage, scores.sample_stage, ticket):
+            self._count(stage, stage.whole())
+        flops = count_flops(self.bench.spec.unet_config)
+        report = {
+            "round": trained.index,
+            "density": trained.mask.density,
+            "loss": finite(scores.loss),
+            "fid": finite(scores.fid),
+            "kid": finite(scores.kid),
+            "flops": flops.of(trained.mask),
+            "ticket_bytes": manifest.values["bytes"],
+            # when the last of the round's stages became whole: the time of its metric points in every replay
+            "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
+        }
+        self.rounds.append(report)
+        self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": flops.dense, "broken": scores.broken}
+        self.numbers |= {
+            "start_stage": start.digest, "final_stage": trained.stage.digest,
+            "sample_stage": scores.sample_stage.digest, "ticket_stage": ticket.digest,
+        }  # fmt: skip
+        return report
+
+    def _mask_numbers(self, trained: Round) -> dict[str, Any]:
+        layers = layers_of(self.bench.spec.unet_config)
+        blocks = block_counts(trained.mask, layers, self.bench.spec.blocks)
+        return {
+            "densities": {block: kept / total for block, (kept, total) in blocks.items()},
+            "kept": {block: list(counts) for block, counts in blocks.items()},
+            "layers": {layer: list(counts) for layer, counts in trained.mask.counts.items()},
+            "ticket": trained.mask.digest,
+        }
+
+    def _ticket_stage(self, start: Stage, trained: Round) -> tuple[Stage, Manifest]:
+        def compute(stage: Stage) -> Output:
+            state = TrainState.from_bytes(start.read(START))
+            data = Ticket(self.bench.spec.unet_config, trained.mask, state).to_bytes()
+            return Output({"bytes": len(data)}, {FILE: data})
+
+        stage = self.store.stage({"kind": "ticket", "start": start.digest, "mask": trained.mask.digest})
+        return stage, stage.make(compute)
+
+    @property
+    def result(self) -> Result:
+        """What the ledger keeps of a trial that ran to its end."""
+        values = [self.numbers[objective] for objective in self.bench.spec.search.objectives]
+        if any(value is None for value in values):
+            return self.failed(
+                RayltError(f"an objective is not finite: {dict(zip(self.bench.spec.search.objectives, values, strict=True))}")
+            )
+        return {"state": COMPLETE, "cause": None, **self.numbers, **self._record()}
+
+    def failed(self, error: BaseException) -> Result:
+        """What the ledger keeps of a trial that an error ended: the cause, and the rounds before it."""
+        return {**failure(error), **self._record()}
+
+    def _record(self) -> dict[str, Any]:
+        mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
+        asked = sum(steps for steps, _ in self._steps.values())
+        return {
+            "rounds": self.rounds,
+            "steps": {"asked": asked, "trained": mine, "shared": asked - mine},
+            "stages": {stage: manifest.digest for stage, manifest in self._manifests.items()},
+            "timing": {"wall_s": round(time.monotonic() - self._began, 3), "stages_s": self._stage_seconds()},
+            "time_ms": max((manifest.time_ms for manifest in self._manifests.values()), default=int(time.time() * 1000)),
+        }
+
+    def _stage_seconds(self) -> float:
+        own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
+        return round(sum(own), 3)
+
+
+def failure(error: BaseException) -> Result:
+    """The result of a trial that failed before it had any numbers."""
+    now = int(time.time() * 1000)
+    return {"state": FAIL, "cause": cause_of(error), "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}

@@ -1,0 +1,104 @@
+"""A sweep's whole path in one process, without Ray, that kills itself at a scripted point: what the chaos tests start.
+
+    python -m tests.chaos.drive ROOT MLFLOW_URI LOG [POINT NTH]      # or `main` in a process of its own
+
+POINT is one of `POINTS`; the process sends itself SIGKILL when it has passed that point for the NTH time. Every step of
+training is appended to LOG, so that the tests can count what was done twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import zlib
+from pathlib import Path
+
+from raylt import tracking
+from raylt.diffusion.train import Compute, Trainer
+from raylt.lease import Lease
+from raylt.ledger import Ledger
+from raylt.search.dispatch import Dispatcher, Finished
+from raylt.search.sampler import default_startup
+from raylt.search.study import StudyFile
+from raylt.spec import SweepSpec
+from raylt.specfile import dump_yaml
+from raylt.store import Stage, Store
+from raylt.trial import Bench, TrialRun
+from tests.conftest import TINY
+
+# Where in the code each point lies: what has just happened when the process dies.
+POINTS = {
+    "asked": (Ledger, "ask"),
+    "started": (TrialRun, "__init__"),
+    "checkpointed": (Stage, "checkpoint"),
+    "half a stage": (Store, "write"),  # any file: key, checkpoint, payload, manifest, ledger, lock
+    "stage whole": (Stage, "_make"),
+    "reported": (TrialRun, "_score"),
+    "in the ledger": (Ledger, "finish"),
+    "told": (StudyFile, "sync"),
+    "logged": (tracking, "record"),
+}
+
+
+def kill_after(point: str, nth: int) -> None:
+    """Wrap the function of `point`: its `nth` return is the last thing this process does."""
+    owner, name = POINTS[point]
+    original, calls = getattr(owner, name), 0
+
+    @functools.wraps(original)
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        value = original(*args, **kwargs)
+        calls += 1
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    setattr(owner, name, wrapper)
+
+
+def log_steps(path: Path) -> None:
+    """Append a line for every step of training: seed of the order, step, checksum of the mask."""
+    original = Trainer.run_step
+
+    @functools.wraps(original)
+    def wrapper(self):
+        loss = original(self)
+        mask = zlib.crc32(b"".join(mask.bool().numpy().tobytes() for mask in self.masks))
+        with path.open("a") as file:
+            file.write(f"{self.seed} {self.step} {mask}\n")
+        return loss
+
+    Trainer.run_step = wrapper
+
+
+def main(root: str, uri: str, log: str, point: str = "", nth: str = "0") -> None:
+    log_steps(Path(log))
+    if point:
+        kill_after(point, int(nth))
+    spec = SweepSpec.model_validate(TINY)
+    store = Store(root)
+    lease = Lease.acquire(store, spec.name)
+    ledger = Ledger(store, spec.name, lease.check)
+    yaml = dump_yaml(spec.dump())
+    store.write(f"sweeps/{spec.name}/spec.yaml", yaml.encode())
+    ledger.write("spec.lock.json", {"startup": default_startup(spec)})
+    study = StudyFile(spec, Path(root) / "sweeps" / spec.name / "study.db")
+    dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: study.sync(ledger))
+    bench = Bench.open(spec, Compute())
+    study.sync(ledger)
+    while not isinstance(trial := dispatcher.next_trial(set()), Finished):
+        run = TrialRun(trial, bench, Store(root, owner=f"{spec.name}/{trial.id}", guard=lease.check))
+        for _ in run:
+            pass
+        dispatcher.ended(trial.id, run.result)
+        tracking.record(spec, ledger, yaml, uri)
+    tracking.record(spec, ledger, yaml, uri)
+    study.close()
+    lease.release()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,230 @@
+"""Tables, CSV, HTML and pictures of a results document, also of one that lacks nearly everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_png
+from raylt.ledger import Ledger
+from raylt.pareto import pareto_ids
+from raylt.plan import TrialSpec, plan
+from raylt.report import bytes_text, csv_text, html_page, pareto_rows, similarity_table, trials_table
+from raylt.results import results
+from raylt.runs import split_sqlite, without_secrets
+from raylt.spec import SweepSpec
+from raylt.store import Store
+
+BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
+CAUSE = "a loss <script>alert('&')</script> that is not finite"
+
+
+def ended(number: int) -> dict[str, Any]:
+    numbers = {
+        "density": 0.09999,
+        "loss": 0.123456 - 0.001 * number,
+        "fid": 56.789 + number,
+        "kid": -0.01234,
+        "flops": 6_000_000 + number,
+    }
+    return {
+        "state": "COMPLETE", "cause": None, **numbers, "flops_dense": 9_876_543, "ticket_bytes": 123_456, "broken": False,
+        "kept": {}, "densities": {block: 0.1 * (1 + i) for i, block in enumerate(BLOCKS)}, "layers": {},
+        "ticket": "0" * 64, "time_ms": 1,
+        "rounds": [{"round": 0, **numbers}], "steps": {"asked": 3, "trained": 2, "shared": 1}, "timing": {"wall_s": 1.5},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    """A sweep under way: complete, broken, pruned, failed and running trials; an id of four digits."""
+    spec = SweepSpec.model_validate({"schema": 1, "name": "digits"})
+    ledger = Ledger(Store(str(tmp_path)), "digits", check=lambda: None)
+    for planned in plan(spec):
+        ledger.ask(planned.trial)
+        ledger.finish(planned.trial.id, ended(planned.trial.id))
+    for number in (5, 6, 7, 8, 1234):
+        ledger.ask(TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
+    ledger.finish(5, ended(5))
+    ledger.finish(6, ended(6) | {"broken": True, "loss": 1.0e9, "fid": None, "kid": None})
+    ledger.finish(7, {"state": "FAIL", "cause": CAUSE, "rounds": [], "steps": None, "timing": None, "time_ms": 1})
+    ledger.finish(8, ended(8) | {"state": "PRUNED"})
+    numbers = {"kappa": 0.5, "kappa_start": 0.3, "movement": 0.2, "pairs": 1}
+    dense = {"kappa": None, "kappa_start": None, "movement": None, "pairs": 0}
+    ledger.write("similarity.json", {"blocks": {block: dense if block.startswith("conv") else numbers for block in BLOCKS}})
+    return results(spec, ledger)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, Any]:
+    """A sweep that was just begun: one trial, no number."""
+    spec = SweepSpec.model_validate({"schema": 1, "name": "digits", "search": {"objectives": ["fid"]}})
+    ledger = Ledger(Store(str(tmp_path / "bare")), "digits", check=lambda: None)
+    ledger.ask(TrialSpec(0, "dense", None, 0))
+    return results(spec, ledger)
+
+
+def text_of(table: Table, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_tables_fit_80_columns_and_lose_nothing(document: dict[str, Any]) -> None:
+    text = text_of(trials_table(document))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text and "\x1b" not in text
+    for word in (
+        "1234",
+        "baseline",
+        "searched",
+        "uniform",
+        "COMPLETE".lower(),
+        "broken",
+        "pruned",
+        "failed",
+        "running",
+        "123 kB",
+        "60.8 %",
+    ):
+        assert word in text
+    assert "digits-cnn features, 1000 samples, ddim in 10 steps" in " ".join(text.split())
+    assert "trial 7 failed: a loss <script>" in text
+    assert {line.split()[-1] for line in text.splitlines() if line.strip().startswith(("3 ", "5 "))} == {"*"}
+
+
+def test_the_pareto_table_shows_the_front_alone(document: dict[str, Any]) -> None:
+    assert [trial["id"] for trial in pareto_rows(document)] == [5, 4, 3]
+    text = text_of(trials_table(document, pareto_only=True))
+    assert [line.split()[0] for line in text.splitlines() if re.match(r"\s*\d+ ", line)] == ["5", "4", "3"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_two_protocols_have_two_columns(document: dict[str, Any]) -> None:
+    document["trials"][5]["protocol"] = "final"
+    text = text_of(trials_table(document))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "50000" in text and "1000" in text and "…" not in text
+
+
+def test_the_similarity_table(document: dict[str, Any]) -> None:
+    text = text_of(similarity_table(document))
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith(tuple(BLOCKS))]
+    assert [row[0] for row in rows] == BLOCKS  # in the order of the forward pass
+    assert rows[1] == ["time_embedding", "0.5", "0.3", "0.2", "0.2", "1"] and rows[0] == ["conv_in", "-", "-", "-", "-", "0"]
+
+
+def test_html_is_one_file_and_escapes_what_it_shows(document: dict[str, Any]) -> None:
+    page = html_page(document, "name: digits  # <b>&\n")
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "# &lt;b&gt;&amp;" in page
+    assert not re.search(r"(?:https?:)?//", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    assert re.findall(r'src="(.{5})', page) == ["data:"] * 3
+    assert page.count("digits-cnn features, 1000 samples") >= 1
+    assert all(f"<td>{name}</td>" in page for name in BLOCKS)
+
+
+def test_csv_round_trips(document: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(document))))
+    assert len(rows) == len(document["trials"])
+    for row, trial in zip(rows, document["trials"], strict=True):
+        for name in ("id", "density", "loss", "fid", "flops", "ticket_bytes", "pareto", "broken"):
+            assert (json.loads(row[name]) if row[name] else None) == trial[name]
+        assert row["error"] == (trial["error"] or "")
+        assert {b: float(row[f"density/{b}"]) for b in BLOCKS if row[f"density/{b}"]} == (trial["densities"] or {})
+        assert (row["fid_features"], row["fid_samples"], row["fid_reference"]) == ("digits-cnn", "1000", "all")
+    assert rows[5]["gamma"] == "0.5" and rows[0]["gamma"] == ""
+
+
+def test_a_sweep_without_numbers_is_shown(bare: dict[str, Any]) -> None:
+    assert "running" in text_of(trials_table(bare))
+    assert text_of(similarity_table(bare)) and pareto_rows(bare) == []
+    assert csv_text(bare).splitlines()[1].startswith("0,dense,,,0,RUNNING,search,,,")
+    assert html_page(bare, "").startswith("<!doctype html>")
+    assert html_page({**bare, "trials": []}, "") and csv_text({**bare, "trials": []}) and trials_table({**bare, "trials": []})
+
+
+def test_pictures_open_and_repeat(document: dict[str, Any], bare: dict[str, Any]) -> None:
+    one, three = {**document, "objectives": ["loss"]}, {**document, "objectives": ["fid", "loss", "flops"]}
+    for shown in (document, one, three, bare, {**document, "trials": [], "similarity": {}}):
+        assert Image.open(io.BytesIO(pareto_png(shown))).width > 300
+        assert Image.open(io.BytesIO(similarity_png(shown))).width > 300
+    for trial in document["trials"]:
+        assert Image.open(io.BytesIO(allocation_png(trial))).width > 300
+    assert pareto_png(document) == pareto_png(document)
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64, 3, 32, 32), (5, 1, 16, 16), (1, 3, 4, 4)])
+def test_samples_are_scaled_up_whole(shape: tuple[int, int, int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    picture = np.asarray(Image.open(io.BytesIO(samples_png(images))))
+    height, width = shape[2:]
+    scale = picture.shape[0] // (8 * (height + 1) - 1)
+    assert picture.shape[:2] == (scale * (8 * (height + 1) - 1), scale * (8 * (width + 1) - 1))
+    first = picture[: height * scale : scale, : width * scale : scale].reshape(height, width, -1)
+    assert np.array_equal(first.transpose(2, 0, 1), images[0])
+    assert picture.shape[0] >= 512
+
+
+def test_names_and_sizes_for_people() -> None:
+    assert in_forward_order(sorted([*BLOCKS, "down_blocks.10", "other"])) == [
+        *BLOCKS[:4],
+        "down_blocks.10",
+        *BLOCKS[4:],
+        "other",
+    ]
+    assert [bytes_text(n) for n in (None, 0, 999, 1000, 123_456, 999_999, 5e12)] == [
+        "-",
+        "0 B",
+        "999 B",
+        "1 kB",
+        "123 kB",
+        "1 MB",
+        "5e+03 GB",
+    ]
+
+
+def test_secrets_leave_no_trace() -> None:
+    assert (
+        without_secrets("at http://me:p@ss@host:5000/x, postgresql://a:b@c/d.")
+        == "at http://***@host:5000/x, postgresql://***@c/d."
+    )
+    assert without_secrets("https://host/a@b sqlite:///x.db") == "https://host/a@b sqlite:///x.db"
+
+
+def test_only_sqlite_files_have_a_path() -> None:
+    assert split_sqlite("sqlite:////a/b.db?timeout=9") == ("sqlite", Path("/a/b.db"), "?timeout=9")
+    assert split_sqlite("sqlite:///m.db") == ("sqlite", Path.cwd() / "m.db", "")
+    assert [split_sqlite(uri) for uri in ("sqlite://", "sqlite:///:memory:", "http://h", "./mlruns", "file:///x")] == [None] * 5
+
+
+values = st.one_of(st.none(), st.integers(0, 3).map(float), st.floats(-1e3, 1e3))
+
+
+@given(st.lists(st.tuples(values, values, values), max_size=12))
+def test_the_front_is_what_nothing_dominates(points: list[tuple[float | None, ...]]) -> None:
+    names = ("loss", "fid", "flops")
+    front = pareto_ids(names, [(i, dict(zip(names, point, strict=True))) for i, point in enumerate(points)])
+    usable = {i: point for i, point in enumerate(points) if None not in point}
+
+    def dominates(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+        return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
+
+    assert front <= usable.keys()
+    for number, point in usable.items():
+        assert (number in front) == (not any(dominates(other, point) for other in usable.values()))
+    assert not usable or front
+    assert all(math.isfinite(value) for number in front for value in usable[number] if value is not None)
