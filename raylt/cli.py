@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from raylt.errors import EnvironmentFailure, InputError, RayltError
+from raylt.errors import EnvironmentFailure, InputError, RayltError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,14 +46,15 @@ def sweep(
     if local and address is not None:
         raise InputError("--local and --address contradict each other; give one of them")
     parsed = _load(spec, set_)
-    if dry_run:
-        from raylt import preflight
+    with _lines_of(spec, set_):
+        if dry_run:
+            from raylt import preflight
 
-        sys.stdout.writelines(f"{line}\n" for line in preflight.describe(parsed, preflight.check(parsed)))
-        return
-    from raylt.sweep import run_sweep
+            sys.stdout.writelines(f"{line}\n" for line in preflight.describe(parsed, preflight.check(parsed)))
+            return
+        from raylt.sweep import run_sweep
 
-    parsed, code = run_sweep(parsed, address=address, new=new, console=_console(stderr=True))
+        parsed, code = run_sweep(parsed, address=address, new=new, console=_console(stderr=True))
     _print_end(parsed, code)
     raise typer.Exit(code)
 
@@ -77,9 +80,10 @@ def ticket(
     """Run one lottery-ticket search here, without Ray: train, prune, rewind, again and again."""
     overrides = [*(set_ or []), *([f"ticket.density={density}", "ticket.densities=null"] if density is not None else [])]
     parsed = _load(spec, overrides)
-    from raylt.single import run_ticket
+    with _lines_of(spec, overrides):
+        from raylt.single import run_ticket
 
-    record, code = run_ticket(parsed, rule, seed, _console(stderr=True))
+        record, code = run_ticket(parsed, rule, seed, _console(stderr=True))
     _print_record(record, as_json)
     raise typer.Exit(code)
 
@@ -113,7 +117,7 @@ def results(
     from raylt.report import csv_text
 
     _, _, document = _results(name, root)
-    if pareto:
+    if pareto and (as_json or as_csv):
         document = {**document, "trials": [trial for trial in document["trials"] if trial["pareto"]]}
     if as_json:
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
@@ -129,10 +133,11 @@ def report(
 ) -> None:
     """One HTML page with everything a sweep has found."""
     from raylt.report import html_page
+    from raylt.runs import without_secrets
     from raylt.specfile import dump_yaml
 
     spec, _, document = _results(name, root)
-    output.write_text(html_page(document, dump_yaml(spec.dump())), encoding="utf-8")
+    output.write_text(html_page(document, without_secrets(dump_yaml(spec.dump()))), encoding="utf-8")
     typer.echo(str(output))
 
 
@@ -159,9 +164,10 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open MLflow's web page on the runs recorded here."""
-    from raylt.tracking import serve_ui
+    from raylt.spec import TrackingSpec
+    from raylt.ui import serve_ui
 
-    raise typer.Exit(serve_ui(uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), port))
+    raise typer.Exit(serve_ui(uri or os.environ.get("MLFLOW_TRACKING_URI") or TrackingSpec().uri, port))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -175,6 +181,19 @@ def _load(source: str | None, overrides: list[str] | None) -> SweepSpec:
     if "RAYLT_ROOT" in os.environ:
         overrides.append(f"storage.root={json.dumps(os.environ['RAYLT_ROOT'])}")
     return load_spec(source, overrides)
+
+
+@contextmanager
+def _lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
+    """Gives problems that are found only once shapes, data or the cluster are known the lines of their keys."""
+    try:
+        yield
+    except SpecError as error:
+        if any(problem.file for problem in error.problems):
+            raise
+        from raylt.specfile import located
+
+        raise located(error.problems, source, list(overrides or [])) from error
 
 
 def _results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
@@ -218,7 +237,7 @@ def _print_end(spec: SweepSpec, code: int) -> None:
     """After a sweep: the Pareto table and where to look."""
     _, _, document = _results(spec.name, spec.storage.root)
     if any(trial["pareto"] for trial in document["trials"]):
-        _print_tables({**document, "trials": [t for t in document["trials"] if t["pareto"] or t["kind"] == "dense"]}, True)
+        _print_tables(document, True)
     from raylt.runs import tracking_uri
 
     typer.echo(

@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GRID_SIDE = 8  # images in a row and in a column of samples.png
 MIN_GRID_PIXELS = 512  # samples.png is scaled up by whole pixels until it is at least this wide
 LOG_FROM_RATIO = 30.0  # an objective that spreads over more than this is drawn on a log axis
+FAR_RATIO = 2.0  # beyond this multiple of the largest ticket the dense model is a line
 _MARKERS = {"dense": "*", "pilot": "^", "baseline": "s", "search": "o", "control": "D"}
 _COLORS = {"dense": "black", "pilot": "tab:gray", "baseline": "tab:orange", "search": "tab:blue", "control": "tab:green"}
 _LABELS = {
@@ -77,7 +79,11 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
     objectives = list(results["objectives"])
     across, up = (objectives[1], objectives[0]) if len(objectives) > 1 else ("id", objectives[0])
     trials = [t for t in results["trials"] if t.get(across) is not None and t.get(up) is not None]
+    far = [trial for trial in trials if trial["kind"] == "dense" and _is_far(trial, trials, across)]
     figure, axes = _figure(width=7.0)
+    for trial in far:
+        axes.axhline(trial[up], color="black", linestyle=":", label=f"dense, at {trial[across]:.3g}")
+    trials = [trial for trial in trials if trial not in far]
     for kind, marker in _MARKERS.items():
         mine = [trial for trial in trials if trial["kind"] == kind]
         if mine:
@@ -87,15 +93,16 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
             axes.scatter(x, y, s=45, marker=marker, facecolors=faces, edgecolors=color, label=kind)
     front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (trial[across], -trial[up]))
     if front:
-        line = "-" if len(objectives) == 2 else ""  # of more objectives two show a projection, which is no staircase
-        axes.plot(*_columns(front, across, up), "o", linestyle=line, color="tab:red", mfc="none", ms=12, label="Pareto front")
+        # of more than two objectives this is a projection, and with one there is nothing to connect
+        line: Any = {"linestyle": "-", "drawstyle": "steps-post"} if len(objectives) == 2 else {"linestyle": ""}
+        axes.plot(*_columns(front, across, up), marker="o", **line, color="tab:red", mfc="none", ms=12, label="Pareto front")
     axes.set_xlabel(axis_label(across, results))
     axes.set_ylabel(axis_label(up, results))
     _scale(axes, trials, across, up)
-    if trials:
+    if trials or far:
         axes.legend(fontsize="small")
     others = f"; the front is that of {', '.join(objectives)}" if len(objectives) > 2 else ""
-    axes.set_title(f"{results['name']}: {len(trials)} trials{others} (hollow: broken)", fontsize="medium")
+    axes.set_title(f"{results['name']}: {len(trials) + len(far)} trials{others} (hollow: broken)", fontsize="medium")
     return _png(figure)
 
 
@@ -155,6 +162,9 @@ def shown(value: float | None, digits: int = 4) -> str:
 
 
 def _figure(width: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: tables and CSV need no matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
@@ -178,6 +188,12 @@ def _values(similarity: Mapping[str, Mapping[str, float | None]], blocks: Sequen
 
 def _name_blocks(axes: Axes, blocks: Sequence[str]) -> None:
     axes.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
+
+
+def _is_far(dense: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], across: str) -> bool:
+    """Whether the dense model has so much more of `across` than every ticket that it would press them into one column."""
+    others = [trial[across] for trial in trials if trial["kind"] != "dense"]
+    return across != "id" and len(others) > 0 and dense[across] > FAR_RATIO * max(others)
 
 
 def _scale(axes: Axes, trials: Sequence[Mapping[str, Any]], across: str, up: str) -> None:

@@ -38,7 +38,7 @@ class SweepProgress:
 
     def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
         last = 0 if trial.rule is None else self.spec.ticket.rounds
-        if last:
+        if last and not report["shared"]:
             self._say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
 
     def _say(self, line: str) -> None:

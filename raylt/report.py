@@ -130,8 +130,9 @@ def failures(results: Record) -> list[str]:
 
 
 def trials_table(results: Record, pareto_only: bool = False) -> Table:
-    """Trials as a table of at most 80 columns: all, by id, or the Pareto front, best first."""
-    trials = pareto_rows(results) if pareto_only else results["trials"]
+    """Trials as a table of at most 80 columns: all, by id, or the Pareto front, best first, under the dense model."""
+    dense = [trial for trial in results["trials"] if trial["kind"] == "dense"]
+    trials = [*dense, *pareto_rows(results)] if pareto_only else results["trials"]
     protocols = used_protocols(results)
     fids = "\n".join(f"FID ({protocol}): {protocol_text(results, protocol)}" for protocol in protocols)
     what = f"Pareto front in {', '.join(results['objectives'])}" if pareto_only else f"{len(trials)} trials"
@@ -148,9 +149,7 @@ def trials_table(results: Record, pareto_only: bool = False) -> Table:
 
 def similarity_table(results: Record) -> Table:
     """Similarity of the pilots' masks, block by block."""
-    table = _table(
-        f"{results['name']}: similarity of the pilots' masks", "kappa: 0 is chance, 1 is equal; excess: kappa - kappa_start"
-    )
+    table = _table(f"{results['name']}: similarity of the pilots' masks", "kappa 0: chance, 1: equal; excess: over kappa_start")
     for name in SIMILARITY_HEADER:
         table.add_column(Text(name), justify=_justify(name), overflow="fold")
     for row in similarity_rows(results):

@@ -54,6 +54,16 @@ def find_spec(source: str | None) -> Path:
 def load_spec(source: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec that `source` names, with `KEY=VALUE` overrides. Raises InputError or SpecError with all that is wrong."""
     path = find_spec(source)
+    return parse_spec(_read(path), str(path), overrides)
+
+
+def located(problems: Sequence[Problem], source: str | None, overrides: Sequence[str] = ()) -> SpecError:
+    """Problems found later, by who knows shapes, data or the cluster, with the lines of the keys they name."""
+    path = find_spec(source)
+    return SpecError(_in_order(_document(_read(path), str(path), overrides), list(problems)))
+
+
+def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -62,25 +72,17 @@ def load_spec(source: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
     if len(raw) > _MAX_BYTES:
         raise InputError(f"{path}: is over {_MAX_BYTES:,} bytes; a spec is a short YAML file")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         what = f"is not UTF-8 (byte 0x{raw[error.start]:02x})"
         raise SpecError([Problem("YAML", what, "a text file in UTF-8", file=str(path), line=line)]) from None
-    return parse_spec(text, str(path), overrides)
 
 
 def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec in `text`; `file` is its name in errors. Raises SpecError with all that is wrong, in the order of lines."""
-    document = read_yaml(text, file)
+    document = _document(text, file, overrides)
     data = document.data
-    if not isinstance(data, dict):
-        what = "is empty" if data is None else "is not a section"
-        expected = "KEY: VALUE lines, of which schema: 1 and name: NAME are required"
-        raise SpecError([Problem("YAML", what, expected, data, data is not None, file, document.place("").line)])
-    for override in overrides:
-        _override(document, override)
-    _drop_empty_sections(data, SweepSpec)
     wrong: dict[tuple[str | int, ...], Problem] = {}
     spec: SweepSpec | None = None
     try:
@@ -91,6 +93,20 @@ def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> SweepSpec
     if problems or document.problems or spec is None:
         raise SpecError(_in_order(document, problems))
     return spec
+
+
+def _document(text: str, file: str, overrides: Sequence[str]) -> Document:
+    """The text with its overrides in place, and where every key came from."""
+    document = read_yaml(text, file)
+    data = document.data
+    if not isinstance(data, dict):
+        what = "is empty" if data is None else "is not a section"
+        expected = "KEY: VALUE lines, of which schema: 1 and name: NAME are required"
+        raise SpecError([Problem("YAML", what, expected, data, data is not None, file, document.place("").line)])
+    for override in overrides:
+        _override(document, override)
+    _drop_empty_sections(data, SweepSpec)
+    return document
 
 
 def _find(source: str, blame: str) -> Path:

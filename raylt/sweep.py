@@ -16,13 +16,13 @@ from raylt.lease import Lease
 from raylt.ledger import FAIL, Ledger
 from raylt.progress import SweepProgress
 from raylt.results import LOCK_FILE, SPEC_FILE, is_complete, stored_spec
+from raylt.runs import tracking_uri
 from raylt.search.dispatch import Dispatcher
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
-from raylt.runs import tracking_uri
 from raylt.tracking import Tracker
 
 VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")

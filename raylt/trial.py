@@ -23,7 +23,6 @@ from raylt.ticket.allocation import Allocation
 from raylt.ticket.file import FILE, Ticket, block_counts
 from raylt.ticket.find import START, Progress, Round, TicketSearch, find_ticket, rewind_point
 
-
 MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
 
 
@@ -97,6 +96,7 @@ class TrialRun:
         flops = count_flops(self.bench.spec.unet_config)
         report = {
             "round": trained.index,
+            "shared": trained.manifest.owner != self.store.owner,  # found in the store, trained by another trial
             "density": trained.mask.density,
             "loss": finite(scores.loss),
             "fid": finite(scores.fid),

@@ -165,7 +165,7 @@ class Trainer:
 
 def _multiply(values: list[Tensor], masks: list[Tensor]) -> None:
     """values *= masks, in one launch."""
-    torch._foreach_mul_(values, masks)  # type: ignore[arg-type]  # torch's stub lacks the overload for lists of tensors
+    torch._foreach_mul_(values, masks)
 
 
 def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, alpha_bar_B: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         super().__init__(metric=None, mode=None)  # with a metric, one result that lacks it would abort the sweep
         self.dispatcher, self.on_round = dispatcher, on_round
         self.live: dict[str, TrialSpec] = {}
+        self.rounds: dict[str, dict[int, dict[str, Any]]] = {}  # Tune's trial id -> round -> its report
 
     def suggest(self, trial_id: str) -> Any:  # Tune calls it by this very keyword
         chosen = self.dispatcher.next_trial({trial.id for trial in self.live.values()})
@@ -43,9 +44,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         return {"trial": chosen.dump()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        report = json.loads(result[MESSAGE]).get("report")
-        if report is not None:
-            self.on_round(self.live[trial_id], report)
+        self._report(trial_id, json.loads(result[MESSAGE]).get("report"))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error or result is None:
@@ -55,12 +54,19 @@ class LedgerSearcher(_Unsaved, Searcher):
             raise Fenced(message["fenced"])
         if message.get("result") is None:
             return  # Tune was told to stop: the trial stays open, for the next driver
-        if message.get("report") is not None:
-            self.on_round(self.live[trial_id], message["report"])
+        self._report(trial_id, message.get("report"))
         self.end(trial_id, message["result"])
+
+    def _report(self, trial_id: str, report: dict[str, Any] | None) -> None:
+        """Pass on a round, once: a trial whose worker died reports its first rounds again."""
+        known = self.rounds.setdefault(trial_id, {})
+        if report is not None and report["round"] not in known:
+            known[report["round"]] = report
+            self.on_round(self.live[trial_id], report)
 
     def end(self, trial_id: str, result: Result) -> None:
         trial = self.live.pop(trial_id)
+        self.rounds.pop(trial_id, None)
         self.dispatcher.ended(trial.id, result)
 
     def save(self, checkpoint_path: str) -> None:
@@ -81,7 +87,9 @@ class WorkerDeaths(_Unsaved, tune.Callback):
             error = trial.get_pickled_error() or trial.get_error()
             attempts = trial.run_metadata.num_failures
             why = "unknown" if error is None else cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
-            self.searcher.end(trial.trial_id, failure(EnvironmentFailure(f"the worker died {attempts} times: {why}")))
+            result = failure(EnvironmentFailure(f"the worker died {attempts} times: {why}"))
+            rounds = self.searcher.rounds.get(trial.trial_id, {})
+            self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index] for index in sorted(rounds)]})
 
 
 class StopAfterEqualFailures(_Unsaved, tune.Stopper):

@@ -52,7 +52,8 @@ def mlflow_counts(folder: Path) -> dict:
     """Runs and metric points by name, from MLflow's own tables."""
     with sqlite3.connect(folder / "mlflow.db") as database:
         runs = database.execute("select name, status from runs order by name").fetchall()
-        query = "select r.name, m.key, m.step, count(*) from metrics m join runs r using (run_uuid) group by 1, 2, 3 order by 1, 2, 3"
+        query = """select r.name, m.key, m.step, count(*) from metrics m join runs r using (run_uuid)
+                   group by 1, 2, 3 order by 1, 2, 3"""
         points = database.execute(query).fetchall()
     database.close()
     return {"runs": runs, "points": points}

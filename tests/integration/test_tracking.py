@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -461,37 +460,43 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_server_that_is_away_delays_the_record_not_the_search(
-    tmp_path: Path, empty: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copy(empty, tmp_path / "server.db")
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://user:geheim@127.0.0.1:{port}"
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_is_away_delays_the_record_not_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec()
     ledger = whole(tmp_path / "store", spec)
-
-    with caplog.at_level(logging.INFO, "raylt.tracking"):
-        began = time.monotonic()
-        tracker = Tracker(spec, ledger, YAML, uri, QUICK)
-        tracker.sync_soon()
-        tracker.round_done(ledger.asked[5], ledger.results[5]["rounds"][0])
-        assert time.monotonic() - began < 0.5
-        wait_for(lambda: "cannot record" in caplog.text)
-        time.sleep(1)  # several more tries
-        began = time.monotonic()
-        assert not tracker.close("complete")
-        assert time.monotonic() - began < 30
+    began = time.monotonic()
+    tracker = Tracker(spec, ledger, YAML, f"http://user:geheim@127.0.0.1:{free_port()}", QUICK)
+    tracker.sync_soon()
+    tracker.round_done(ledger.asked[5], ledger.results[5]["rounds"][0])
+    assert time.monotonic() - began < 0.5
+    wait_for(lambda: "cannot record" in caplog.text)
+    time.sleep(1)  # several more tries
+    began = time.monotonic()
+    assert not tracker.close("complete")
+    assert time.monotonic() - began < 30
     assert len(caplog.records) == 1  # said once, with what to do, without the password
     assert "next start of the sweep" in caplog.text and "geheim" not in caplog.text
+    assert ledger.read(RUNS_FILE).keys() == {"ledger"}
 
+
+@pytest.mark.slow  # a real server: 10 processes, 16 s alone, minutes on a busy machine
+def test_the_record_is_made_once_the_server_is_back(tmp_path: Path, empty: Path) -> None:
+    shutil.copy(empty, tmp_path / "server.db")
+    port = free_port()
+    spec, uri = make_spec(), f"http://127.0.0.1:{port}"
+    ledger = whole(tmp_path / "store", spec)
     tracker = Tracker(spec, ledger, YAML, uri, QUICK)
     tracker.sync_soon()
-    with mlflow_server(tmp_path, port):  # it comes back while the sweep runs
+    with mlflow_server(tmp_path, port):
+        wait_for(lambda: "parent" in (ledger.read(RUNS_FILE) or {}))  # it is tried again without being asked
         assert tracker.close("complete")
-        record(spec, ledger, YAML, f"http://127.0.0.1:{port}")
-        shown = everything(f"http://127.0.0.1:{port}")
+        record(spec, ledger, YAML, uri)
+        shown = everything(uri)
     assert len(shown) == 9 and shown["digits"]["status"] == "FINISHED"
     assert shown["0005-search"]["files"] == ["allocation.png", "samples.png", "ticket.safetensors"]
     assert not Path("mlruns").exists()
