@@ -1,0 +1,116 @@
+"""What the sweep tests do to a sweep's processes: log steps of training, and hold, kill or break chosen trials.
+
+The code under test has no hooks for this. `environment` puts a `sitecustomize` on PYTHONPATH, which Ray's workers
+inherit from the driver: it wraps classes of raylt once `raylt.trial` has been imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+VARIABLE = "RAYLT_TEST_SABOTAGE"
+WATCHED = "raylt.trial"
+AT_STEP = 7  # of the first round that a trial trains itself
+HOLD, DIE = "hold", "die"  # besides names of exceptions
+
+# --- in the test ------------------------------------------------------------------------------------------------------
+
+
+def environment(folder: Path, plan: Mapping[int, str]) -> dict[str, str]:
+    """For a driver: `plan` says what becomes of trials at `AT_STEP`. Logs and flags are kept in `folder`."""
+    hook = folder / "hook"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text("from tests.integration import sabotage\n\nsabotage.watch()\n")
+    repository = Path(__file__).parents[2]
+    settings = {"folder": str(folder), "plan": {str(trial): what for trial, what in plan.items()}}
+    return {"PYTHONPATH": f"{hook}{os.pathsep}{repository}", VARIABLE: json.dumps(settings)}
+
+
+def held(folder: Path, trial: int) -> Path:
+    """There once the trial is held; holds the worker's pid."""
+    return folder / f"held-{trial}"
+
+
+def let_go(folder: Path, trial: int) -> None:
+    """The trial's worker goes on, and is not held again."""
+    (folder / f"go-{trial}").touch()
+
+
+# --- in the driver and its workers ------------------------------------------------------------------------------------
+
+
+def watch() -> None:
+    settings = json.loads(os.environ[VARIABLE])
+    _append(Path(settings["folder"]) / "processes.log", " ".join(sys.orig_argv))
+    sys.meta_path.insert(0, _OnceImported(settings))
+
+
+class _OnceImported:
+    """An import hook that sabotages `WATCHED` when it has been imported."""
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def find_spec(self, name, path=None, target=None):
+        if name != WATCHED:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            _sabotage(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _sabotage(run_class, trainer_class, folder, plan):
+    folder, waiting, current = Path(folder), dict(plan), None
+    begin, step = run_class.__init__, trainer_class.run_step
+
+    @functools.wraps(begin)
+    def begun(self, trial, *args, **kwargs):
+        nonlocal current
+        current = str(trial.id)
+        begin(self, trial, *args, **kwargs)
+
+    @functools.wraps(step)
+    def stepped(self):
+        loss = step(self)
+        mask = zlib.crc32(b"".join(mask.bool().numpy().tobytes() for mask in self.masks))
+        _append(folder / "steps.log", f"{self.seed} {self.step} {mask}")
+        if self.step == AT_STEP and current in waiting:
+            _strike(folder, int(current), waiting.pop(current))
+        return loss
+
+    run_class.__init__, trainer_class.run_step = begun, stepped
+
+
+def _strike(folder: Path, trial: int, what: str) -> None:
+    if what == DIE:
+        _append(folder / f"deaths-{trial}", str(os.getpid()))
+        os._exit(1)
+    if what != HOLD:
+        error = getattr(builtins, what, None) or getattr(sys.modules["torch"], what)
+        raise error(f"planned for trial {trial}")
+    partial = held(folder, trial).with_suffix(".partial")
+    partial.write_text(str(os.getpid()))
+    partial.replace(held(folder, trial))
+    while not (folder / f"go-{trial}").exists():
+        time.sleep(0.02)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line + "\n")
