@@ -48,9 +48,9 @@ def sweep(
     parsed = _load(spec, set_)
     with _lines_of(spec, set_):
         if dry_run:
-            from raylt import preflight
+            from raylt.sweep import describe_sweep
 
-            sys.stdout.writelines(f"{line}\n" for line in preflight.describe(parsed, preflight.check(parsed)))
+            sys.stdout.writelines(f"{line}\n" for line in describe_sweep(parsed, new=new))
             return
         from raylt.sweep import run_sweep
 
@@ -235,7 +235,10 @@ def _print_tables(document: dict[str, Any], pareto: bool) -> None:
 
 def _print_end(spec: SweepSpec, code: int) -> None:
     """After a sweep: the Pareto table and where to look."""
-    _, _, document = _results(spec.name, spec.storage.root)
+    try:
+        _, _, document = _results(spec.name, spec.storage.root)
+    except InputError:
+        return  # stopped before the sweep had begun: there is nothing to show
     if any(trial["pareto"] for trial in document["trials"]):
         _print_tables(document, True)
     from raylt.runs import tracking_uri

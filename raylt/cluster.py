@@ -33,6 +33,9 @@ QUIET = {
 }
 
 
+PATHS = ("RAYLT_DATA", "RAYLT_INCEPTION")
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the cluster has, and what a trial gets."""
@@ -45,6 +48,9 @@ class Resources:
 def prepare_environment(address: str | None) -> None:
     """Settings that Ray reads when it is first imported, so this comes first. Where Ray is imported already, they stay."""
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    for name in PATHS:  # workers run in folders of their own
+        if name in os.environ:
+            os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     if address is None and "ray" not in sys.modules:  # other users of this machine must not be able to send us code
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
@@ -150,7 +156,12 @@ class Signals:
 
     def __init__(self) -> None:
         self.terminated = False
-        self._before = signal.signal(signal.SIGTERM, self._on_terminate)
+        self._before = signal.getsignal(signal.SIGTERM)
+        self.take()
+
+    def take(self) -> None:
+        """Again once Ray is up: `ray.init` puts handlers of its own in place, and its C++ one aborts."""
+        signal.signal(signal.SIGTERM, self._on_terminate)
 
     def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
         self.terminated = True

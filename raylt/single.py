@@ -40,7 +40,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
             )
             console.print(line, markup=False, highlight=False)
         result = run.result
-    except RayltError as error:
+    except (RayltError, RuntimeError, MemoryError, OSError) as error:  # as a sweep would: the trial's end, not ours
         result = run.failed(error)
     return trial_record(trial, result), 1 if result["state"] == FAIL else 0
 

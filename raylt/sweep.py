@@ -18,6 +18,7 @@ from raylt.progress import SweepProgress
 from raylt.results import LOCK_FILE, SPEC_FILE, is_complete, stored_spec
 from raylt.runs import tracking_uri
 from raylt.search.dispatch import Dispatcher
+from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec, digest_of
@@ -46,6 +47,14 @@ def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False,
     finally:
         signals.restore()
         lease.release()
+
+
+def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
+    """What `run_sweep` would do, after the same checks; starts and writes nothing."""
+    store = Store(spec.storage.root)
+    spec = with_free_name(spec, store) if new else spec
+    refuse_changed_identity(spec, store)
+    return preflight.describe(spec, preflight.check(spec))
 
 
 def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
@@ -83,6 +92,7 @@ class _Driver:
         if lock is not None and is_complete(self.spec, self.ledger):
             return self._project_and_leave()
         with cluster.connected(self.spec, address) as resources:
+            self.signals.take()
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
             self._warn_of_other_versions(lock)
             self.lease.check()
@@ -128,7 +138,7 @@ class _Driver:
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed)
         searcher = LedgerSearcher(dispatcher, round_done)
         shared = {
-            "spec": self.spec.dump(), "compute": compute.key(), "name": self.spec.name,
+            "spec": _with_absolute_paths(self.spec).dump(), "compute": compute.key(), "name": self.spec.name,
             "root": absolute_root(self.store), "epoch": self.lease.holder.epoch,
         }  # fmt: skip
         try:
@@ -145,7 +155,8 @@ class _Driver:
         return self._exit_code()
 
     def _project_and_leave(self) -> int:
-        """Nothing to run: bring study and MLflow up to date, should they be behind or gone."""
+        """Nothing to run: bring similarity, study and MLflow up to date, should they be behind or gone."""
+        measure(self.spec, self.ledger)
         study = StudyFile(self.spec, study_path(self.store, self.spec.name))
         study.sync(self.ledger)
         study.close()
@@ -163,6 +174,14 @@ class _Driver:
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _with_absolute_paths(spec: SweepSpec) -> SweepSpec:
+    """The spec for workers, which run in folders of their own."""
+    if spec.data.root is None:
+        return spec
+    root = str(Path(spec.data.root).expanduser().absolute())
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"root": root})})
 
 
 def absolute_root(store: Store) -> str:

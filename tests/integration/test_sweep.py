@@ -176,7 +176,9 @@ def empty_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def new_sweep(_warm_store: Path, empty_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sweep]]:
+def new_sweep(
+    _warm_store: Path, empty_record: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Sweep]]:
     """`new_sweep(train={...})`: a folder where the tiny sweep, with changes, has not been run yet."""
     sweeps = []
 
@@ -329,7 +331,7 @@ def test_mlflow_has_a_run_for_the_sweep_and_one_below_it_for_each_trial(finished
     experiment = client.get_experiment_by_name("raylt/tiny")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(NAME)
-    assert list(sorted(runs)) == [f"{number:04d}-{kind}" for number, kind in enumerate(KINDS)]
+    assert sorted(runs) == [f"{number:04d}-{kind}" for number, kind in enumerate(KINDS)]
     assert len(client.search_runs([experiment.experiment_id])) == 9
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
     for trial in document["trials"]:
