@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Seconds after pyproject.toml was last installed; made again when it changes.
+# Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test check lint types imports slow clean

@@ -137,7 +137,11 @@ def report(
     from raylt.specfile import dump_yaml
 
     spec, _, document = _results(name, root)
-    output.write_text(html_page(document, without_secrets(dump_yaml(spec.dump()))), encoding="utf-8")
+    page = html_page(document, without_secrets(dump_yaml(spec.dump())))
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
     typer.echo(str(output))
 
 

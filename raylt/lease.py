@@ -120,6 +120,15 @@ class Lease:
                 raise LeaseHeld(f"sweep {name} is being driven by {written}; wait for it, or end that process")
         return Lease(store, name, mine)
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether no other driver has taken the sweep over."""
+        try:
+            self.check()
+        except Fenced:
+            return False
+        return True
+
     def release(self) -> None:
         self._stop.set()
         self._thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,7 +33,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     bench = Bench(spec, compute, found.images)
     bench.use_threads()
     trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
-    run = TrialRun(trial, bench, Store(spec.storage.root, owner="ticket"), ticket_progress(spec, console))
+    run = TrialRun(trial, bench, Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}"), ticket_progress(spec, console))
     try:
         for report in run:
             line = (

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from raylt import cluster, preflight
 from raylt.diffusion.train import Compute
-from raylt.errors import EnvironmentFailure, InputError
+from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.lease import Lease
 from raylt.ledger import FAIL, Ledger
 from raylt.progress import SweepProgress
@@ -91,12 +91,16 @@ class _Driver:
         lock = self.ledger.read(LOCK_FILE)
         if lock is not None and is_complete(self.spec, self.ledger):
             return self._project_and_leave()
+        if lock is not None and lock["data_sha256"] != found.images.digest:
+            raise InputError(
+                f"the images are not those that sweep {self.spec.name} began with; restore data.root, or use --new"
+            )
         with cluster.connected(self.spec, address) as resources:
             self.signals.take()
-            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
-            self._warn_of_other_versions(lock)
             self.lease.check()
             self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
+            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
+            self._warn_of_other_versions(lock)
             return self._search(lock, resources)
 
     def _lock(self, compute: Compute, found: preflight.Preflight) -> dict[str, Any]:
@@ -146,6 +150,8 @@ class _Driver:
             tracker.sync_soon()
             callbacks = [WorkerDeaths(searcher)]
             cluster.run_tune(TrialActor, searcher, callbacks, StopAfterEqualFailures(dispatcher), self.spec, resources, shared)
+        except Exception as error:
+            raise _underlying(error) from error
         finally:
             progress.close()
             study.close()
@@ -164,7 +170,8 @@ class _Driver:
         return self._exit_code()
 
     def _close(self, tracker: Tracker) -> None:
-        if not tracker.close("complete" if is_complete(self.spec, self.ledger) else "interrupted"):
+        is_recorded = tracker.close("complete" if is_complete(self.spec, self.ledger) else "interrupted")
+        if not is_recorded and self.lease.is_mine:
             self._say("warning: MLflow could not be reached; the next start of this sweep brings its record up to date")
 
     def _exit_code(self) -> int:
@@ -174,6 +181,16 @@ class _Driver:
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _underlying(error: BaseException) -> BaseException:
+    """What Tune wrapped: an error of ours (another driver took over, the disk is full) where there is one."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RayltError):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _with_absolute_paths(spec: SweepSpec) -> SweepSpec:

@@ -125,9 +125,7 @@ def test_random_kills_of_the_driver_change_nothing(concurrency, num_kills, seed,
     assert sweep.results() == whole.results()
     assert sweep.mlflow() == whole.mlflow()
     again = (sweep.steps() - whole.steps()).total()
-    print(
-        f"concurrency {concurrency}: {kills} kills, {inside} inside a round, {again} of {whole.steps().total()} steps again"
-    )
+    print(f"concurrency {concurrency}: {kills} kills, {inside} inside a round, {again} of {whole.steps().total()} steps again")
     assert set(sweep.steps()) == set(whole.steps())
     assert kills >= 1
     # Each kill loses at most what lies behind the last checkpoint of each running trial; orphans add what they still did.

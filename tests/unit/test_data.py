@@ -70,8 +70,7 @@ def test_float_round_trip_over_every_value() -> None:
     assert to_float(x).dtype == torch.float32
     assert to_float(x).min() == -1 and to_float(x).max() == 1
     assert torch.equal(to_uint8(to_float(x)), x)
-    outside = torch.tensor([-7.0, -1.0, 0.9999, 1.0, 3.0])
-    assert to_uint8(outside).tolist() == [0, 0, 255, 255, 255]
+    assert to_uint8(torch.tensor([-7.0, -1.0, 0.9999, 1.0, 3.0])).tolist() == [0, 0, 255, 255, 255]
 
 
 def _resize_by_hand(x_HW: np.ndarray, size: int) -> np.ndarray:
@@ -146,7 +145,7 @@ def test_missing_data_says_where_it_looked_and_what_to_do(
     assert "RAYLT_DATA" in problem.expected and "\n" not in str(problem)
 
 
-def test_damaged_data_is_told_from_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_data_is_told_from_missing_data(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for kind in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
