@@ -1,7 +1,5 @@
 """Data sets as uint8 tensors, whole in memory: torchvision's, scikit-learn's digits, or a folder of images."""
 
-# ruff: noqa: N815  (shapes in names, also in those of attributes)
-
 from __future__ import annotations
 
 import contextlib

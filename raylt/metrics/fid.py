@@ -1,7 +1,5 @@
 """Frechet Inception distance and kernel Inception distance between two sets of features, by torch-fidelity."""
 
-# ruff: noqa: N815  (shapes in names, also in those of attributes)
-
 from __future__ import annotations
 
 from dataclasses import dataclass
