@@ -55,7 +55,7 @@ def sweep(
         from raylt.sweep import run_sweep
 
         parsed, code = run_sweep(parsed, address=address, new=new, console=_console(stderr=True))
-    _print_end(parsed, code)
+    _print_end(parsed, code, new)
     raise typer.Exit(code)
 
 
@@ -237,7 +237,7 @@ def _print_tables(document: dict[str, Any], pareto: bool) -> None:
         console.print(similarity_table(document))
 
 
-def _print_end(spec: SweepSpec, code: int) -> None:
+def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
     """After a sweep: the Pareto table and where to look."""
     try:
         _, _, document = _results(spec.name, spec.storage.root)
@@ -253,7 +253,8 @@ def _print_end(spec: SweepSpec, code: int) -> None:
     typer.echo(f"  results  raylt results {spec.name} --root {spec.storage.root}")
     typer.echo(f"  MLflow   raylt ui   ({tracking_uri(spec)}, experiment raylt/{spec.name})")
     if code in (130, 143):
-        typer.echo("  stopped before its end; the same command goes on from here")
+        again = f" with --set name={spec.name} in place of --new" if new else ""
+        typer.echo(f"  stopped before its end; the same command{again} goes on from here")
 
 
 def _print_record(record: dict[str, Any], as_json: bool) -> None:

@@ -75,7 +75,8 @@ class Ledger:
 
 
 def sweep_names(store: Store) -> list[str]:
-    return store.names("sweeps")
+    """The sweeps that were begun: `existing` finds each of them."""
+    return [name for name in store.names("sweeps") if store.read(f"sweeps/{name}/spec.lock.json") is not None]
 
 
 def existing(store: Store, name: str) -> Ledger:

@@ -64,6 +64,10 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
         raise InputError(f"trial {number} of {ledger.name} has no ticket; those that have: {done}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; give another folder") from error
     store = ledger.store
     weights = unpack(store.find(result["final_stage"]).read(TRAINED))["ema"]
     export_pipeline(folder, spec.unet_config, weights, spec.train.beta_schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,20 @@ def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False,
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
     found = preflight.check(spec)
-    lease = Lease.acquire(store, spec.name)
-    signals = cluster.Signals()
+    signals, lease = cluster.Signals(), None
     try:
+        lease = Lease.acquire(store, spec.name)
         return spec, _Driver(spec, store, lease, signals, console).run(address, found)
     except KeyboardInterrupt:
         return spec, signals.exit_code
+    except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
+        if leave.code != signal.SIGTERM:
+            raise
+        return spec, 143
     finally:
         signals.restore()
-        lease.release()
+        if lease is not None:
+            lease.release()
 
 
 def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:

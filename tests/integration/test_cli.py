@@ -200,6 +200,17 @@ def test_a_dry_run_in_an_empty_folder_says_what_the_quickstart_would_do(call):
     assert paths() == []
 
 
+def test_a_dry_run_refuses_a_changed_identity_as_the_sweep_would_and_knows_the_next_free_name(call, here):
+    words, before = ("sweep", "--dry-run", "small.yaml"), paths()
+    assert call(*words).out.startswith("sweep    small (")
+    errors = call(*words, "--set", "train.steps=13", "--set", "search.trials=9").errors
+    assert errors[1:] == ["  train.steps: 12 -> 13"]  # more trials are no other sweep
+    assert "small-2" in errors[0]
+    assert "--new" in errors[0]
+    assert call(*words, "--set", "train.steps=13", "--new").out.startswith("sweep    small-2 (")
+    assert paths() == before
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +269,10 @@ def test_usage_errors_exit_2(words, call):
 
 @pytest.mark.parametrize("words", [("results",), ("status",), ("report", "-o", "page.html"), ("export",)], ids=" ".join)
 def test_an_unknown_sweep_is_refused_with_those_there_are(words, call, here):
-    more, before = ("0", "folder") if words == ("export",) else (), paths()
+    more = ("0", "folder") if words == ("export",) else ()
+    Path("raylt-data/sweeps/never-begun").mkdir()
+    Path("raylt-data/sweeps/never-begun/lease.json").write_text("{}")
+    before = paths()
     (line,) = call(words[0], "smal", *words[1:], *more).errors
     assert "'smal'" in line
     assert "there: small)" in line
