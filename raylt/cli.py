@@ -103,6 +103,8 @@ def status(name: NameArgument, root: RootOption = None) -> None:
         if trial["state"] in ("RUNNING", "FAIL", "PRUNED"):
             rounds = f"round {len(trial['rounds'])}" if trial["rounds"] else ""
             typer.echo(f"{trial['id']:5d} {trial['kind']:8} {trial['state']:8} {trial['error'] or rounds}".rstrip())
+    if document["state"] == "interrupted":
+        typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the trials that are RUNNING first")
 
 
 @app.command()
@@ -114,6 +116,8 @@ def results(
     as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
 ) -> None:
     """What a sweep has found."""
+    if as_json and as_csv:
+        raise InputError("--json and --csv contradict each other; give one of them")
     from raylt.report import csv_text
 
     _, _, document = _results(name, root)

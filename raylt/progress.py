@@ -20,6 +20,8 @@ class SweepProgress:
     def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
         self.spec, self.ledger, self.console = spec, ledger, console
         self.total = len(plan(spec)) + spec.search.trials
+        begun = "goes on" if ledger.asked else "begins"
+        self._say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
         self._status: Status | None = console.status(self._headline()) if console.is_terminal else None
         if self._status is not None:
             self._status.start()

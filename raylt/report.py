@@ -137,7 +137,8 @@ def trials_table(results: Record, pareto_only: bool = False) -> Table:
     fids = "\n".join(f"FID ({protocol}): {protocol_text(results, protocol)}" for protocol in protocols)
     what = f"Pareto front in {', '.join(results['objectives'])}" if pareto_only else f"{len(trials)} trials"
     notes = [*failures(results), *(["* on the Pareto front"] if any(t["pareto"] for t in trials) else [])]
-    table = _table(f"{results['name']} ({results['state']}): {what}\n{fids}", "" if pareto_only else "\n".join(notes))
+    notes = ["under the dense model (not ranked)"] if pareto_only and dense else notes
+    table = _table(f"{results['name']} ({results['state']}): {what}\n{fids}", "\n".join(notes))
     # the title has what stands behind each FID in full: features and 80 columns hold for one of them only
     short = [f"FID\n{results['protocols'][p]['features'] if len(protocols) == 1 else p}" for p in protocols]
     for name in _HEADER[:6] + short + _HEADER[6:]:

@@ -75,3 +75,5 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     samples = store.find(result["sample_stage"])
     if SAMPLES in samples.whole().files:
         (folder / SAMPLES).write_bytes(samples.read(SAMPLES))
+    for path in folder.rglob("*.safetensors"):
+        path.chmod((folder / "model_index.json").stat().st_mode)  # safetensors writes files that only their owner reads

@@ -88,7 +88,7 @@ def _problem(path: Path, detail: Any) -> Problem:
     if kind == "extra_forbidden":
         return Problem(key, "unknown key", _known(str(path[-1]), path[:-1]))
     if kind == "missing":
-        return Problem(key, "is missing", _right(path, None))
+        return Problem(key, "is missing", f"a line `{path[-1]}: VALUE`, where VALUE is {_right(path, None)}")
     if detail["loc"][-1] == "[key]":
         return Problem(key, "is no name", _NAME)
     if any(given is later or given == later for later in _NOT_YET.get(path, [])):

@@ -57,6 +57,10 @@ class Store:
             message = f"storage.root: no store at {root!r}: {error}; a folder, or a URI such as s3://bucket/folder"
             raise InputError(message) from error
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        if self.is_local and Path(self._base).exists() and not Path(self._base).is_dir():
+            raise InputError(
+                f"storage.root (or RAYLT_ROOT, --root): {root} is a file; a folder, or a URI such as s3://bucket/folder"
+            )
 
     def local_path(self, path: str) -> Path:
         assert self.is_local

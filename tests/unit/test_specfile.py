@@ -115,7 +115,7 @@ def test_one_error(body: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: x\n", "1: schema: is missing; 1"),
+        ("name: x\n", "1: schema: is missing; a line `schema: VALUE`, where VALUE is 1"),
         ("schema: 2\nname: x\n", "1: schema: is not known (got 2); 1"),
         ("schema: 1\nname: 2024\n", "2: name: is not text (got 2024); letters, digits, - and _, at most 100"),
         ("", "1: YAML: is empty; KEY: VALUE lines, of which schema: 1 and name: NAME are required"),
