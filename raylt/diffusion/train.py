@@ -133,7 +133,7 @@ class Trainer:
             group["lr"] = self.learning_rate(self.train, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         if self.masked:  # before clipping: pruned coordinates would inflate the norm, 100x at 99 % sparsity
             _multiply([p.grad for p in self.masked if p.grad is not None], self.masks)
         if self.train.gradient_clip is not None:

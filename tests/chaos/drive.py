@@ -1,9 +1,9 @@
 """A sweep's whole path in one process, without Ray, that kills itself at a scripted point: what the chaos tests start.
 
-    python -m tests.chaos.drive ROOT MLFLOW_URI LOG [POINT NTH]      # or `main` in a process of its own
+    python -m tests.chaos.drive FOLDER [POINT NTH]      # or `main` in a process of its own
 
-POINT is one of `POINTS`; the process sends itself SIGKILL when it has passed that point for the NTH time. Every step of
-training is appended to LOG, so that the tests can count what was done twice.
+POINT is one of `POINTS`; the process sends itself SIGKILL when it has passed that point for the NTH time. Store, MLflow
+database and a log of every step of training lie in FOLDER, so that the tests can count what was done twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import os
 import signal
 import sys
-import zlib
 from pathlib import Path
 
 from raylt import tracking
@@ -26,6 +25,7 @@ from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Stage, Store
 from raylt.trial import Bench, TrialRun
+from tests import sabotage
 from tests.conftest import TINY
 
 # Where in the code each point lies: what has just happened when the process dies.
@@ -59,23 +59,9 @@ def kill_after(point: str, nth: int) -> None:
     setattr(owner, name, wrapper)
 
 
-def log_steps(path: Path) -> None:
-    """Append a line for every step of training: seed of the order, step, checksum of the mask."""
-    original = Trainer.run_step
-
-    @functools.wraps(original)
-    def wrapper(self):
-        loss = original(self)
-        mask = zlib.crc32(b"".join(mask.bool().numpy().tobytes() for mask in self.masks))
-        with path.open("a") as file:
-            file.write(f"{self.seed} {self.step} {mask}\n")
-        return loss
-
-    Trainer.run_step = wrapper
-
-
-def main(root: str, uri: str, log: str, point: str = "", nth: str = "0") -> None:
-    log_steps(Path(log))
+def main(folder: str, point: str = "", nth: str = "0") -> None:
+    root, uri = f"{folder}/root", f"sqlite:///{folder}/mlflow.db"
+    sabotage.wrap(TrialRun, Trainer, folder, {})
     if point:
         kill_after(point, int(nth))
     spec = SweepSpec.model_validate(TINY)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from raylt.specfile import dump_yaml
+from tests import sabotage
 from tests.conftest import TINY, merged
 
 STEPS, CHECKPOINT_EVERY = 120, 20
@@ -42,8 +43,7 @@ class Sweep:
         (folder / "chaos.yaml").write_text(dump_yaml(spec_for(concurrency)))
 
     def start(self) -> subprocess.Popen:
-        hook = Path(__file__).parent / "hook"
-        own = {"PYTHONPATH": str(hook), "RAYLT_STEP_LOG": str(self.folder / "steps.log"), "OMP_NUM_THREADS": "1"}
+        own = {**sabotage.environment(self.folder, {}), "OMP_NUM_THREADS": "1"}
         env = {key: value for key, value in os.environ.items() if not key.startswith(("RAYLT_", "MLFLOW_", "RAY_"))} | own
         command = [sys.executable, "-m", "raylt.cli", "sweep", "chaos.yaml"]
         with (self.folder / "output.txt").open("a") as log:

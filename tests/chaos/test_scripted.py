@@ -30,8 +30,7 @@ FORK.set_forkserver_preload(["tests.chaos.drive", "mlflow.tracking", "mlflow.sto
 
 def drive(folder: Path, *kill: str) -> int:
     """One process over the sweep in `folder`; its exit code (-9 where it killed itself)."""
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    process = FORK.Process(target=main, args=(str(folder / "root"), uri, str(folder / "steps.log"), *kill))
+    process = FORK.Process(target=main, args=(str(folder), *kill))
     process.start()
     process.join()
     assert process.exitcode in (0, -9)

@@ -25,9 +25,9 @@ from mlflow import MlflowClient
 
 from raylt.specfile import dump_yaml
 from raylt.ticket.file import load_ticket
+from tests import sabotage
 from tests.conftest import TINY, merged
-from tests.integration import sabotage
-from tests.integration.sabotage import DIE, HOLD
+from tests.sabotage import DIE, HOLD
 
 PATIENCE_S = 200.0  # for one driver, on a machine with much else to do
 NAME = "tiny"

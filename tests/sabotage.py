@@ -1,4 +1,4 @@
-"""What the sweep tests do to a sweep's processes: log steps of training, and hold, kill or break chosen trials.
+"""What the sweep and chaos tests do to a sweep's processes: log steps of training, and hold, kill or break chosen trials.
 
 The code under test has no hooks for this. `environment` puts a `sitecustomize` on PYTHONPATH, which Ray's workers
 inherit from the driver: it wraps classes of raylt once `raylt.trial` has been imported.
@@ -29,8 +29,8 @@ def environment(folder: Path, plan: Mapping[int, str]) -> dict[str, str]:
     """For a driver: `plan` says what becomes of trials at `AT_STEP`. Logs and flags are kept in `folder`."""
     hook = folder / "hook"
     hook.mkdir(exist_ok=True)
-    (hook / "sitecustomize.py").write_text("from tests.integration import sabotage\n\nsabotage.watch()\n")
-    repository = Path(__file__).parents[2]
+    (hook / "sitecustomize.py").write_text("from tests import sabotage\n\nsabotage.watch()\n")
+    repository = Path(__file__).parents[1]
     settings = {"folder": str(folder), "plan": {str(trial): what for trial, what in plan.items()}}
     return {"PYTHONPATH": f"{hook}{os.pathsep}{repository}", VARIABLE: json.dumps(settings)}
 
@@ -69,13 +69,14 @@ class _OnceImported:
 
         def exec_module(module):
             load(module)
-            _sabotage(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
+            wrap(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def _sabotage(run_class, trainer_class, folder, plan):
+def wrap(run_class, trainer_class, folder, plan):
+    """Log every step of training to `steps.log`: seed of the order, step, checksum of the mask. Strike where planned."""
     folder, waiting, current = Path(folder), dict(plan), None
     begin, step = run_class.__init__, trainer_class.run_step
 
