@@ -69,10 +69,11 @@ def _path(loc: tuple[str | int, ...], data: Any) -> Path:
     """The part of pydantic's location that is a path in the file: it also names the branches of unions."""
     path: list[str | int] = []
     for part in loc:
-        if not (isinstance(data, dict) and part in data) and not (isinstance(data, list) and isinstance(part, int)):
+        is_there = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if not is_there:
             break
         path.append(part)
-        data = data[part]  # type: ignore[index]
+        data = data[part]
     return tuple(path)
 
 
