@@ -1,0 +1,103 @@
+"""Commands that only read: status, results, report, export, ui."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raylt.cli.common import NameArgument, RootOption, app, find_results, print_tables
+from raylt.errors import InputError
+
+
+@app.command()
+def status(name: NameArgument, root: RootOption = None) -> None:
+    """How far a sweep is, who drives it, and why trials failed."""
+    from raylt.lease import read_holder
+
+    spec, ledger, document = find_results(name, root)
+    counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items())
+    typer.echo(f"{spec.name}: {document['state']} ({counts})")
+    holder = read_holder(ledger.store, spec.name)
+    if document["state"] == "running":
+        typer.echo(f"driven by {holder}")
+    for trial in document["trials"]:
+        if trial["state"] in ("RUNNING", "FAIL", "PRUNED"):
+            rounds = f"round {len(trial['rounds'])}" if trial["rounds"] else ""
+            typer.echo(f"{trial['id']:5d} {trial['kind']:8} {trial['state']:8} {trial['error'] or rounds}".rstrip())
+    if document["state"] == "interrupted":
+        typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the trials that are RUNNING first")
+
+
+@app.command()
+def results(
+    name: NameArgument,
+    root: RootOption = None,
+    pareto: Annotated[bool, typer.Option("--pareto", help="The Pareto front alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
+) -> None:
+    """What a sweep has found."""
+    if as_json and as_csv:
+        raise InputError("--json and --csv contradict each other; give one of them")
+    from raylt.report import csv_text
+
+    _, _, document = find_results(name, root)
+    if pareto and (as_json or as_csv):
+        document = {**document, "trials": [trial for trial in document["trials"] if trial["pareto"]]}
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+    elif as_csv:
+        typer.echo(csv_text(document), nl=False)
+    else:
+        print_tables(document, pareto)
+
+
+@app.command()
+def report(
+    name: NameArgument, output: Annotated[Path, typer.Option("-o", help="The HTML file.")], root: RootOption = None
+) -> None:
+    """One HTML page with everything a sweep has found."""
+    from raylt.report import html_page
+    from raylt.runs import without_secrets
+    from raylt.specfile import dump_yaml
+
+    spec, _, document = find_results(name, root)
+    page = html_page(document, without_secrets(dump_yaml(spec.dump())))
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
+    typer.echo(str(output))
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    root: RootOption = None,
+) -> None:
+    """Write a trial as a folder that diffusers' DDPMPipeline.from_pretrained loads, with its ticket file."""
+    spec, ledger, _ = find_results(name, root)
+    from raylt.single import export_trial
+
+    export_trial(spec, ledger, trial, folder)
+    typer.echo(str(folder))
+
+
+@app.command()
+def ui(
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+) -> None:
+    """Open MLflow's web page on the runs recorded here."""
+    from raylt.spec import TrackingSpec
+    from raylt.ui import serve_ui
+
+    raise typer.Exit(serve_ui(uri or os.environ.get("MLFLOW_TRACKING_URI") or TrackingSpec().uri, port))
