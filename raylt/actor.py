@@ -16,6 +16,7 @@ from raylt.plan import TrialSpec
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from raylt.trial import MESSAGE, Bench, TrialRun, failure
+from raylt.triallog import TrialLog
 
 
 def _message(**content: Any) -> dict[str, Any]:
@@ -39,6 +40,7 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._config = new_config
         self._run: TrialRun | None = None
+        self._log = TrialLog(Store(new_config["root"]), new_config["name"], new_config["trial"]["id"])
         self._rounds: Iterator[dict[str, Any]] | None = None
         return True
 
@@ -47,10 +49,13 @@ class TrialActor(tune.Trainable):
             run, rounds = self._begin()
             report = next(rounds)
             done = report["round"] == run.search.num_rounds - 1
+            self._log.scored(report)
             return _message(report=report, result=run.result if done else None)
         except Fenced as error:
+            self._log.say(str(error))
             return _message(fenced=str(error))
         except Exception as error:
+            self._log.failed(error)
             return _message(result=failure(error) if self._run is None else self._run.failed(error))
 
     def _begin(self) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
@@ -58,10 +63,9 @@ class TrialActor(tune.Trainable):
         if self._run is None or self._rounds is None:
             config = self._config
             spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
-            watched = Store(config["root"])
-            guard = guard_for(watched, config["name"], config["epoch"])
+            guard = guard_for(Store(config["root"]), config["name"], config["epoch"])
             store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
-            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"])), store)
+            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"])), store, self._log.trained)
             self._rounds = iter(self._run)
         return self._run, self._rounds
 

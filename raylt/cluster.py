@@ -170,6 +170,10 @@ class Signals:
         else:
             raise KeyboardInterrupt
 
+    def terminate(self) -> None:
+        """As if somebody had sent SIGTERM; from any thread."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
     @property
     def exit_code(self) -> int:
         return 143 if self.terminated else 130

@@ -1,4 +1,4 @@
-"""The lease: one driver per sweep. Its epoch fences off whoever held it before."""
+"""The lease: one driver per sweep. Its epoch fences off whoever held it before; a stop request names the epoch it is for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from raylt.store import Store
 
 STALE_AFTER_S = 60.0  # a holder on another host is taken for dead when its last heartbeat is older
 HEARTBEAT_EVERY_S = 10.0
+LOOK_EVERY_S = 2.0  # for a stop request
 SETTLE_S = 2.0  # on stores without locks: how long two newcomers wait to see who wrote last
 
 
@@ -77,6 +78,25 @@ def lease_path(name: str) -> str:
     return f"sweeps/{name}/lease.json"
 
 
+def stop_path(name: str) -> str:
+    return f"sweeps/{name}/stop.json"
+
+
+def request_stop(store: Store, name: str) -> Holder | None:
+    """Ask the driver of a sweep to stop, from anywhere that reaches the store; returns it, None where nobody drives it."""
+    holder = read_holder(store, name)
+    if holder is None or not holder.is_alive():
+        return None
+    store.write_json(stop_path(name), {"epoch": holder.epoch})
+    return holder
+
+
+def has_stopped(store: Store, name: str, holder: Holder) -> bool:
+    """Whether `holder` drives the sweep no more."""
+    now = read_holder(store, name)
+    return now is None or now.epoch != holder.epoch or not now.is_alive()
+
+
 def read_holder(store: Store, name: str) -> Holder | None:
     data = store.read_json(lease_path(name))
     return None if data is None else Holder(**data)
@@ -97,16 +117,19 @@ def guard_for(store: Store, name: str, epoch: int) -> Callable[[], None]:
 class Lease:
     """A lease held by this process, kept alive by a thread until `release`."""
 
-    def __init__(self, store: Store, name: str, holder: Holder) -> None:
-        self.store, self.name, self.holder = store, name, holder
+    def __init__(self, store: Store, name: str, holder: Holder, on_stop: Callable[[], None]) -> None:
+        self.store, self.name, self.holder, self._on_stop = store, name, holder, on_stop
         self.check = guard_for(store, name, holder.epoch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
     @staticmethod
-    def acquire(store: Store, name: str) -> Lease:
-        """The lease of a sweep. Raises `LeaseHeld`, naming the holder, where another driver lives."""
+    def acquire(store: Store, name: str, on_stop: Callable[[], None] = lambda: None) -> Lease:
+        """The lease of a sweep. Raises `LeaseHeld`, naming the holder, where another driver lives.
+
+        `on_stop` is called, once and from the lease's thread, when somebody asks this driver to stop.
+        """
         with _exclusive(store, name):
             current = read_holder(store, name)
             if current is not None and current.is_alive():
@@ -118,7 +141,7 @@ class Lease:
             written = read_holder(store, name)
             if written is None or written.token != mine.token:
                 raise LeaseHeld(f"sweep {name} is being driven by {written}; wait for it, or end that process")
-        return Lease(store, name, mine)
+        return Lease(store, name, mine, on_stop)
 
     @property
     def is_mine(self) -> bool:
@@ -136,12 +159,23 @@ class Lease:
             self._write(replace(self.holder, heartbeat=time.time(), released=True))
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_EVERY_S):
+        due, asked = time.monotonic() + HEARTBEAT_EVERY_S, False
+        while not self._stop.wait(LOOK_EVERY_S):
             with contextlib.suppress(OSError):  # the store is away: the next write of the ledger will say so
+                if not asked and self._is_asked_to_stop():
+                    asked = True
+                    self._on_stop()
+                if time.monotonic() < due:
+                    continue
+                due = time.monotonic() + HEARTBEAT_EVERY_S
                 try:
                     self._write(replace(self.holder, heartbeat=time.time()))
                 except Fenced:
                     return
+
+    def _is_asked_to_stop(self) -> bool:
+        request = self.store.read_json(stop_path(self.name))
+        return request is not None and request["epoch"] == self.holder.epoch
 
     def _write(self, holder: Holder) -> None:
         with _exclusive(self.store, self.name):

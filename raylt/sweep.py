@@ -41,7 +41,7 @@ def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False,
     found = preflight.check(spec)
     signals, lease = cluster.Signals(), None
     try:
-        lease = Lease.acquire(store, spec.name)
+        lease = Lease.acquire(store, spec.name, signals.terminate)
         return spec, _Driver(spec, store, lease, signals, console).run(address, found)
     except KeyboardInterrupt:
         return spec, signals.exit_code

@@ -486,6 +486,23 @@ def test_an_interrupt_before_anything_began_is_one(new_sweep):
     assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
 
 
+def test_a_sweep_is_stopped_from_elsewhere_and_its_trials_logs_say_what_they_did(new_sweep):
+    sweep = new_sweep()
+    driver = sweep.start("tiny.yaml", plan={0: HOLD})
+    eventually(lambda: sabotage.held(sweep.folder, 0).exists() or driver.poll() is not None, "trial 0 is at work")
+    stopper = sweep.start(NAME, command="stop")
+    sabotage.let_go(sweep.folder, 0)
+    done, stopped = sweep.end(driver), sweep.end(stopper)
+    assert (done.code, stopped.code) == (143, 0)
+    assert f"pid {driver.pid}" in stopped.err
+    assert "goes on from here" in stopped.out
+    assert sweep.results()["state"] == "interrupted"
+    assert "nobody drives it" in sweep.read("stop", NAME)
+    assert "round 0 step 4 training loss" in sweep.read("logs", NAME, "0", "-f")
+    missing = sweep.end(sweep.start(NAME, "99", command="logs"))
+    assert (missing.code, missing.err.count("\n")) == (2, 1)
+
+
 # --- failing trials ---------------------------------------------------------------------------------------------------
 
 
@@ -508,6 +525,10 @@ def test_trials_that_fail_leave_the_others_alone(new_sweep):
     assert [len(found["trials"][number]["rounds"]) for number in (5, 6, 7)] == [2, 2, 2]  # those before the error
     assert found["trials"][8]["state"] == "COMPLETE"
 
+    log = sweep.read("logs", NAME, "7")
+    assert "Traceback" in log
+    assert log.endswith("RuntimeError: planned for trial 7\n")
+    assert sweep.read("logs", NAME, "4").count("begins on") == 3
     status, record = sweep.read("status", NAME), sweep.record()
     for trial in found["trials"]:
         run = record[f"{trial['id']:04d}-{trial['kind']}"]

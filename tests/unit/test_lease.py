@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raylt.errors import Fenced, LeaseHeld
-from raylt.lease import STALE_AFTER_S, Holder, Lease, guard_for, lease_path, read_holder
+from raylt.lease import STALE_AFTER_S, Holder, Lease, guard_for, has_stopped, lease_path, read_holder, request_stop
 from raylt.ledger import Ledger
 from raylt.plan import TrialSpec
 from raylt.store import Store
@@ -101,3 +101,23 @@ def test_an_asked_file_without_its_content_did_not_happen(store, tmp_path):
     ledger.ask(TrialSpec(0, "dense", None, 0))
     (tmp_path / "sweeps/s/trials/00001").mkdir()  # killed between folder and file
     assert sorted(Ledger(store, "s").asked) == [0]
+
+
+def test_a_driver_hears_once_that_it_is_to_stop_and_its_successor_does_not(store, monkeypatch):
+    monkeypatch.setattr("raylt.lease.LOOK_EVERY_S", 0.01)
+    heard = []
+    mine = Lease.acquire(store, "s", lambda: heard.append("first"))
+    holder = request_stop(store, "s")
+    assert holder == mine.holder
+    assert not has_stopped(store, "s", holder)
+    deadline = time.monotonic() + 20
+    while not heard:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    mine.release()
+    assert has_stopped(store, "s", holder)
+    assert request_stop(store, "s") is None
+    second = Lease.acquire(store, "s", lambda: heard.append("second"))
+    time.sleep(0.2)
+    second.release()
+    assert heard == ["first"]

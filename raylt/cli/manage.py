@@ -1,0 +1,61 @@
+"""Commands about a sweep that runs: logs, stop."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from raylt.cli.common import NameArgument, RootOption, app, find_results
+from raylt.errors import EnvironmentFailure, InputError
+
+STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
+
+
+@app.command()
+def logs(
+    name: NameArgument,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the trial ends.")] = False,
+    root: RootOption = None,
+) -> None:
+    """What a trial's worker said: rounds, losses, and the traceback where it failed."""
+    from raylt.results import state_of
+    from raylt.triallog import read_log
+
+    spec, ledger, _ = find_results(name, root)
+    if trial not in ledger.asked:
+        raise InputError(f"{ledger.name} has no trial {trial}; it has {_range(sorted(ledger.asked))}")
+
+    def has_ended() -> bool:
+        ledger.reload()
+        return trial in ledger.results or state_of(spec, ledger) != "running"
+
+    for text in read_log(ledger.store, ledger.name, trial, until=has_ended if follow else None):
+        typer.echo(text, nl=False)
+
+
+@app.command()
+def stop(name: NameArgument, root: RootOption = None) -> None:
+    """Stop a running sweep, wherever its driver is: trials leave at their next step, and the same command resumes it."""
+    from raylt.lease import has_stopped, request_stop
+
+    _, ledger, document = find_results(name, root)
+    holder = request_stop(ledger.store, ledger.name)
+    if holder is None:
+        typer.echo(f"{ledger.name}: {document['state']}; nobody drives it")
+        return
+    typer.echo(f"{ledger.name}: asked {holder} to stop", err=True)
+    deadline = time.monotonic() + STOPS_WITHIN_S
+    while not has_stopped(ledger.store, ledger.name, holder):
+        if time.monotonic() > deadline:
+            raise EnvironmentFailure(
+                f"{ledger.name} has not stopped within {STOPS_WITHIN_S:.0f} s; it was asked to: look again soon"
+            )
+        time.sleep(0.5)
+    typer.echo(f"{ledger.name}: stopped; the same `raylt sweep` command goes on from here")
+
+
+def _range(numbers: list[int]) -> str:
+    return "none yet" if not numbers else f"{numbers[0]} to {numbers[-1]}"
