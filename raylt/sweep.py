@@ -17,12 +17,12 @@ from raylt.lease import Lease
 from raylt.ledger import FAIL, Ledger
 from raylt.progress import SweepProgress
 from raylt.results import LOCK_FILE, SPEC_FILE, is_complete, stored_spec
-from raylt.runs import tracking_uri
+from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec, digest_of
+from raylt.spec import SweepSpec, TrackingSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.tracking import Tracker
@@ -91,7 +91,7 @@ class _Driver:
     def __init__(self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console) -> None:
         self.spec, self.store, self.lease, self.signals, self.console = spec, store, lease, signals, console
         self.ledger = Ledger(store, spec.name, lease.check)
-        self.yaml = dump_yaml(spec.dump())
+        self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
 
     def run(self, address: str | None, found: preflight.Preflight) -> int:
         lock = self.ledger.read(LOCK_FILE)
@@ -148,7 +148,7 @@ class _Driver:
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed)
         searcher = LedgerSearcher(dispatcher, round_done)
         shared = {
-            "spec": _with_absolute_paths(self.spec).dump(), "compute": compute.key(), "name": self.spec.name,
+            "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "name": self.spec.name,
             "root": absolute_root(self.store), "epoch": self.lease.holder.epoch,
         }  # fmt: skip
         try:
@@ -199,12 +199,12 @@ def _underlying(error: BaseException) -> BaseException:
     return error
 
 
-def _with_absolute_paths(spec: SweepSpec) -> SweepSpec:
-    """The spec for workers, which run in folders of their own."""
-    if spec.data.root is None:
-        return spec
-    root = str(Path(spec.data.root).expanduser().absolute())
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"root": root})})
+def _for_workers(spec: SweepSpec) -> SweepSpec:
+    """The spec with absolute paths, since workers run in folders of their own, and without MLflow, which they never see."""
+    data = spec.data
+    if data.root is not None:
+        data = data.model_copy(update={"root": str(Path(data.root).expanduser().absolute())})
+    return spec.model_copy(update={"data": data, "tracking": TrackingSpec()})
 
 
 def absolute_root(store: Store) -> str:

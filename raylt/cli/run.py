@@ -78,13 +78,13 @@ def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
         return  # stopped before the sweep had begun: there is nothing to show
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
-    from raylt.runs import tracking_uri
+    from raylt.runs import tracking_uri, without_secrets
 
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"
     )
     typer.echo(f"  results  raylt results {spec.name} --root {spec.storage.root}")
-    typer.echo(f"  MLflow   raylt ui   ({tracking_uri(spec)}, experiment raylt/{spec.name})")
+    typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
     if code in (130, 143):
         again = f" with --set name={spec.name} in place of --new" if new else ""
         typer.echo(f"  stopped before its end; the same command{again} goes on from here")
