@@ -136,6 +136,7 @@ def run_tune(
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return bool(super().reset_config({**shared, **new_config}))
 
+    _keep_secrets_at_home()
     scratch = Path(tempfile.mkdtemp(prefix="raylt-tune-"))
     limited = ConcurrencyLimiter(searcher, max_concurrent=spec.search.concurrency)
     try:
@@ -149,6 +150,17 @@ def run_tune(
         ).fit()  # fmt: skip
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_secrets_at_home() -> None:
+    """Tune copies AWS's keys into the runtime environment of its actors, which Ray logs and shows in clear.
+
+    Workers have what their node's environment has, as everything else on it.
+    """
+    from ray.tune.execution import class_cache
+
+    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = kept
 
 
 class Signals:
