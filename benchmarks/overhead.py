@@ -6,6 +6,7 @@ Everything but the trial's work is real: dispatcher, searcher, Tune on a local R
 on a disk, study.db, MLflow on SQLite with every file of a run. The trial returns a result of the real shape at once.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -47,7 +48,7 @@ from raylt.search.dispatch import Dispatcher
 from raylt.search.sampler import default_startup
 from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
 from raylt.search.space import distributions
-from raylt.search.study import StudyFile
+from raylt.search.study import StudyKeeper
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
@@ -134,7 +135,7 @@ def template(spec: SweepSpec, store: Store) -> dict[str, Any]:
     }
     return {
         "state": "COMPLETE", "cause": None, **report, "flops_dense": 4_000_000, "broken": False, "ticket": "0" * 64,
-        "densities": dict.fromkeys(spec.blocks, 0.1), "kept": dict.fromkeys(spec.blocks, [100, 1000]),
+        "densities": dict.fromkeys(spec.blocks, 0.1), "kept": {block: [100, 1000] for block in spec.blocks},
         "layers": {layer.name: [layer.size // 10, layer.size] for layer in layers_of(spec.unet_config)},
         "rounds": [{"round": index, **report} for index in range(spec.ticket.rounds + 1)],
         "start_stage": "0" * 64, "final_stage": "0" * 64, "ticket_stage": ticket.digest, "sample_stage": sample.digest,
@@ -151,7 +152,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
     store.write(f"sweeps/{spec.name}/{SPEC_FILE}", yaml.encode())
     ledger.write(LOCK_FILE, {"digest": spec.digest, "startup": default_startup(spec)})
     ledger.write(SIMILARITY_FILE, {"blocks": {}, "profile": PROFILE})
-    study, ends = StudyFile(spec, folder / "study.db"), []
+    study, ends = StudyKeeper(spec, ledger, folder / "study.db"), []
     tracker, progress = Tracker(spec, ledger, yaml, uri), SweepProgress(spec, ledger, Console(file=StringIO()))
     tracker.sync_soon()
     wait_for(
@@ -159,7 +160,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
     )  # importing mlflow and making its schema are not a trial's cost
 
     def changed(trial: Any, result: Any) -> None:
-        study.sync(ledger)
+        study.sync_soon()
         tracker.sync_soon()
         progress.changed(trial, result)
         if result is not None:

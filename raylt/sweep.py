@@ -21,13 +21,14 @@ from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
-from raylt.search.study import StudyFile
+from raylt.search.study import StudyKeeper
 from raylt.spec import SweepSpec, TrackingSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.tracking import Tracker
 
 VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
+STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
 
 
 def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False, console: Console) -> tuple[SweepSpec, int]:
@@ -132,12 +133,12 @@ class _Driver:
         from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
 
         compute = Compute(lock["device"], lock["precision"], lock["threads"])
-        study = StudyFile(self.spec, study_path(self.store, self.spec.name))
+        study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         tracker = Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec))
         progress = SweepProgress(self.spec, self.ledger, self.console)
 
         def changed(trial: Any, result: Any) -> None:
-            study.sync(self.ledger)
+            study.sync_soon()
             tracker.sync_soon()
             progress.changed(trial, result)
 
@@ -152,7 +153,7 @@ class _Driver:
             "root": absolute_root(self.store), "epoch": self.lease.holder.epoch,
         }  # fmt: skip
         try:
-            study.sync(self.ledger)
+            study.sync_soon()
             tracker.sync_soon()
             callbacks = [WorkerDeaths(searcher)]
             cluster.run_tune(TrialActor, searcher, callbacks, StopAfterEqualFailures(dispatcher), self.spec, resources, shared)
@@ -160,8 +161,7 @@ class _Driver:
             raise _underlying(error) from error
         finally:
             progress.close()
-            study.close()
-            self._close(tracker)
+            self._close(study, tracker)
         if dispatcher.stopped_by is not None:
             raise EnvironmentFailure(f"stopped: five trials in a row failed with one cause: {dispatcher.stopped_by}")
         return self._exit_code()
@@ -169,14 +169,14 @@ class _Driver:
     def _project_and_leave(self) -> int:
         """Nothing to run: bring similarity, study and MLflow up to date, should they be behind or gone."""
         measure(self.spec, self.ledger)
-        study = StudyFile(self.spec, study_path(self.store, self.spec.name))
-        study.sync(self.ledger)
-        study.close()
-        self._close(Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec)))
+        study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
+        self._close(study, Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec)))
         return self._exit_code()
 
-    def _close(self, tracker: Tracker) -> None:
-        is_recorded = tracker.close("complete" if is_complete(self.spec, self.ledger) else "interrupted")
+    def _close(self, study: StudyKeeper, tracker: Tracker) -> None:
+        ended = is_complete(self.spec, self.ledger)
+        study.close(None if ended else STUDY_CLOSES_WITHIN_S)
+        is_recorded = tracker.close("complete" if ended else "interrupted")
         if not is_recorded and self.lease.is_mine:
             self._say("warning: MLflow could not be reached; the next start of this sweep brings its record up to date")
 

@@ -6,14 +6,14 @@ functions of the ledger, so a driver that starts over goes on where the last one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.profile import measure
+from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
-from raylt.search.study import propose
 from raylt.spec import SweepSpec
 
 MAX_EQUAL_FAILURES = 5  # in a row: then the environment is at fault, not the trials
@@ -40,9 +40,11 @@ class Dispatcher:
     stopped_by: str | None = None  # the cause of too many equal failures
     _causes: list[str] = field(default_factory=list)
     _planned: list[Planned] = field(init=False)
+    _proposer: Proposer = field(init=False)
 
     def __post_init__(self) -> None:
         self._planned = plan(self.spec)
+        self._proposer = Proposer(self.spec, self.startup)
 
     def next_trial(self, live: Collection[int]) -> TrialSpec | Wait | Finished:
         """The next trial to start, given those that run right now."""
@@ -61,16 +63,18 @@ class Dispatcher:
         number = sum(1 for trial in self.ledger.asked.values() if trial.kind == "search")
         if not self._have_ended(range(first)):
             return Wait()
-        measure(self.spec, self.ledger)  # also for a sweep that searches nothing: its pilots were trained for this
+        profile = measure(self.spec, self.ledger)[
+            "profile"
+        ]  # also for a sweep that searches nothing: its pilots were trained for this
         if number >= self.spec.search.trials:
             return Finished()
         trial_id = 1 + max(self.ledger.asked)
         seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
         if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
             return Wait()
-        return self._ask(self._propose(trial_id, number, seen))
+        return self._ask(self._propose(trial_id, number, seen, profile))
 
-    def _propose(self, trial_id: int, number: int, seen: int) -> TrialSpec:
+    def _propose(self, trial_id: int, number: int, seen: int, profile: Mapping[str, float]) -> TrialSpec:
         """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""
         results = self.ledger.results
         history = [
@@ -78,8 +82,8 @@ class Dispatcher:
             for n, trial in sorted(self.ledger.asked.items())
             if trial.kind == "search" and n <= seen and n in results
         ]
-        params, attrs = propose(self.spec, self.startup, number, history)
-        bend = offsets(self.spec, params, measure(self.spec, self.ledger)["profile"])
+        params, attrs = self._proposer.propose(number, history)
+        bend = offsets(self.spec, params, profile)
         return TrialSpec(trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs)
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:

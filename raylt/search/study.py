@@ -1,101 +1,154 @@
-"""The Optuna study as a projection of the ledger, and the proposals drawn from it."""
+"""The Optuna study as a projection of the ledger: `study.db`, for Optuna's own tools. Nothing is read back from it.
+
+So nothing that happens to the file may end a search: it is kept by a thread, and made again where it is lost.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import sqlite3
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result
-from raylt.plan import TrialSpec
-from raylt.search.sampler import fixed_proposal, make_sampler
-from raylt.search.space import at_base, distributions
+from raylt.background import AbandonedError, Background, Pace
+from raylt.ledger import Ledger
+from raylt.search.proposal import frozen
+from raylt.search.space import distributions
 from raylt.spec import SweepSpec
 
-_STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAIL: TrialState.FAIL, RUNNING: TrialState.RUNNING}
+log = logging.getLogger("raylt.study")
 
-
-def propose(
-    spec: SweepSpec, startup: int, number: int, history: Sequence[tuple[TrialSpec, Result]]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Parameters of search trial `number` (from 0), and the sampler's notes, from the ended trials of `history`.
-
-    Drawn on a study in memory: nothing is written, so nothing can be torn by a kill.
-    """
-    fixed = fixed_proposal(spec, number)
-    if fixed is not None:
-        return fixed, {}
-    study = _in_memory(spec, make_sampler(spec, number, startup))
-    study.add_trials([_frozen(spec, trial, result) for trial, result in history])
-    study.ask(fixed_distributions=distributions(spec))
-    proposed = study.get_trials(deepcopy=False)[-1]
-    return {**at_base(spec), **proposed.params}, dict(proposed.system_attrs)
-
-
-def _in_memory(spec: SweepSpec, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(directions=[StudyDirection.MINIMIZE] * len(spec.search.objectives), sampler=sampler)
-
-
-def _frozen(spec: SweepSpec, trial: TrialSpec, result: Result | None) -> FrozenTrial:
-    space = distributions(spec)
-    state = _STATES[RUNNING if result is None else result["state"]]
-    values = [float(result[o]) for o in spec.search.objectives] if result is not None and state == TrialState.COMPLETE else None
-    return create_trial(
-        state=state,
-        values=values,
-        params={name: trial.params[name] for name in space},
-        distributions=space,
-        system_attrs=dict(trial.sampler_attrs),
-        user_attrs={"raylt.trial": trial.id, "params": dict(trial.params)},
-    )
+# SQLite's names of what is wrong with the machine, not with the file: tried again later, the file left as it is.
+_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM")
 
 
 class StudyFile:
     """`study.db`: the search trials as Optuna and its dashboard see them, brought up to date from the ledger.
 
-    It is never read back for a decision: deleted, it is made again. Number i of the study is the i-th search trial.
+    Number i of the study is the i-th search trial. Raises what Optuna, SQLite and the filesystem raise; make a new one
+    after that.
     """
 
     def __init__(self, spec: SweepSpec, path: Path) -> None:
         self.spec, self.path = spec, path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._space = distributions(spec)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._storage = RDBStorage(f"sqlite:///{path}")
-        directions = [StudyDirection.MINIMIZE] * len(spec.search.objectives)
-        self._study = optuna.create_study(
+        study = optuna.create_study(
             study_name=spec.name,
             storage=self._storage,
-            directions=directions,
+            directions=[StudyDirection.MINIMIZE] * len(spec.search.objectives),
             load_if_exists=True,
-            sampler=optuna.samplers.RandomSampler(),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.set_metric_names(list(spec.search.objectives))
+            study.set_metric_names(list(spec.search.objectives))
+        self._id = self._storage.get_study_id_from_name(spec.name)
+        # What the file holds is read once; from here on this object is its only writer.
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        self._held = [trial.user_attrs.get("raylt.trial") for trial in trials]  # raylt's ids
+        running = [trial.number for trial in trials if not trial.state.is_finished()]
+        self._running = {n: self._storage.get_trial_id_from_study_id_trial_number(self._id, n) for n in running}
 
-    def sync(self, ledger: Ledger) -> None:
-        """Add the search trials it lacks, and tell those that have ended."""
-        known = self._study.get_trials(deepcopy=False)
-        trials = [trial for _, trial in sorted(ledger.asked.items()) if trial.kind == "search"]
-        for number, trial in enumerate(trials):
-            result = ledger.results.get(trial.id)
-            if number >= len(known):
-                self._study.add_trial(_frozen(self.spec, trial, result))
-            elif result is not None and known[number].state == TrialState.RUNNING:
-                frozen = _frozen(self.spec, trial, result)
-                values = frozen.values if frozen.state == TrialState.COMPLETE else None
-                self._study.tell(number, values, state=frozen.state)
+    def sync(self, ledger: Ledger, step: Callable[[], None] = lambda: None) -> None:
+        """Add the search trials it lacks, and tell those that have ended. Calls `step` before each write."""
+        asked, results = ledger.asked.copy(), ledger.results.copy()  # the driver's, which changes them meanwhile
+        trials = [trial for _, trial in sorted(asked.items()) if trial.kind == "search"]
+        if self._held != [trial.id for trial in trials[: len(self._held)]]:
+            raise ValueError("it holds the trials of another sweep")
+        for number, optuna_id in list(self._running.items()):
+            result = results.get(trials[number].id)
+            if result is not None:
+                step()
+                ended = frozen(self.spec, self._space, trials[number], result)
+                self._storage.set_trial_state_values(optuna_id, ended.state, ended.values)
+                del self._running[number]
+        for number in range(len(self._held), len(trials)):
+            step()
+            trial, result = trials[number], results.get(trials[number].id)
+            optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, self._space, trial, result))
+            self._held.append(trial.id)
+            if result is None:
+                self._running[number] = optuna_id
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._storage.remove_session()
             self._storage.engine.dispose()
+
+
+class StudyKeeper:
+    """Keeps `study.db` up to date while a sweep runs, from a thread of its own. Says once what keeps it from that."""
+
+    def __init__(self, spec: SweepSpec, ledger: Ledger, path: Path, pace: Pace = Pace()) -> None:
+        self._spec, self._ledger, self._path = spec, ledger, path
+        self._file: StudyFile | None = None
+        self._complained = False
+        self._thread = Background("study", self._sync, self._failed, lambda: None, (), pace)
+        self._thread.start()
+
+    def sync_soon(self) -> None:
+        """Ask for a sync; returns at once."""
+        self._thread.ask()
+
+    def close(self, total_s: float | None = None) -> None:
+        """One last sync; gives up after `total_s`, or once it gets nowhere."""
+        self._thread.close(total_s)
+
+    def _sync(self, closing: bool) -> None:
+        try:
+            self._update()
+        except AbandonedError:
+            raise
+        except Exception as error:
+            if _is_passing(error):
+                raise
+            self._complain(error, "made again from the ledger")
+            self._drop()
+            self._path.unlink(missing_ok=True)
+            self._update()
+        if closing:
+            self._drop()
+
+    def _update(self) -> None:
+        if self._file is not None and not self._path.exists():
+            self._drop()  # deleted: SQLite would go on in a file that nobody can open
+        if self._file is None:
+            self._file = StudyFile(self._spec, self._path)
+        self._file.sync(self._ledger, self._thread.step)
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _failed(self, error: Exception) -> None:
+        self._drop()
+        self._complain(error, "tried again later; the search needs it not")
+
+    def _complain(self, error: Exception, remedy: str) -> None:
+        if not self._complained:
+            self._complained = True
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            log.warning("Optuna's study %s cannot be kept (%s); it is %s", self._path, why, remedy)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a file could not be used for a reason that lies outside it."""
+    link: BaseException | None = error
+    while link is not None:
+        found = getattr(link, "orig", link)  # SQLAlchemy wraps what the driver raised
+        if isinstance(found, sqlite3.Error):
+            return str(getattr(found, "sqlite_errorname", "")).startswith(_PASSING)
+        if isinstance(link, OSError):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
