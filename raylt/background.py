@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 CLOSE_WITHIN_S = 30.0
+SWITCH_S = 0.0005  # how long a thread that gave the interpreter up, as for a small write, waits to get it back from a busy one
 
 
 class AbandonedError(Exception):
@@ -16,7 +18,10 @@ class AbandonedError(Exception):
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the thread waits: between two jobs, and before a failed one is tried again (doubling up to the last)."""
+    """How long the thread waits: between two jobs, and before a failed one is tried again (doubling up to the last).
+
+    After a job it waits at least as long as the job took: it shares the interpreter, and gets half of it at most.
+    """
 
     between_s: float = 1.0
     first_retry_s: float = 5.0
@@ -46,6 +51,7 @@ class Background:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._thread.start()
 
     def ask(self) -> None:
@@ -80,7 +86,7 @@ class Background:
         while True:
             self._wake.wait()
             self._wake.clear()
-            closing = self._closing.is_set()
+            closing, began = self._closing.is_set(), time.monotonic()
             try:
                 self._job(closing)
             except self._fatal:
@@ -91,7 +97,7 @@ class Background:
                 self._wake.set()
             else:
                 self._on_success()
-                wait_s, retry_s = self._pace.between_s, self._pace.first_retry_s
+                wait_s, retry_s = max(self._pace.between_s, time.monotonic() - began), self._pace.first_retry_s
                 self._succeeded = closing
             if closing:
                 return

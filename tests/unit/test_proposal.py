@@ -1,0 +1,58 @@
+"""Proposals of a long-lived proposer are those of one made from scratch, bit for bit."""
+
+from __future__ import annotations
+
+import random
+
+import optuna
+import pytest
+
+from raylt.ledger import COMPLETE, FAIL, PRUNED
+from raylt.plan import TrialSpec
+from raylt.search.proposal import Proposer, frozen
+from raylt.search.sampler import make_sampler
+from raylt.search.space import at_base, distributions
+
+STARTUP = 5
+
+
+def from_scratch(spec, number, history):
+    """What `propose` promises, written down without any memory."""
+    study = optuna.create_study(
+        directions=["minimize"] * len(spec.search.objectives), sampler=make_sampler(spec, number, STARTUP)
+    )
+    study.add_trials([frozen(spec, distributions(spec), trial, result) for trial, result in history])
+    asked = study.ask(fixed_distributions=distributions(spec))
+    return {**at_base(spec), **asked.params}, dict(study.trials[asked.number].system_attrs)
+
+
+def end(number, params, attrs, draw):
+    """A trial that was proposed, and how it ended."""
+    state = draw.choices([COMPLETE, PRUNED, FAIL], [6, 1, 1])[0]
+    loss = (params["gamma"] - 0.5) ** 2 + (params["delta/down"] + 0.2) ** 2 + 0.1 * draw.random()
+    trial = TrialSpec(number + 5, "search", "searched", 0, params=params, sampler_attrs=attrs)
+    return trial, {"state": state, "loss": loss, "flops": 1000 + round(100 * params["gamma"])}
+
+
+@pytest.mark.parametrize("sampler", ["similarity", "tpe", "random"])
+@pytest.mark.parametrize("objectives", [["loss"], ["loss", "flops"]])
+def test_a_proposal_depends_on_its_number_and_history_alone(tiny_spec, sampler, objectives):
+    """Histories grow, and where trials end out of order also shrink and differ in the middle."""
+    spec = tiny_spec(search={"sampler": sampler, "objectives": objectives, "trials": 60})
+    kept, history, draw = Proposer(spec, STARTUP), [], random.Random(0)
+    for number in range(2, 60):
+        seen = [item for item in history if number % 7 or draw.random() < 0.8]
+        proposed = kept.propose(number, seen)
+        assert proposed == from_scratch(spec, number, seen)
+        assert kept.propose(number, seen) == proposed
+        history.append(end(number, *proposed, draw))
+
+
+def test_a_late_end_of_an_older_trial_begins_anew(tiny_spec):
+    spec = tiny_spec(search={"trials": 30})
+    draw, history = random.Random(1), []
+    for number in range(2, 20):
+        history.append(end(number, *from_scratch(spec, number, history), draw))
+    kept = Proposer(spec, STARTUP)
+    kept.propose(20, history[:5] + history[6:])  # trial 5 still ran
+    assert kept.propose(21, history) == from_scratch(spec, 21, history)
