@@ -14,7 +14,6 @@ import contextlib
 import datetime as dt
 import itertools
 import json
-import logging
 import os
 import platform
 import sqlite3
@@ -270,32 +269,35 @@ def comparison_of(runs: dict[str, list[list[Clock]]], clock: str) -> dict[str, A
     }
 
 
+def circumstances(quick: bool) -> dict[str, Any]:
+    """When and where a part was measured. On a loaded machine trust `loop` and `driver`, which count CPU time, over `wall`."""
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="minutes"),
+        "quick": quick,
+        "load": round(os.getloadavg()[1], 1),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("raylt", "ray", "optuna", "mlflow")},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the trials, to see that it works")
-    parser.add_argument("--only", choices=("growth", "against_plain"), help="one of the two parts; nothing is written")
+    parser.add_argument("--only", choices=("growth", "against_plain"), help="one of the two parts; the other's figures stay")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     long, short, repeats = (100, 30, 1) if args.quick else (1000, 60, 3)
+    document = json.loads(args.out.read_text()) if args.out.exists() else {}
     with cluster.connected(make_spec(1), None) as resources:
         parts = {"growth": lambda: growth(long, resources), "against_plain": lambda: against_plain(short, repeats, resources)}
-        found = {name: part() for name, part in parts.items() if args.only in (None, name)}
-    names = ("raylt", "ray", "optuna", "mlflow")
-    machine = {
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-    }
-    document = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(), "quick": args.quick, **found,
-        "versions": {name: version(name) for name in names}, "machine": machine,
-    }  # fmt: skip
-    if args.only is None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        for name, part in parts.items():
+            if args.only in (None, name):
+                document[name] = {**part(), **circumstances(args.quick)}
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))
 
 
