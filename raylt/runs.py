@@ -61,9 +61,15 @@ class Point(NamedTuple):
     step: int
 
 
+_CREDENTIALS = re.compile(r"(://)(?:[^/\s]+|[^/\s:]*:[^\s@]*)@")  # also a password with an unescaped slash
+_SECRET_OPTIONS = re.compile(
+    r"([?&][\w.-]*(?:password|passwd|token|secret|access_key|api_key)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
+)
+
+
 def without_secrets(text: str) -> str:
-    """A text without the user names and passwords that its URLs may carry."""
-    return re.sub(r"(://)[^/\s]+@", r"\1***@", text)
+    """A text without the user names, passwords and tokens that its URLs may carry."""
+    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def text_of(value: Any) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from raylt.errors import InputError
-from raylt.runs import split_sqlite
+from raylt.runs import split_sqlite, without_secrets
 
 
 def serve_ui(uri: str, port: int) -> int:
@@ -16,13 +16,15 @@ def serve_ui(uri: str, port: int) -> int:
     Raises `InputError` where the URI is a server's, which has a page of its own, or names no database yet.
     """
     if uri.startswith(("http://", "https://")):
-        raise InputError(f"{uri} is a tracking server: open it in a browser")
+        raise InputError(f"{without_secrets(uri)} is a tracking server: open it in a browser")
     sqlite = split_sqlite(uri)
     if sqlite is not None and not sqlite[1].exists():
         raise InputError(f"{sqlite[1]} is not there: run a sweep in this folder first, or give --uri")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
+    # the URI not as an argument: it may carry a password, and anyone can list arguments
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri}
     try:
-        return subprocess.run(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, check=False).returncode
+        return subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 130

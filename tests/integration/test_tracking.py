@@ -431,8 +431,8 @@ def wait_for(condition: Any, timeout_s: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """A real tracking server that stores artifacts too; ended with its own process group alone."""
+def mlflow_server(folder: Path, port: int, *, kill: bool = False) -> Iterator[None]:
+    """A real tracking server that stores artifacts too; ended with its own process group alone, or killed."""
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "served"),
@@ -444,7 +444,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
         yield
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        os.killpg(server.pid, signal.SIGKILL if kill else signal.SIGTERM)
         try:
             server.wait(20)
         except subprocess.TimeoutExpired:
@@ -500,3 +500,68 @@ def test_the_record_is_made_once_the_server_is_back(tmp_path: Path, empty: Path)
     assert len(shown) == 9 and shown["digits"]["status"] == "FINISHED"
     assert shown["0005-search"]["files"] == ["allocation.png", "samples.png", "ticket.safetensors"]
     assert not Path("mlruns").exists()
+
+
+@pytest.mark.parametrize("fault", ["locked", "full"])
+def test_a_database_that_takes_nothing_delays_the_record_not_the_search(
+    tmp_path: Path, uri: str, empty: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    spec = make_spec(trials=1)
+    ledger = begin(tmp_path / "store", spec)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
+        if fault == "locked":
+            database.execute("begin exclusive")
+        else:  # as SQLite answers where the disk has no room
+            database.execute("create trigger f before insert on runs begin select raise(fail, 'database or disk is full'); end")
+        tracker = Tracker(spec, ledger, YAML, uri, QUICK)
+        began = time.monotonic()
+        trial = ask_search(ledger, 5)
+        tracker.sync_soon()
+        tracker.round_done(trial, complete(ledger.store, 5)["rounds"][0])
+        ledger.finish(5, complete(ledger.store, 5))
+        tracker.sync_soon()
+        assert time.monotonic() - began < 1  # MLflow waits 20 s for a lock, and this thread does not wait for MLflow
+        if fault == "full":
+            wait_for(lambda: "disk is full" in caplog.text)
+            time.sleep(2)  # several more tries
+        else:
+            time.sleep(2)
+        database.execute("rollback" if fault == "locked" else "drop trigger f")
+    assert tracker.close("complete")
+    assert len(caplog.records) == (1 if fault == "full" else 0)
+    other = f"sqlite:///{shutil.copy(empty, tmp_path / 'other.db')}"
+    record(spec, ledger, YAML, other)
+    assert everything(uri) == everything(other)
+
+
+@pytest.mark.slow  # a real server, started three times
+def test_a_server_killed_twice_is_caught_up_with(tmp_path: Path, empty: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed while the sweep runs and back on its port: caught up unasked. Killed again, and the sweep ends: the next start."""
+    shutil.copy(empty, tmp_path / "server.db")
+    port, spec = free_port(), make_spec(trials=3)
+    uri, ledger = f"http://127.0.0.1:{port}", begin(tmp_path / "store", spec)
+    tracker = Tracker(spec, ledger, YAML, uri, QUICK)
+    with mlflow_server(tmp_path, port, kill=True):
+        tracker.sync_soon()
+        wait_for(lambda: "4" in (ledger.read(RUNS_FILE) or {}))
+    ask_search(ledger, 5)
+    ledger.finish(5, complete(ledger.store, 5))
+    tracker.sync_soon()
+    wait_for(lambda: len(caplog.records) == 1)
+    time.sleep(3)  # several more tries
+    assert len(caplog.records) == 1  # an outage is said once
+    with mlflow_server(tmp_path, port, kill=True):
+        wait_for(lambda: "5" in (ledger.read(RUNS_FILE) or {}), 120)
+        wait_for(lambda: runs_of(uri)["0005-search"].info.status == "FINISHED", 120)
+    for number in (6, 7):
+        ask_search(ledger, number)
+        ledger.finish(number, complete(ledger.store, number))
+    tracker.sync_soon()
+    assert not tracker.close("complete")
+    assert len(caplog.records) <= 3  # the second outage, and at most that the last sync was given up
+    with mlflow_server(tmp_path, port):
+        assert Tracker(spec, ledger, YAML, uri, QUICK).close("complete")  # as the next start of a sweep that has ended
+        shown = everything(uri)
+    other = f"sqlite:///{shutil.copy(empty, tmp_path / 'other.db')}"
+    record(spec, ledger, YAML, other)
+    assert shown == everything(other)

@@ -202,6 +202,9 @@ def test_secrets_leave_no_trace() -> None:
         without_secrets("at http://me:p@ss@host:5000/x, postgresql://a:b@c/d.")
         == "at http://***@host:5000/x, postgresql://***@c/d."
     )
+    assert "geheim" not in without_secrets("http://me:ge/heim@h, postgresql://h/d?user=me&password=geheim&sslmode=require 's'")
+    assert without_secrets("postgresql://h/d?sslpassword=geheim&x=1") == "postgresql://h/d?sslpassword=***&x=1"
+    assert without_secrets("http://me:ge/heim@host:5000") == "http://***@host:5000"
     assert without_secrets("https://host/a@b sqlite:///x.db") == "https://host/a@b sqlite:///x.db"
 
 
