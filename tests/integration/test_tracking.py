@@ -535,6 +535,7 @@ def test_a_database_that_takes_nothing_delays_the_record_not_the_search(
 
 
 @pytest.mark.slow  # a real server, started three times
+@pytest.mark.timeout(1200)
 def test_a_server_killed_twice_is_caught_up_with(tmp_path: Path, empty: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed while the sweep runs and back on its port: caught up unasked. Killed again, and the sweep ends: the next start."""
     shutil.copy(empty, tmp_path / "server.db")
