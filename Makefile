@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check lint types imports slow clean
+.PHONY: quickstart test check lint types imports slow chaos clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
@@ -28,6 +28,14 @@ imports: $(READY)
 # Minutes of work on real data: needs RAYLT_TEST_DATA, a folder as torchvision keeps it, with the Inception weights.
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# N faults from the schedule of SEED, into real sweeps on a real cluster; adds what it counted to the record.
+N ?= 40
+SEED ?= 1
+CONCURRENCY ?= 1
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos.harness --faults $(N) --seed $(SEED) --concurrency $(CONCURRENCY) \
+		--record benchmarks/results/chaos.json
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

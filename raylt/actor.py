@@ -9,8 +9,9 @@ from typing import Any
 
 from ray import tune
 
+from raylt import nodes, preemption
 from raylt.diffusion.train import Compute
-from raylt.errors import Fenced
+from raylt.errors import Fenced, Preempted
 from raylt.lease import guard_for
 from raylt.plan import TrialSpec
 from raylt.spec import SweepSpec
@@ -29,12 +30,14 @@ class TrialActor(tune.Trainable):
     """Runs what its config says: `spec`, `compute`, `root`, `name`, `epoch` of the sweep, and the `trial`.
 
     Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
-    result and is not tried again. Only the death of the process is, by Tune.
+    result and is not tried again. Only a trial whose process has gone is: killed, or asked to leave (`Preempted`).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._bench: Bench | None = None
         self._bench_of: tuple[str, Compute] | None = None
+        preemption.watch(nodes.drain_notice)
+        preemption.on_terminate()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -54,6 +57,9 @@ class TrialActor(tune.Trainable):
         except Fenced as error:
             self._log.say(str(error))
             return _message(fenced=str(error))
+        except Preempted as error:
+            self._log.say(str(error))
+            raise  # Tune then drops this actor, which it would keep for the next trial if we returned
         except Exception as error:
             self._log.failed(error)
             return _message(result=failure(error) if self._run is None else self._run.failed(error))

@@ -20,14 +20,13 @@ from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, Problem, SpecError
 from raylt.spec import SweepSpec
 
-MAX_ATTEMPTS = 3  # of a trial whose worker dies
-
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # Tune would start such a trial again by itself, unseen
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_OFFLINE": "1",
 }
@@ -145,7 +144,7 @@ def run_tune(
             tune_config=tune.TuneConfig(search_alg=limited, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=spec.name, storage_path=str(scratch), verbose=0, callbacks=callbacks, stop=stopper,
-                failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher hands such trials out again
             ),
         ).fit()  # fmt: skip
     finally:

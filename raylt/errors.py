@@ -23,6 +23,10 @@ class Fenced(EnvironmentFailure):
     """Another driver took the sweep over while this process was still at work. Whoever sees it stops at once."""
 
 
+class Preempted(EnvironmentFailure):
+    """This process was told to leave and has kept its checkpoint: its trial goes on elsewhere."""
+
+
 class Diverged(RayltError):
     """Training reached a loss or a weight that is not finite. Always so for this stage, so the store remembers it."""
 

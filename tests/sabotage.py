@@ -25,13 +25,16 @@ HOLD, DIE = "hold", "die"  # besides names of exceptions
 # --- in the test ------------------------------------------------------------------------------------------------------
 
 
-def environment(folder: Path, plan: Mapping[int, str]) -> dict[str, str]:
-    """For a driver: `plan` says what becomes of trials at `AT_STEP`. Logs and flags are kept in `folder`."""
+def environment(folder: Path, plan: Mapping[int, str], pace_s: float = 0.0) -> dict[str, str]:
+    """For a driver, or a raylet of a cluster: `plan` says what becomes of trials at `AT_STEP`, each step takes `pace_s` more.
+
+    Logs and flags are kept in `folder`.
+    """
     hook = folder / "hook"
     hook.mkdir(exist_ok=True)
     (hook / "sitecustomize.py").write_text("from tests import sabotage\n\nsabotage.watch()\n")
     repository = Path(__file__).parents[1]
-    settings = {"folder": str(folder), "plan": {str(trial): what for trial, what in plan.items()}}
+    settings = {"folder": str(folder), "plan": {str(trial): what for trial, what in plan.items()}, "pace_s": pace_s}
     return {"PYTHONPATH": f"{hook}{os.pathsep}{repository}", VARIABLE: json.dumps(settings)}
 
 
@@ -70,12 +73,26 @@ class _OnceImported:
         def exec_module(module):
             load(module)
             wrap(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
+            log_commits(sys.modules["raylt.ledger"].Ledger, Path(self.settings["folder"]))
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def wrap(run_class, trainer_class, folder, plan):
+def log_commits(ledger_class, folder):
+    """Log every write of an asked or ended trial to `ledger.log`."""
+    write = ledger_class._write
+
+    @functools.wraps(write)
+    def written(self, name, value):
+        write(self, name, value)
+        if name.startswith("trials/"):
+            _append(folder / "ledger.log", name)
+
+    ledger_class._write = written
+
+
+def wrap(run_class, trainer_class, folder, plan, pace_s=0.0):
     """Log every step of training to `steps.log`: seed of the order, step, checksum of the mask. Strike where planned."""
     folder, waiting, current = Path(folder), dict(plan), None
     begin, step = run_class.__init__, trainer_class.run_step
@@ -93,6 +110,7 @@ def wrap(run_class, trainer_class, folder, plan):
         _append(folder / "steps.log", f"{self.seed} {self.step} {mask}")
         if self.step == AT_STEP and current in waiting:
             _strike(folder, int(current), waiting.pop(current))
+        time.sleep(pace_s)
         return loss
 
     run_class.__init__, trainer_class.run_step = begun, stepped

@@ -10,9 +10,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from raylt import preemption
 from raylt.diffusion.data import to_float
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
-from raylt.errors import Diverged
+from raylt.errors import Diverged, Preempted
 from raylt.spec import TrainSpec
 from raylt.tensors import NamedTensors, pack, unpack
 
@@ -180,12 +181,24 @@ def run(
 ) -> TrainState:
     """Train up to step `stop`, calling `save` with the whole state every `checkpoint_every` steps.
 
-    Raises `Diverged`, naming the first step whose loss is not finite, before such a state is saved.
+    Raises `Diverged`, naming the first step whose loss is not finite, before such a state is saved; `Preempted` after
+    a notice to leave, with the state of that step saved.
     """
+    with preemption.listening():
+        _run(trainer, stop, save, progress)
+    state = trainer.state()
+    for name, value in state.weights.items():
+        if not bool(torch.isfinite(value).all()):
+            raise Diverged(f"training diverged: {name} is not finite after step {stop}; a smaller train.learning_rate may help")
+    return state
+
+
+def _run(trainer: Trainer, stop: int, save: Callable[[bytes], None], progress: Callable[[int, float], None] | None) -> None:
     first, losses = trainer.step, []
     while trainer.step < stop:
         losses.append(trainer.run_step())
-        at_checkpoint = trainer.step % trainer.train.checkpoint_every == 0
+        notice = preemption.notice()
+        at_checkpoint = notice is not None or trainer.step % trainer.train.checkpoint_every == 0
         if at_checkpoint or trainer.step == stop:
             _check_finite(torch.stack(losses), first)
             if progress is not None:
@@ -193,11 +206,8 @@ def run(
             first, losses = trainer.step, []
         if at_checkpoint and trainer.step < stop:
             save(trainer.state().to_bytes())
-    state = trainer.state()
-    for name, value in state.weights.items():
-        if not bool(torch.isfinite(value).all()):
-            raise Diverged(f"training diverged: {name} is not finite after step {stop}; a smaller train.learning_rate may help")
-    return state
+            if notice is not None:
+                raise Preempted(f"left at step {trainer.step}: {notice}")
 
 
 def _check_finite(losses: Tensor, first: int) -> None:

@@ -1,14 +1,21 @@
-"""Ray Tune's view of the dispatcher: a Searcher that hands trials out, and a callback that sees workers die."""
+"""Ray Tune's view of the dispatcher: a Searcher that hands trials out, and a callback that sees workers die.
+
+Tune tries nothing again. A trial whose worker has gone stays open in the ledger, so the dispatcher hands it out anew,
+as a new trial of Tune's on an actor of its own: the path on which a new driver adopts the trials of a dead one.
+"""
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
+from raylt import nodes
 from raylt.errors import EnvironmentFailure, Fenced, cause_of
 from raylt.ledger import Result
 from raylt.plan import TrialSpec
@@ -16,6 +23,9 @@ from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.trial import MESSAGE, failure
 
 OnRound = Callable[[TrialSpec, dict[str, Any]], None]
+
+MAX_DEATHS = 3  # of a trial's worker process; a trial that kills its worker does it each time
+MAX_LOSSES = 20  # of a trial's node or place on it: no fault of the trial, but no cluster either
 
 
 class _Unsaved:
@@ -32,13 +42,13 @@ class LedgerSearcher(_Unsaved, Searcher):
         super().__init__(metric=None, mode=None)  # with a metric, one result that lacks it would abort the sweep
         self.dispatcher, self.on_round = dispatcher, on_round
         self.live: dict[str, TrialSpec] = {}
-        self.rounds: dict[str, dict[int, dict[str, Any]]] = {}  # Tune's trial id -> round -> its report
+        self.rounds: dict[int, dict[int, dict[str, Any]]] = {}  # trial -> round -> its report
 
     def suggest(self, trial_id: str) -> Any:  # Tune calls it by this very keyword
         chosen = self.dispatcher.next_trial({trial.id for trial in self.live.values()})
-        if isinstance(chosen, Finished):
+        if isinstance(chosen, Finished) and not self.live:
             return Searcher.FINISHED
-        if isinstance(chosen, Wait):
+        if isinstance(chosen, (Finished, Wait)):  # while trials run, one may have to be handed out again
             return None
         self.live[trial_id] = chosen
         return {"trial": chosen.dump()}
@@ -59,15 +69,20 @@ class LedgerSearcher(_Unsaved, Searcher):
 
     def _report(self, trial_id: str, report: dict[str, Any] | None) -> None:
         """Pass on a round, once: a trial whose worker died reports its first rounds again."""
-        known = self.rounds.setdefault(trial_id, {})
+        trial = self.live[trial_id]
+        known = self.rounds.setdefault(trial.id, {})
         if report is not None and report["round"] not in known:
             known[report["round"]] = report
-            self.on_round(self.live[trial_id], report)
+            self.on_round(trial, report)
 
     def end(self, trial_id: str, result: Result) -> None:
         trial = self.live.pop(trial_id)
-        self.rounds.pop(trial_id, None)
+        self.rounds.pop(trial.id, None)
         self.dispatcher.ended(trial.id, result)
+
+    def hand_back(self, trial_id: str) -> None:
+        """The trial did not end and runs nowhere now: it is handed out again."""
+        del self.live[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
@@ -77,19 +92,39 @@ class LedgerSearcher(_Unsaved, Searcher):
 
 
 class WorkerDeaths(_Unsaved, tune.Callback):
-    """Ends a trial whose worker died too often as FAIL, with the cause."""
+    """Hands the trial of a worker that has gone out again; ends one that went too often as FAIL, with the cause.
+
+    Only deaths of the worker process itself are held against a trial. A node that died, was drained or is out of reach
+    took its trials with it, whatever they were.
+    """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         self.searcher = searcher
+        self.deaths: collections.Counter[int] = collections.Counter()  # trial -> of its worker
+        self.losses: collections.Counter[int] = collections.Counter()  # trial -> of its node
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.trial_id in self.searcher.live:
-            error = trial.get_pickled_error() or trial.get_error()
-            attempts = trial.run_metadata.num_failures
-            why = "unknown" if error is None else cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
-            result = failure(EnvironmentFailure(f"the worker died {attempts} times: {why}"))
-            rounds = self.searcher.rounds.get(trial.trial_id, {})
-            self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index] for index in sorted(rounds)]})
+        if trial.trial_id not in self.searcher.live:
+            return
+        number, error = self.searcher.live[trial.trial_id].id, _error_of(trial)
+        is_lost = nodes.left_with_its_node(error)
+        counter, bound, what = (
+            (self.losses, MAX_LOSSES, "its node was lost") if is_lost else (self.deaths, MAX_DEATHS, "the worker died")
+        )
+        counter[number] += 1
+        if counter[number] < bound:
+            self.searcher.hand_back(trial.trial_id)
+            return
+        why = "unknown" if error is None else cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
+        result = failure(EnvironmentFailure(f"{what} {bound} times: {why}"))
+        rounds = self.searcher.rounds.get(number, {})
+        self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index] for index in sorted(rounds)]})
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """What Tune's trial failed with. Tune reads it from its storage alone, where its own file of it arrives later."""
+    path = trial.pickled_error_file
+    return cloudpickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
 
 
 class StopAfterEqualFailures(_Unsaved, tune.Stopper):

@@ -32,10 +32,12 @@ from tests.conftest import TINY
 POINTS = {
     "asked": (Ledger, "ask"),
     "started": (TrialRun, "__init__"),
+    "step": (Trainer, "run_step"),
     "checkpointed": (Stage, "checkpoint"),
     "half a stage": (Store, "write"),  # any file: key, checkpoint, payload, manifest, ledger, lock
     "stage whole": (Stage, "_make"),
-    "reported": (TrialRun, "_score"),
+    "round reported": (TrialRun, "_score"),
+    "reported": (TrialRun, "_record"),
     "in the ledger": (Ledger, "finish"),
     "told": (StudyFile, "sync"),
     "logged": (tracking, "record"),

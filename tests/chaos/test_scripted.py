@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import multiprocessing
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ from raylt.ledger import Ledger
 from raylt.results import results
 from raylt.spec import SweepSpec
 from raylt.store import Store
-from tests.chaos.drive import POINTS, main
+from tests.chaos.drive import main
 from tests.conftest import TINY
 
 SPEC = SweepSpec.model_validate(TINY)
@@ -84,20 +85,116 @@ def steps_trained(folder: Path) -> collections.Counter:
     return collections.Counter((folder / "steps.log").read_text().splitlines())
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_a_kill_at_each_point_changes_nothing(point, undisturbed, fresh):
-    tmp_path = fresh()
-    # Early, so that much is left, and again, late: a resumed sweep may be killed like any other.
-    kills = sum(drive(tmp_path, point, nth) == -9 for nth in ("3", "5"))
-    assert kills == 2
-    assert drive(tmp_path) == 0
+# --- what lies on disk after the kill: that it fell into the window it is named for ----------------------------------
+
+
+def ledger_of(folder: Path) -> Ledger:
+    return Ledger(Store(str(folder / "root")), SPEC.name)
+
+
+def the_open_trial(folder: Path) -> int:
+    (trial,) = ledger_of(folder).open_trials()
+    return trial.id
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("root/stages/*/*/checkpoint-*"))
+
+
+def owners(folder: Path) -> set[str]:
+    """Who made the whole stages."""
+    return {json.loads(path.read_text())["owner"] for path in folder.glob("root/stages/*/*/manifest.json")}
+
+
+def steps_of_whole_stages(folder: Path) -> int:
+    manifests = (json.loads(path.read_text()) for path in folder.glob("root/stages/*/*/manifest.json"))
+    return sum(manifest["values"].get("steps", 0) for manifest in manifests if manifest["owner"].startswith(SPEC.name))
+
+
+def asked_not_started(folder: Path) -> None:
+    assert f"{SPEC.name}/{the_open_trial(folder)}" not in owners(folder)
+    assert not checkpoints(folder)
+
+
+def before_the_first_checkpoint(folder: Path) -> None:
+    the_open_trial(folder)
+    assert steps_trained(folder).total() > steps_of_whole_stages(folder)
+    assert not checkpoints(folder)
+
+
+def checkpointed_not_reported(folder: Path) -> None:
+    the_open_trial(folder)
+    (checkpoint,) = checkpoints(folder)
+    assert not checkpoint.with_name("manifest.json").exists()
+
+
+def reported_not_in_the_ledger(folder: Path) -> None:
+    """All that the trial asked for is whole: its result alone is missing."""
+    the_open_trial(folder)
+    assert steps_trained(folder).total() == steps_of_whole_stages(folder)
+    assert not checkpoints(folder)
+
+
+def in_the_ledger_not_told(folder: Path) -> None:
+    ledger = ledger_of(folder)
+    last = max(ledger.results)
+    assert not ledger.open_trials()
+    assert study_states(folder)[last] == "RUNNING"
+
+
+def told_not_in_mlflow(folder: Path) -> None:
+    ledger = ledger_of(folder)
+    last = max(ledger.results)
+    assert study_states(folder)[last] == "COMPLETE"
+    assert (ledger.asked[last].name, "FINISHED") not in mlflow_counts(folder)["runs"]
+
+
+def study_states(folder: Path) -> dict[int, str]:
+    """Our trial id -> state of its row in `study.db`."""
+    study = optuna.load_study(study_name=SPEC.name, storage=f"sqlite:///{folder / 'root/sweeps/tiny/study.db'}")
+    return {trial.user_attrs["raylt.trial"]: trial.state.name for trial in study.trials}
+
+
+# Name -> the point, when it is passed in two drivers, and what must lie on disk after either kill. A trial of the plan
+# passes the study's `sync` when asked and when ended, after the driver's own; the sixth trial is the first in the study.
+WINDOWS = {
+    "asked but not started": ("asked", ("3", "2"), asked_not_started),
+    "started before its first checkpoint": ("step", ("3", "1"), before_the_first_checkpoint),
+    "checkpoint but not reported": ("checkpointed", ("3", "2"), checkpointed_not_reported),
+    "reported but not in the ledger": ("reported", ("3", "2"), reported_not_in_the_ledger),
+    "in the ledger but not told": ("in the ledger", ("6", "1"), in_the_ledger_not_told),
+    "told but not in MLflow": ("told", ("13", "3"), told_not_in_mlflow),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_kill_in_each_window_changes_nothing(window, undisturbed, fresh):
+    folder, (point, times, look) = fresh(), WINDOWS[window]
+    for nth in times:  # a resumed sweep may be killed like any other
+        assert drive(folder, point, nth) == -9
+        look(folder)
+    assert drive(folder) == 0
+    assert_like(folder, undisturbed, len(times) if window in list(WINDOWS)[1:3] else 0)
+
+
+# Early, so that much is left, and again, late. The windows above are the same points at chosen moments.
+@pytest.mark.parametrize("point", ["started", "half a stage", "stage whole", "round reported", "logged"])
+def test_a_kill_at_each_other_point_changes_nothing(point, undisturbed, fresh):
+    folder = fresh()
+    assert [drive(folder, point, nth) for nth in ("3", "5")] == [-9, -9]
+    assert drive(folder) == 0
+    assert_like(folder, undisturbed, 2)
+
+
+def assert_like(tmp_path: Path, undisturbed: Path, intervals: int) -> None:
+    """The sweeps are equal, and at most so many checkpoint intervals were trained again."""
     assert comparable(tmp_path) == comparable(undisturbed)
     assert mlflow_counts(tmp_path) == mlflow_counts(undisturbed)
     assert study_rows(tmp_path) == study_rows(undisturbed)
     before, after = steps_trained(undisturbed), steps_trained(tmp_path)
     assert set(after) == set(before)
     again = sum((after - before).values())
-    assert again <= kills * CHECKPOINT_EVERY, f"{again} steps were done again"
+    assert again <= intervals * CHECKPOINT_EVERY, f"{again} steps were done again"
 
 
 def test_the_undisturbed_sweep_trained_nothing_twice(undisturbed):
