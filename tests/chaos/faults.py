@@ -37,7 +37,7 @@ class World:
     draw: random.Random
 
     def start_driver(self) -> None:
-        self.sweep.driver = self.sweep.start(self.environment, self.cluster.address)
+        self.sweep.start_driver(self.environment, self.cluster.address)
 
     def expect_end(self, code: int, *allowed: int) -> None:
         """The driver has ended; raises where its exit code is none of those (0, 1: it had just finished)."""
@@ -126,7 +126,7 @@ def second_driver(world: World) -> None:
     """Another driver on the live sweep must leave at once with exit 3 and say who holds it."""
     sweep, first = world.sweep, world.sweep.holder()["pid"]
     second = sweep.start(world.environment, world.cluster.address)
-    code, said = second.wait(120), sweep.output()
+    code, said = second.wait(120), sweep.output(sweep.drivers)
     if sweep.is_running() and (code != 3 or str(first) not in said):
         raise UnexpectedError(f"a second driver left with {code}:\n{said[-3000:]}")
     if not sweep.is_running() and code not in (0, 1, 3):

@@ -105,7 +105,8 @@ class Harness:
         folder = self.folder / "undisturbed"
         folder.mkdir()
         sweep = Sweep(folder, self.warm, self.spec)
-        code = sweep.start(sabotage.environment(folder, PLAN)).wait(600)
+        sweep.start_driver(sabotage.environment(folder, PLAN))
+        code = sweep.wait(600)
         if code != 1:  # one trial is poisoned
             raise RuntimeError(f"the undisturbed sweep left with {code}:\n{sweep.output()[-3000:]}")
         self.whole = sweep

@@ -46,8 +46,8 @@ class Sweep:
         shutil.copytree(warm, self.root, dirs_exist_ok=True)
         (folder / "chaos.yaml").write_text(dump_yaml(dict(spec)))
         self.tracking = tracking or f"sqlite:///{folder}/mlflow.db"
-        self.driver: subprocess.Popen[bytes] | None = None
-        self.drivers = 0
+        self.driver: subprocess.Popen[bytes] | None = None  # the last one that was meant to run the sweep
+        self.driver_number = self.drivers = 0
 
     # --- running it ---------------------------------------------------------------------------------------------------
 
@@ -60,12 +60,16 @@ class Sweep:
             command = [sys.executable, "-m", "raylt.cli", "sweep", "chaos.yaml", *where]
             return subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True)
 
+    def start_driver(self, environment: Mapping[str, str], address: str | None = None) -> None:
+        self.driver = self.start(environment, address)
+        self.driver_number = self.drivers
+
     def log_file(self, number: int) -> Path:
         return self.folder / f"driver-{number}.log"
 
     def output(self, number: int | None = None) -> str:
-        """What a driver printed; the last one, if no number is given."""
-        return self.log_file(number or self.drivers).read_text()
+        """What a driver printed; the one that runs the sweep, if no number is given."""
+        return self.log_file(number or self.driver_number).read_text()
 
     def is_running(self) -> bool:
         return self.driver is not None and self.driver.poll() is None
@@ -84,7 +88,7 @@ class Sweep:
         except subprocess.TimeoutExpired:
             self.driver.send_signal(signal.SIGKILL)
             self.driver.wait()
-            raise TimeoutError(f"driver {self.drivers} of {self.folder} does not end") from None
+            raise TimeoutError(f"driver {self.driver_number} of {self.folder} does not end") from None
 
     def wait_for_training(self) -> None:
         """Until a step has been trained that was not there before, or the driver has ended."""

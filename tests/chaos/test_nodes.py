@@ -38,7 +38,7 @@ def sweep_on_a_cluster(_warm_store, tmp_path, sockets) -> Iterator[tuple[Sweep, 
         for _ in range(2):
             cluster.add_node()
         auth = {key: value for key, value in cluster.environment.items() if key.startswith("RAY_")}
-        sweep.driver = sweep.start({**environment, **auth}, cluster.address)
+        sweep.start_driver({**environment, **auth}, cluster.address)
         yield sweep, cluster
     finally:
         if sweep.driver is not None and sweep.is_running():
