@@ -2,7 +2,7 @@
 
     python -m tests.chaos.harness --faults 40 --seed 1 [--concurrency 1] [--record FILE]
 
-Sweep after sweep of small trials, a dozen faults each, until all faults have been injected. Adds what it counted to
+Sweep after sweep of small trials, twenty faults each, until all faults have been injected. Adds what it counted to
 FILE; leaves with 1 if anything was lost, done twice or left over, or if a sweep ended other than an undisturbed one.
 """
 
@@ -38,7 +38,7 @@ from tests.chaos.faults import IS_ROOT, KINDS, POISONED_TRIAL, UnexpectedError, 
 from tests.chaos.machines import MlflowServer, RayCluster
 from tests.chaos.sweep import PLAN, Sweep, spec_for
 
-FAULTS_A_SWEEP, SEARCHED = 12, 8
+FAULTS_A_SWEEP, SEARCHED = 20, 12
 PACE_S = 0.05  # more for each step, so that faults hit trials and not the gaps between them
 RESTARTS = 6  # of a driver that has to end the sweep once the faults are over
 

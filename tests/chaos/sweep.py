@@ -33,7 +33,7 @@ PLAN = {POISONED: sabotage.DIE}
 
 def spec_for(concurrency: int, trials: int) -> dict[str, Any]:
     """Trials of about a hundred steps, three rounds each."""
-    train = {"steps": 40, "checkpoint_every": CHECKPOINT_EVERY, "warmup_steps": 4, "learning_rate": 2e-2, "batch_size": 16}
+    train = {"steps": 60, "checkpoint_every": CHECKPOINT_EVERY, "warmup_steps": 4, "learning_rate": 2e-2, "batch_size": 16}
     search = {"concurrency": concurrency, "trials": trials}
     return merged(TINY, {"name": NAME, "train": train, "search": search, "ticket": {"rewind_step": 4}})
 
