@@ -16,10 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.machines import DRAIN_S, MlflowServer, RayCluster, eventually, send
+from tests.chaos.machines import DRAIN_S, MlflowServer, Node, RayCluster, eventually, send
 from tests.chaos.sweep import Sweep
 
 IS_ROOT = os.geteuid() == 0  # filling and locking a filesystem needs one of our own
+
+
+class Missed(Exception):
+    """The fault found nothing to harm: it does not count."""
 
 
 class UnexpectedError(Exception):
@@ -50,10 +54,20 @@ class World:
 # --- workers and nodes ------------------------------------------------------------------------------------------------
 
 
+def _busy_node(world: World) -> Node:
+    """One that runs a trial. Raises `Missed` where the sweep has ended meanwhile."""
+    if not eventually(lambda: world.cluster.busy() or not world.sweep.is_running(), "a worker runs") or not (
+        nodes := world.cluster.busy()
+    ):
+        raise Missed
+    return world.draw.choice(nodes)
+
+
 def _signal_a_worker(world: World, number: int) -> None:
-    workers = [worker for node in world.cluster.nodes for worker in node.workers()]
-    if workers:
-        send([world.draw.choice(workers)], number)
+    workers = _busy_node(world).workers()
+    if not workers:
+        raise Missed
+    send([world.draw.choice(workers)], number)
 
 
 def worker_killed(world: World) -> None:
@@ -65,17 +79,18 @@ def worker_terminated(world: World) -> None:
 
 
 def raylet_killed(world: World) -> None:
-    node = world.draw.choice(world.cluster.busy())
+    node = _busy_node(world)
+    if (raylet := node.raylet) is None:
+        raise Missed
     world.cluster.lose(node)
-    node.processes()
-    send([raylet] if (raylet := node.raylet) else [], signal.SIGKILL)
+    send([raylet], signal.SIGKILL)
     world.cluster.add_node()
     node.kill()
 
 
 def node_drained(world: World) -> None:
     """A spot notice: SIGTERM to `ray start --block`, which drains the node and ends it a few seconds later."""
-    node = world.draw.choice(world.cluster.busy())
+    node = _busy_node(world)
     world.cluster.lose(node)
     node.processes()
     node.process.send_signal(signal.SIGTERM)
@@ -87,7 +102,7 @@ def node_drained(world: World) -> None:
 
 def node_frozen(world: World) -> None:
     """A node that answers nobody, and is gone for good a while later."""
-    node = world.draw.choice(world.cluster.busy())
+    node = _busy_node(world)
     world.cluster.lose(node)
     send(node.processes(), signal.SIGSTOP)
     world.cluster.add_node()

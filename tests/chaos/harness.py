@@ -34,7 +34,17 @@ from raylt.spec import SweepSpec
 from raylt.store import Store
 from tests import sabotage
 from tests.chaos.checks import Findings, check
-from tests.chaos.faults import IS_ROOT, KINDS, POISONED_TRIAL, UnexpectedError, World, mount_store, schedule, unmount_store
+from tests.chaos.faults import (
+    IS_ROOT,
+    KINDS,
+    POISONED_TRIAL,
+    Missed,
+    UnexpectedError,
+    World,
+    mount_store,
+    schedule,
+    unmount_store,
+)
 from tests.chaos.machines import MlflowServer, RayCluster
 from tests.chaos.sweep import PLAN, Sweep, spec_for
 
@@ -157,6 +167,9 @@ class Harness:
             kind, began = left.pop(0), time.monotonic()
             try:
                 KINDS[kind](world)
+            except Missed:
+                left.insert(0, kind)
+                continue
             except UnexpectedError as error:
                 self._unexpected(f"{kind}: {error}")
             self.run.kinds[kind] += 1

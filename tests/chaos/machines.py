@@ -31,6 +31,9 @@ IMPATIENT = {
 }
 
 
+NO_TRIALS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
 def eventually(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
     """The condition's value once it is true."""
     deadline = time.monotonic() + within_s
@@ -83,8 +86,9 @@ class Node:
         return next((process for process in self.processes() if _name(process) == "raylet"), None)
 
     def workers(self) -> list[psutil.Process]:
-        """Those that run trials."""
-        return [process for process in self.processes() if _title(process).startswith("ray::Actor")]
+        """Those that run trials: Ray writes into the title of its processes what they do."""
+        titled = ((process, _title(process)) for process in self.processes())
+        return [process for process, title in titled if title.startswith("ray::") and not title.startswith(NO_TRIALS)]
 
     def kill(self) -> None:
         self.processes()
@@ -155,8 +159,8 @@ class RayCluster:
         self.nodes.remove(node)
 
     def busy(self) -> list[Node]:
-        """Nodes with a worker that runs a trial, else all."""
-        return [node for node in self.nodes if node.workers()] or self.nodes
+        """Nodes with a worker that runs a trial."""
+        return [node for node in self.nodes if node.workers()]
 
     def stop(self) -> None:
         for node in self._all:
