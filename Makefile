@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check lint types imports slow chaos clean
+.PHONY: quickstart test check lint types imports slow chaos test-cluster clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
@@ -36,6 +36,10 @@ CONCURRENCY ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.harness --faults $(N) --seed $(SEED) --concurrency $(CONCURRENCY) \
 		--record benchmarks/results/chaos.json
+
+# `ray up` over SSH on machines of our own, in namespaces: some minutes, as root (tests/cluster/lab.py says what else).
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -m slow -v -s tests/cluster
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

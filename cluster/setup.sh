@@ -15,8 +15,8 @@ s3://*) package="$project[aws]" ;;
 esac
 is_head() { test -e ~/ray_bootstrap_config.yaml; } # Ray puts it there alone
 
-mkdir -p "$state"
-chmod 700 "$state"
+mkdir -p "$state" ~/.ray
+chmod 700 "$state" ~/.ray # settings and secrets; Ray's token
 
 if ! cmp -s "$project/pyproject.toml" "$state/installed"; then
     if command -v cloud-init > /dev/null; then # a fresh cloud machine, still busy with itself
