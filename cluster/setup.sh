@@ -10,7 +10,7 @@ project=$HOME/raylt
 state=$HOME/.raylt # env: settings and secrets; installed: what ~/venv was made from; logs; on the head MLflow's database
 frozen=$project/cluster/constraints.txt # what the head has installed; Ray copies it to the workers, which install the same
 case $root in
-s3://*) package="$project[aws]" ;;
+s3://*) package="${project}[aws]" ;;
 *) package=$project ;;
 esac
 is_head() { test -e ~/ray_bootstrap_config.yaml; } # Ray puts it there alone
@@ -49,4 +49,5 @@ umask 077
     grep -sv "$mark\$" "$state/env" || true
 } > "$state/env.new"
 mv "$state/env.new" "$state/env"
+# shellcheck disable=SC2016 # for the shell that reads it
 grep -qs raylt/env ~/.bashrc || echo 'set -a; . ~/.raylt/env; set +a; PATH=~/venv/bin:$PATH' >> ~/.bashrc
