@@ -129,11 +129,14 @@ def test_nothing_answers_without_the_token_and_pages_are_on_loopback(site: Site)
     assert site.head.run(ask).stdout == "401"
     assert site.head.run(f'{ask} -H "Authorization: Bearer $(cat ~/.ray/auth_token)"').stdout == "200"
     assert site.laptop.run("curl -s -m 10 -X POST http://10.77.0.1:52365/api/job_agent/jobs/").stdout.startswith("Unauthorized")
-    join = 'timeout 200 python -c \'import ray; ray.init("10.77.0.1:6379", log_to_driver=False); print("in")\''
-    assert site.laptop.run(f"RAY_AUTH_MODE=token {join}").stdout.endswith("in\n")
-    assert "in\n" not in site.laptop.run(f"mkdir -p /tmp/nobody && HOME=/tmp/nobody RAY_AUTH_MODE=disabled {join}").stdout
+    ask = "timeout 200 ray status --address 10.77.0.1:6379"
+    assert "local.cluster.node" in site.laptop.run(f"RAY_AUTH_MODE=token {ask}").stdout
+    assert (
+        "local.cluster.node"
+        not in site.laptop.run(f"mkdir -p /tmp/nobody && HOME=/tmp/nobody RAY_AUTH_MODE=disabled {ask}").stdout
+    )
     wrong = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={'0' * 64}"
-    assert "in\n" not in site.laptop.run(f"HOME=/tmp/nobody {wrong} {join}").stdout
+    assert "local.cluster.node" not in site.laptop.run(f"HOME=/tmp/nobody {wrong} {ask}").stdout
 
 
 def test_a_bare_sweep_runs_there(site: Site):
