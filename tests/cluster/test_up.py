@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.lab import REPOSITORY, Lab, Machine, lab, missing, wait_until
 
@@ -27,10 +28,11 @@ pytestmark = [
 ]
 
 UP = "RAY_UP_enable_autoscaler_v2=0 ray up -y cluster.yaml"
-SWEEP = (
-    "raylt sweep --set train.steps=30 --set train.checkpoint_every=10 --set ticket.rewind_step=5 --set search.trials=4 "
+QUICK = (
+    "--set train.steps=30 --set train.checkpoint_every=10 --set ticket.rewind_step=5 --set search.trials=4 "
     "--set search.concurrency=4 --set metrics.search.samples=80 --set metrics.search.steps=2 --set metrics.reference=200"
 )
+SWEEP = f"raylt sweep {QUICK}"
 NUM_TRIALS = 5 + 4
 
 
@@ -160,12 +162,38 @@ def test_mlflow_on_the_head_has_it(site: Site):
     assert site.head.run(f'python -c "{script}"', timeout_s=300).stdout.endswith(f"{NUM_TRIALS + 1} {{'FINISHED'}} True\n")
 
 
-def test_sigterm_drains_a_worker(site: Site):
-    """What a spot notice sends. Ray says so to the trials there (state.get_draining_nodes), and takes no new ones."""
-    (blocking,) = [process for process in site.worker.find("ray start") if "--block" in process.cmdline()]
-    blocking.send_signal(signal.SIGTERM)
-    wait_until(lambda: "Draining for up to" in (site.worker.home / ".raylt" / "ray.log").read_text(), 30)
-    wait_until(lambda: not site.worker.find("raylet/raylet"), 120)
+def test_a_spot_notice_drains_a_worker(site: Site):
+    """cluster.yaml's own worker command, on a machine whose metadata service announces its end."""
+    spot = site.lab.machine("spot", "10.77.0.3")
+    (spot.home / "raylt").symlink_to(REPOSITORY)
+    (spot.home / ".ray").mkdir()
+    shutil.copy(site.laptop.home / ".ray" / "auth_token", spot.home / ".ray")
+    service = spot.start(f"python -c {shlex.quote(METADATA)}")
+    assert service.stdout is not None
+    url = service.stdout.readline().strip()
+    command = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["worker_start_ray_commands"][-1]
+    assert spot.run(f"export RAY_HEAD_IP=10.77.0.1 AWS_EC2_METADATA_SERVICE_ENDPOINT={url}; {command}").returncode == 0
+    log = spot.home / ".raylt" / "ray.log"
+    wait_until(lambda: spot.find("raylet/raylet") != [] and "Ray runtime started" in log.read_text(), 300)
+    assert "notice" not in log.read_text()
+    (spot.home / "announce").touch()
+    wait_until(lambda: "raylt.spot: spot notice: terminate at 2026-01-01T00:02:00Z" in log.read_text(), 30)
+    wait_until(lambda: "Draining for up to 90" in log.read_text(), 30)
+    wait_until(lambda: not spot.find("raylet/raylet"), 120)
+    why = "import ray; ray.init('auto'); print({n['NodeManagerAddress']: n['DeathReasonMessage'] for n in ray.nodes()}['10.77.0.3'])"
+    assert "SIGTERM; draining" in site.head.run(f'python -c "{why}"').stdout
+
+
+METADATA = """
+import json, os, time
+from tests.unit.test_spot import NOTICE, Metadata
+service = Metadata()
+print(service.url, flush=True)
+while True:
+    time.sleep(0.2)
+    if os.path.exists(os.path.expanduser("~/announce")):
+        service.announced = json.dumps(NOTICE)
+"""
 
 
 def test_ray_down_ends_everything_and_leaves_the_results(site: Site):
