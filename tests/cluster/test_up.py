@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"a lab needs: {', '.join(missing())}"),
 ]
 
-UP = "RAY_UP_enable_autoscaler_v2=0 ray up -y cluster.yaml"
+UP = "ray up -y cluster.yaml"
 QUICK = (
     "--set train.steps=30 --set train.checkpoint_every=10 --set ticket.rewind_step=5 --set search.trials=4 "
     "--set search.concurrency=4 --set metrics.search.samples=80 --set metrics.search.steps=2 --set metrics.reference=200"

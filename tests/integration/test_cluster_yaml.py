@@ -63,6 +63,7 @@ def test_ray_is_behind_its_token_and_pages_are_on_loopback(name: str):
     assert head[0].startswith("RAY_AUTH_MODE=token ")
     assert worker[0].startswith("RAY_AUTH_MODE=token ")
     assert "--dashboard-host=127.0.0.1" in head[0]
+    assert "RAY_enable_autoscaler_v2=0" in head[0]
     assert "--block" in worker[0]
 
 
