@@ -142,11 +142,16 @@ def test_nothing_answers_without_the_token_and_pages_are_on_loopback(site: Site)
 
 
 def test_a_bare_sweep_runs_there(site: Site):
-    start = time.monotonic()
-    sweep = site.laptop.run(SWEEP, cwd=site.folder, timeout_s=1500)
+    start, trained_on = time.monotonic(), set()
+    sweep = site.laptop.start(SWEEP, cwd=site.folder)
+    while sweep.poll() is None and time.monotonic() - start < 1500:
+        trained_on |= {machine.name for machine in (site.head, site.worker, site.laptop) if machine.find("Trainable")}
+        time.sleep(1)
+    out, _ = sweep.communicate(timeout=10)
+    print(out, f"*** sweep: {time.monotonic() - start:.0f} s", sep="\n")
     assert sweep.returncode == 0
-    assert "cluster.yaml" in sweep.stdout.splitlines()[0], "the first line says where and why"
-    print(f"*** sweep: {time.monotonic() - start:.0f} s")
+    assert "cluster.yaml" in out.splitlines()[0], "the first line says where and why"
+    assert trained_on == {"head", "worker"}
     document = results(site)
     assert document["state"] == "complete"
     assert document["counts"] == {"asked": NUM_TRIALS, "complete": NUM_TRIALS, "failed": 0, "pruned": 0, "running": 0}
