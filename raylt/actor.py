@@ -11,7 +11,7 @@ from ray import tune
 
 from raylt import nodes, preemption
 from raylt.diffusion.train import Compute
-from raylt.errors import Fenced, Preempted
+from raylt.errors import Fenced, Preempted, StoreFailure
 from raylt.lease import guard_for
 from raylt.plan import TrialSpec
 from raylt.spec import SweepSpec
@@ -22,7 +22,7 @@ from raylt.triallog import TrialLog
 
 def _message(**content: Any) -> dict[str, Any]:
     """What a step tells the driver. As text, because Tune flattens nested results."""
-    ended = content.get("result") is not None or "fenced" in content
+    ended = content.get("result") is not None or "fenced" in content or "no_store" in content
     return {MESSAGE: json.dumps(content, allow_nan=False), "done": ended}
 
 
@@ -60,6 +60,9 @@ class TrialActor(tune.Trainable):
         except Preempted as error:
             self._log.say(str(error))
             raise  # Tune then drops this actor, which it would keep for the next trial if we returned
+        except StoreFailure as error:  # the trial stays open: it goes on once the store is there again
+            self._log.say(str(error))
+            return _message(no_store=str(error))
         except Exception as error:
             self._log.failed(error)
             return _message(result=failure(error) if self._run is None else self._run.failed(error))

@@ -15,6 +15,10 @@ class EnvironmentFailure(RayltError):
     """The machine, the cluster or the store is at fault, not the input. Exit 3."""
 
 
+class StoreFailure(EnvironmentFailure):
+    """The store cannot be read or written right now: no trial's fault, so no trial's result. Exit 3, to be gone on from."""
+
+
 class LeaseHeld(EnvironmentFailure):
     """Another living driver runs this sweep. Exit 3."""
 

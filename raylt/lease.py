@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from raylt.errors import Fenced, LeaseHeld
+from raylt.errors import EnvironmentFailure, Fenced, LeaseHeld
 from raylt.store import Store
 
 STALE_AFTER_S = 60.0  # a holder on another host is taken for dead when its last heartbeat is older
@@ -155,23 +155,23 @@ class Lease:
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(Fenced, OSError):
+        with contextlib.suppress(EnvironmentFailure):  # fenced, or the store is away: the lease goes stale by itself
             self._write(replace(self.holder, heartbeat=time.time(), released=True))
 
     def _beat(self) -> None:
         due, asked = time.monotonic() + HEARTBEAT_EVERY_S, False
         while not self._stop.wait(LOOK_EVERY_S):
-            with contextlib.suppress(OSError):  # the store is away: the next write of the ledger will say so
+            try:
                 if not asked and self._is_asked_to_stop():
                     asked = True
                     self._on_stop()
-                if time.monotonic() < due:
-                    continue
-                due = time.monotonic() + HEARTBEAT_EVERY_S
-                try:
+                if time.monotonic() >= due:
+                    due = time.monotonic() + HEARTBEAT_EVERY_S
                     self._write(replace(self.holder, heartbeat=time.time()))
-                except Fenced:
-                    return
+            except Fenced:
+                return
+            except EnvironmentFailure:
+                continue  # the store is away: the next write of the ledger will say so
 
     def _is_asked_to_stop(self) -> bool:
         request = self.store.read_json(stop_path(self.name))
@@ -190,6 +190,11 @@ def _exclusive(store: Store, name: str) -> Iterator[None]:
         yield
         return
     path = store.local_path(f"locks/lease-{name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path, thread_local=False):
+    lock = filelock.FileLock(path, thread_local=False)
+    with store.in_words("lock", f"locks/lease-{name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

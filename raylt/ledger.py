@@ -30,6 +30,8 @@ class Ledger:
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once."""
         for entry in self.store.names(f"{self.folder}/trials"):
+            if not entry.isdigit():
+                continue  # nothing of ours
             number = int(entry)
             if number not in self.asked:
                 asked = self.store.read_json(f"{self.folder}/trials/{entry}/asked.json")

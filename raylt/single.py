@@ -10,7 +10,7 @@ from rich.console import Console
 
 from raylt import preflight
 from raylt.diffusion.train import Compute
-from raylt.errors import InputError, RayltError
+from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.ledger import FAIL, Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
@@ -41,6 +41,8 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
             )
             console.print(line, markup=False, highlight=False)
         result = run.result
+    except StoreFailure:
+        raise
     except (RayltError, RuntimeError, MemoryError, OSError) as error:  # as a sweep would: the trial's end, not ours
         result = run.failed(error)
     return trial_record(trial, result), 1 if result["state"] == FAIL else 0

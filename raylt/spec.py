@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -147,6 +148,16 @@ class MetricsSpec(_Model):
 class ResourcesSpec(_Model):
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+
+
+CREDENTIALS_ADVICE = "credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or from ~/.aws"
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether a URI carries a user name or password, which would then stand in specs, logs and runs."""
+    scheme, mark, rest = uri.partition("://")
+    user, at, _ = re.split(r"[/?#]", rest)[0].rpartition("@")
+    return bool(mark and at) and (":" in user or scheme in ("s3", "http", "https"))  # abfs://container@account is none
 
 
 class StorageSpec(_Model):

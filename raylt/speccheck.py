@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
-from raylt.spec import SweepSpec, matches
+from raylt.spec import CREDENTIALS_ADVICE, SweepSpec, has_credentials, matches
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
 _NEEDS_PILOTS = ("excess", "kappa", "shuffled")  # profiles
@@ -20,7 +20,8 @@ def cross_key_problems(spec: SweepSpec) -> list[Problem]:
     """What no single key can know: pairs of keys that contradict each other. Lines are added by the caller."""
     config = list(_config_problems(spec))
     blocks = [] if config else [*_size_problems(spec), *_keep_dense_problems(spec), *_group_problems(spec)]
-    return [*_data_problems(spec), *config, *_ticket_problems(spec), *blocks, *_search_problems(spec), *_metrics_problems(spec)]
+    rest = [*_search_problems(spec), *_metrics_problems(spec), *_storage_problems(spec)]
+    return [*_data_problems(spec), *config, *_ticket_problems(spec), *blocks, *rest]
 
 
 def _problem(key: str, what: str, expected: str, given: object, *about: str) -> Problem:
@@ -135,3 +136,8 @@ def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:
         if protocol.sampler == "dpm++" and protocol.steps < 2:
             what = "is too few for dpm++"
             yield _problem(f"metrics.{name}.steps", what, "2 or more", protocol.steps, f"metrics.{name}.sampler")
+
+
+def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:
+    if has_credentials(spec.storage.root):  # not shown: whoever sees the message need not see them
+        yield Problem("storage.root", "holds a user name or password", CREDENTIALS_ADVICE)

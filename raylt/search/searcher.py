@@ -16,7 +16,7 @@ from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from raylt import nodes
-from raylt.errors import EnvironmentFailure, Fenced, cause_of
+from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
 from raylt.ledger import Result
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Dispatcher, Finished, Wait
@@ -62,6 +62,8 @@ class LedgerSearcher(_Unsaved, Searcher):
         message = json.loads(result[MESSAGE])
         if "fenced" in message:
             raise Fenced(message["fenced"])
+        if "no_store" in message:
+            raise StoreFailure(message["no_store"])
         if message.get("result") is None:
             return  # Tune was told to stop: the trial stays open, for the next driver
         self._report(trial_id, message.get("report"))
