@@ -9,9 +9,10 @@ from typing import Any
 
 from ray import tune
 
-from raylt import nodes, preemption
+from raylt import inputs, nodes, preemption
 from raylt.diffusion.train import Compute
 from raylt.errors import Fenced, Preempted, StoreFailure
+from raylt.inputs import Inputs
 from raylt.lease import guard_for
 from raylt.plan import TrialSpec
 from raylt.spec import SweepSpec
@@ -27,7 +28,7 @@ def _message(**content: Any) -> dict[str, Any]:
 
 
 class TrialActor(tune.Trainable):
-    """Runs what its config says: `spec`, `compute`, `root`, `name`, `epoch` of the sweep, and the `trial`.
+    """Runs what its config says: `spec`, `compute`, `inputs`, `root`, `name`, `epoch` of the sweep, and the `trial`.
 
     Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
     result and is not tried again. Only a trial whose process has gone is: killed, or asked to leave (`Preempted`).
@@ -74,15 +75,18 @@ class TrialActor(tune.Trainable):
             spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
             guard = guard_for(Store(config["root"]), config["name"], config["epoch"])
             store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
-            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"])), store, self._log.trained)
+            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"]), store), store, self._log.trained)
             self._rounds = iter(self._run)
         return self._run, self._rounds
 
-    def _bench_for(self, spec: SweepSpec, compute: Compute) -> Bench:
+    def _bench_for(self, spec: SweepSpec, compute: Compute, store: Store) -> Bench:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # diffusers must never look anything up
         if self._bench is None or self._bench_of != (spec.digest, compute):
-            self._bench, self._bench_of = Bench.open(spec, compute), (spec.digest, compute)
+            self._bench, self._bench_of = Bench.open(spec, compute, self._inputs(store)), (spec.digest, compute)
         return self._bench
+
+    def _inputs(self, store: Store) -> Inputs:
+        return inputs.get(inputs.Address(**self._config["inputs"]), store)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: what is worth keeping is in the store."""

@@ -145,7 +145,7 @@ class Files:
     def write(self, path: str, data: bytes) -> None:
         """Write a file in one piece: readers see the old bytes or the new ones, also when this process dies here."""
         full = f"{self._base}/{path}"
-        self._patiently("write", path, lambda: _replace(Path(full), data) if self.is_local else self._put(full, data))
+        self._patiently("write", path, lambda: replace_file(Path(full), data) if self.is_local else self._put(full, data))
 
     def _put(self, full: str, data: bytes) -> None:
         """An object appears when its stream closes, be it after an error: so nothing is computed in between."""
@@ -221,7 +221,7 @@ def _shown(root: str) -> str:
     return root.partition("?")[0].rstrip("/")
 
 
-def _replace(target: Path, data: bytes) -> None:
+def replace_file(target: Path, data: bytes) -> None:
     """Write a local file aside, make it durable, and put it in place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")

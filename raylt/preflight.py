@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylt.diffusion.data import ImageSet, load_images
+from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
 from raylt.errors import Problem, SpecError
-from raylt.metrics.features import InceptionFeatures
+from raylt.inputs import Address, Inputs, gather
 from raylt.metrics.flops import Flops, count_flops
 from raylt.plan import plan
 from raylt.spec import SweepSpec, matches
+from raylt.store import Store
 from raylt.ticket.allocation import smallest_density
 
 
 @dataclass(frozen=True)
 class Preflight:
-    images: ImageSet
+    inputs: Inputs
     layers: list[Layer]
     flops: Flops
 
 
-def check(spec: SweepSpec) -> Preflight:
-    """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong."""
+def check(spec: SweepSpec, store: Store, begun: Address | None = None) -> Preflight:
+    """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong.
+
+    `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not.
+    """
     layers = layers_of(spec.unet_config)
     flops = count_flops(spec.unet_config)  # runs the U-Net on shapes: what cannot run is found here
     problems = _density_problems(spec, layers)
-    images = None
+    inputs = None
     try:
-        images = load_images(spec.data)
-        problems += _image_problems(spec, images)
+        inputs = gather(spec, store, begun)
+        problems += _image_problems(spec, inputs.images)
     except SpecError as error:
         problems += error.problems
-    if problems or images is None:
+    if problems or inputs is None:
         raise SpecError(problems)
-    if any(spec.protocol(name).features == "inception" for name in ("search",)):
-        import torch
-
-        InceptionFeatures(torch.device("cpu"))  # finds or fetches the weights, or says how
-    return Preflight(images, layers, flops)
+    return Preflight(inputs, layers, flops)
 
 
 def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
@@ -78,7 +78,7 @@ def describe(spec: SweepSpec, found: Preflight) -> list[str]:
     planned = [item.trial for item in plan(spec)]
     kinds = {kind: sum(trial.kind == kind for trial in planned) for kind in ("dense", "pilot", "baseline")}
     channels, size = spec.image_shape
-    num_train, num_test = len(found.images.train_NCHW), len(found.images.test_NCHW)
+    num_train, num_test = len(found.inputs.images.train_NCHW), len(found.inputs.images.test_NCHW)
     rounds = ", ".join(f"{ticket.density_of(r):.4g}" for r in range(ticket.rounds + 1))
     protocol = spec.protocol("search")
     lines = [

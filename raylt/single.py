@@ -28,12 +28,11 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     """One search of the spec under a rule; returns its record as in `results --json`, and the exit code."""
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
-    found = preflight.check(spec)
-    compute = local_compute(spec)
-    bench = Bench(spec, compute, found.images)
-    bench.use_threads()
+    store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
+    found = preflight.check(spec, store)
+    bench = Bench.open(spec, local_compute(spec), found.inputs)
     trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
-    run = TrialRun(trial, bench, Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}"), ticket_progress(spec, console))
+    run = TrialRun(trial, bench, store, ticket_progress(spec, console))
     try:
         for report in run:
             line = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import signal
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from raylt import cluster, preflight
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError
+from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import FAIL, Ledger
 from raylt.progress import SweepProgress
@@ -39,7 +41,7 @@ def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False,
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
-    found = preflight.check(spec)
+    found = preflight.check(spec, store, begun_with(spec, store))
     signals, lease = cluster.Signals(), None
     try:
         lease = Lease.acquire(store, spec.name, signals.terminate)
@@ -61,7 +63,13 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
-    return preflight.describe(spec, preflight.check(spec))
+    return preflight.describe(spec, preflight.check(spec, store, begun_with(spec, store)))
+
+
+def begun_with(spec: SweepSpec, store: Store) -> Address | None:
+    """The inputs of a sweep of this name, where one was begun."""
+    lock = store.read_json(f"sweeps/{spec.name}/{LOCK_FILE}")
+    return None if lock is None or "data_sha256" not in lock else Address(lock["data_sha256"], lock.get("inception_sha256"))
 
 
 def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
@@ -98,17 +106,22 @@ class _Driver:
         lock = self.ledger.read(LOCK_FILE)
         if lock is not None and is_complete(self.spec, self.ledger):
             return self._project_and_leave()
-        if lock is not None and lock["data_sha256"] != found.images.digest:
-            raise InputError(
-                f"the images are not those that sweep {self.spec.name} began with; restore data.root, or use --new"
-            )
+        self._refuse_other_inputs(lock, found.inputs.address)
+        found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with cluster.connected(self.spec, address) as resources:
             self.signals.take()
             self.lease.check()
             self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
             self._warn_of_other_versions(lock)
-            return self._search(lock, resources)
+            return self._search(lock, resources, found.inputs.address)
+
+    def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
+        name = self.spec.name
+        if lock is not None and lock["data_sha256"] != have.images:
+            raise InputError(f"the images are not those that sweep {name} began with; restore data.root, or use --new")
+        if lock is not None and lock.get("inception_sha256", have.inception) != have.inception:
+            raise InputError(f"the Inception weights are not those that sweep {name} began with; restore them, or use --new")
 
     def _lock(self, compute: Compute, found: preflight.Preflight) -> dict[str, Any]:
         """What is resolved once and then holds for the sweep's life."""
@@ -116,7 +129,8 @@ class _Driver:
             "digest": self.spec.digest,
             **compute.key(),
             "startup": default_startup(self.spec),
-            "data_sha256": found.images.digest,
+            "data_sha256": found.inputs.address.images,
+            "inception_sha256": found.inputs.address.inception,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
         self.ledger.write(LOCK_FILE, lock)
@@ -128,7 +142,7 @@ class _Driver:
             if now != begun_with:
                 self._say(f"warning: the sweep was begun with {name} {begun_with}, this is {now}: last digits may differ")
 
-    def _search(self, lock: dict[str, Any], resources: cluster.Resources) -> int:
+    def _search(self, lock: dict[str, Any], resources: cluster.Resources, inputs: Address) -> int:
         from raylt.actor import TrialActor  # these import Ray, which must find its settings made
         from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
 
@@ -149,8 +163,8 @@ class _Driver:
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed)
         searcher = LedgerSearcher(dispatcher, round_done)
         shared = {
-            "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "name": self.spec.name,
-            "root": absolute_root(self.store), "epoch": self.lease.holder.epoch,
+            "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,
+            "root": self.store.uri, "epoch": self.lease.holder.epoch,
         }  # fmt: skip
         try:
             study.sync_soon()
@@ -200,15 +214,9 @@ def _underlying(error: BaseException) -> BaseException:
 
 
 def _for_workers(spec: SweepSpec) -> SweepSpec:
-    """The spec with absolute paths, since workers run in folders of their own, and without MLflow, which they never see."""
-    data = spec.data
-    if data.root is not None:
-        data = data.model_copy(update={"root": str(Path(data.root).expanduser().absolute())})
+    """The spec without what workers never see: MLflow, and the data set, which reaches them by the store."""
+    data = spec.data.model_copy(update={"root": None})
     return spec.model_copy(update={"data": data, "tracking": TrackingSpec()})
-
-
-def absolute_root(store: Store) -> str:
-    return str(store.local_path("")) if store.is_local else store.root
 
 
 def study_path(store: Store, name: str) -> Path:

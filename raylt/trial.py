@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from raylt.diffusion.data import ImageSet, load_images
+from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import RayltError, cause_of
+from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, Result
 from raylt.metrics.flops import count_flops
 from raylt.metrics.score import Scorer
@@ -32,14 +33,18 @@ class Bench:
 
     spec: SweepSpec
     compute: Compute
-    images: ImageSet
+    inputs: Inputs
     scorers: dict[str, Scorer] = field(default_factory=dict)
 
     @staticmethod
-    def open(spec: SweepSpec, compute: Compute) -> Bench:
-        bench = Bench(spec, compute, load_images(spec.data))
+    def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> Bench:
+        bench = Bench(spec, compute, inputs)
         bench.use_threads()
         return bench
+
+    @property
+    def images(self) -> ImageSet:
+        return self.inputs.images
 
     def use_threads(self) -> None:
         """Sums depend on how many threads share them: as many as the sweep was begun with, whatever the machine has."""
@@ -47,7 +52,7 @@ class Bench:
 
     def scorer(self, protocol: Any) -> Scorer:
         if protocol not in self.scorers:
-            self.scorers[protocol] = Scorer(self.spec, self.compute, self.images, protocol)
+            self.scorers[protocol] = Scorer(self.spec, self.compute, self.images, protocol, self.inputs.inception)
         return self.scorers[protocol]
 
 

@@ -67,6 +67,13 @@ def load_images(data: DataSpec) -> ImageSet:
     return ImageSet(train_NCHW, test_NCHW, found.train_labels_N, found.test_labels_N)
 
 
+def is_there(data: DataSpec) -> bool:
+    """Whether this machine has the data set, be it whole or not, without a download."""
+    if data.name == "digits":
+        return True
+    return (data_root(data) if data.name == "images" else data_root(data) / _TORCHVISION[data.name][1]).is_dir()
+
+
 def data_root(data: DataSpec) -> Path:
     """Where torchvision keeps its data sets: `data.root`, else `$RAYLT_DATA`, else `~/.cache/raylt/data`."""
     return Path(data.root or os.environ.get("RAYLT_DATA") or "~/.cache/raylt/data").expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from raylt.errors import EnvironmentFailure, InputError
 from raylt.tensors import NamedTensors
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_DIMS = 2048
+INCEPTION_DIMS, INCEPTION_CLASSES = 2048, 1008
 CNN_DIMS = 64
 CNN_CLASSES = 10
 CNN_IMAGES = 20_000  # training images that a classifier sees at most
@@ -54,19 +55,14 @@ class InceptionFeatures:
     name = "inception"
     dims = INCEPTION_DIMS
 
-    def __init__(self, device: torch.device | str, weights_path: str | Path | None = None) -> None:
-        """Weights: `weights_path`, else `$RAYLT_INCEPTION`, else torch-fidelity's own download, kept in torch's cache.
-
-        Raises `InputError` where the file named is missing or is no such file, `EnvironmentFailure` where there is
-        neither a file nor a network.
-        """
+    def __init__(self, device: torch.device | str, weights: Mapping[str, Tensor] | str | Path | None = None) -> None:
+        """`weights`: those of `load_inception`, or the file that it reads. Raises as it does."""
         self._device = torch.device(device)
         # 1.4 times as fast on a CPU, and equal but for rounding (1e-6).
         layout = torch.channels_last if self._device.type == "cpu" else torch.preserve_format
-        network = _inception(weights_path or os.environ.get("RAYLT_INCEPTION") or None)
-        self._network = network.to(memory_format=layout).to(self._device)
-        decisive = {k: v for k, v in self._network.state_dict().items() if _decides_features(k)}
-        self.digest = weights_digest(decisive)
+        state = weights if isinstance(weights, Mapping) else load_inception(weights)
+        self._network = _inception(state).to(memory_format=layout).to(self._device)
+        self.digest = weights_digest(state)
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
         _check_images(images_NCHW, (1, 3))
@@ -177,22 +173,43 @@ def _in_batches(network: Callable[[Tensor], Tensor], images_NCHW: Tensor, device
     return features_ND
 
 
-def _inception(weights_path: str | Path | None) -> nn.Module:
+def load_inception(weights_path: str | Path | None = None) -> NamedTensors:
+    """The tensors that decide Inception's features, by name.
+
+    From `weights_path`, else `$RAYLT_INCEPTION`, else torch-fidelity's own download, kept in torch's cache. Raises
+    `InputError` where the file named is missing or is no such file, `EnvironmentFailure` where there is neither a file
+    nor a network.
+    """
+    named = weights_path or os.environ.get("RAYLT_INCEPTION") or None
+    path = _downloaded() if named is None else Path(named).expanduser()
+    if not path.is_file():
+        raise _unusable(str(path), "no such file")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")  # tensors alone, or an error
+        state = {name: tensor.contiguous() for name, tensor in content.items() if _decides_features(name)}
+        _inception(state)
+    except Exception as error:
+        raise _unusable(str(path), " ".join(str(error).split())[:200] or type(error).__name__) from error
+    return state
+
+
+def _unusable(path: str, cause: str) -> InputError:
+    expected = f"the file {INCEPTION_FILE} of torch-fidelity"
+    return InputError(f"RAYLT_INCEPTION: no usable Inception weights in {path} ({cause}); {expected}")
+
+
+def _inception(state: Mapping[str, Tensor]) -> nn.Module:
     """torch-fidelity's Inception v3 in evaluation mode, cut at its 2048 features."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = _downloaded() if weights_path is None else Path(weights_path).expanduser()
-    what = f"RAYLT_INCEPTION: no usable Inception weights in {path}"
-    expected = f"the file {INCEPTION_FILE} of torch-fidelity"
-    if not path.is_file():
-        raise InputError(f"{what} (no such file); {expected}")
-    try:
-        torch.load(path, weights_only=True)  # torch-fidelity unpickles the file: see first that it holds tensors alone
-        with torch.random.fork_rng(devices=[]):
-            network: nn.Module = FeatureExtractorInceptionV3("inception", [str(INCEPTION_DIMS)], str(path), verbose=False)
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{what} ({cause}); {expected}") from error
+    norms = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
+    rest = {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
+    rest |= {"fc.weight": torch.zeros(INCEPTION_CLASSES, INCEPTION_DIMS), "fc.bias": torch.zeros(INCEPTION_CLASSES)}
+    pickled = io.BytesIO()  # torch-fidelity takes a pickle alone: one of our own making, which it reads and forgets
+    torch.save({**state, **rest}, pickled)
+    pickled.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        network: nn.Module = FeatureExtractorInceptionV3("inception", [str(INCEPTION_DIMS)], pickled, verbose=False)
     return network
 
 

@@ -20,7 +20,7 @@ from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatu
 from raylt.metrics.fid import Statistics, fid, kid, statistics
 from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
-from raylt.tensors import pack, unpack
+from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.find import Round, data_key
 
 BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
@@ -46,8 +46,12 @@ class Score:
 class Scorer:
     """Scores the rounds of one sweep's trials under one protocol; keeps features and reference between them."""
 
-    def __init__(self, spec: SweepSpec, compute: Compute, images: ImageSet, protocol: Literal["search", "final"]) -> None:
-        self.spec, self.compute, self.images = spec, compute, images
+    def __init__(
+        self, spec: SweepSpec, compute: Compute, images: ImageSet, protocol: Literal["search", "final"],
+        inception: NamedTensors | None = None,
+    ) -> None:  # fmt: skip
+        """`inception`: its weights, where its features are used; None: those of this machine."""
+        self.spec, self.compute, self.images, self.inception = spec, compute, images, inception
         self.protocol = spec.protocol(protocol)
         self._extractor: FeatureExtractor | None = None
         self._reference: tuple[str, Statistics, Tensor] | None = None
@@ -124,7 +128,9 @@ class Scorer:
             name = self.protocol.features
             assert name is not None
             device = torch.device(self.compute.device)
-            self._extractor = InceptionFeatures(device) if name == "inception" else self._classifier(name, device, store)
+            self._extractor = (
+                InceptionFeatures(device, self.inception) if name == "inception" else self._classifier(name, device, store)
+            )
         return self._extractor
 
     def _classifier(self, name: str, device: torch.device, store: Store) -> FeatureExtractor:

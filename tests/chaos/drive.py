@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 
 from raylt import tracking
+from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
+from raylt.inputs import Inputs
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.search.dispatch import Dispatcher, Finished
@@ -75,7 +77,7 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
     ledger.write("spec.lock.json", {"startup": default_startup(spec)})
     study = StudyFile(spec, Path(root) / "sweeps" / spec.name / "study.db")
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: study.sync(ledger))
-    bench = Bench.open(spec, Compute())
+    bench = Bench.open(spec, Compute(), Inputs(load_images(spec.data)))
     study.sync(ledger)
     while not isinstance(trial := dispatcher.next_trial(set()), Finished):
         run = TrialRun(trial, bench, Store(root, owner=f"{spec.name}/{trial.id}", guard=lease.check))

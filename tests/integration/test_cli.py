@@ -22,7 +22,9 @@ import torch
 from diffusers import DDPMPipeline
 
 from raylt import cli
+from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
+from raylt.inputs import Inputs
 from raylt.ledger import Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.results import LOCK_FILE, SPEC_FILE
@@ -109,7 +111,10 @@ def small(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger = Ledger(store, spec.name, lambda: None)
     store.write(f"sweeps/small/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
     ledger.write(LOCK_FILE, {"digest": spec.digest, "startup": 1})
-    dispatcher, bench = Dispatcher(spec, ledger, 1, lambda trial, result: None), Bench.open(spec, Compute())
+    dispatcher, bench = (
+        Dispatcher(spec, ledger, 1, lambda trial, result: None),
+        Bench.open(spec, Compute(), Inputs(load_images(spec.data))),
+    )
     while not isinstance(trial := dispatcher.next_trial(()), Finished):
         run = TrialRun(trial, bench, Store(store.root, owner=f"small/{trial.id}"))
         if trial.id == BROKEN_OFF:

@@ -1,0 +1,133 @@
+"""What every trial reads and none makes: the images, and Inception's weights. The driver puts them into the store, once.
+
+A worker's node has neither data set nor internet. It takes both from the store: from a local one as they lie there, from
+any other through a cache of the node's own, so that its actors fetch them once. A sweep that was begun goes on from them
+also where its data set is no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import filelock
+
+from raylt.diffusion.data import ImageSet, is_there, load_images
+from raylt.errors import EnvironmentFailure
+from raylt.files import replace_file
+from raylt.metrics.features import InceptionFeatures, load_inception, weights_digest
+from raylt.spec import SweepSpec
+from raylt.store import Output, Stage, Store
+from raylt.tensors import NamedTensors, pack, unpack
+
+FILE = "tensors.safetensors"
+IMAGES, INCEPTION = "images", "inception"  # kinds of stages
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a sweep's inputs are: the SHA-256 of what they hold."""
+
+    images: str
+    inception: str | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    images: ImageSet
+    inception: NamedTensors | None = None  # what decides Inception's features; None where others are used
+
+    @cached_property
+    def address(self) -> Address:
+        return Address(self.images.digest, None if self.inception is None else weights_digest(self.inception))
+
+    def put(self, store: Store) -> None:
+        """Into the store, where they are not there yet."""
+        _stage(store, IMAGES, self.address.images).make(lambda _: Output(files={FILE: _pack_images(self.images)}))
+        inception = self.inception
+        if inception is not None and self.address.inception is not None:
+            stage = _stage(store, INCEPTION, self.address.inception)
+            stage.make(lambda _: Output(files={FILE: pack(weights=inception)}))
+
+
+def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
+    """The inputs of a sweep, from this machine. `begun`: what it has used so far, which the store may have.
+
+    Raises `SpecError` or `EnvironmentFailure` where they are to be had nowhere.
+    """
+    images = None
+    if begun is not None and not is_there(spec.data):
+        images = _images(_stage(store, IMAGES, begun.images))
+    if images is None:
+        images = load_images(spec.data)
+    if spec.protocol("search").features != "inception":
+        return Inputs(images)
+    inception = None
+    if begun is not None and begun.inception is not None:
+        inception = _inception(_stage(store, INCEPTION, begun.inception))
+    if inception is None:
+        inception = load_inception()
+        InceptionFeatures("cpu", inception)  # does the file hold a whole network?
+    return Inputs(images, inception)
+
+
+def get(address: Address, store: Store) -> Inputs:
+    """The inputs, from the store. Raises `EnvironmentFailure` where it lacks them or has others under their name."""
+    images = _images(_stage(store, IMAGES, address.images))
+    inception = None if address.inception is None else _inception(_stage(store, INCEPTION, address.inception))
+    if images is None or (address.inception is not None and inception is None):
+        what = "images" if images is None else "Inception weights"
+        raise EnvironmentFailure(f"the sweep's {what} are not in the store {store.root}; `raylt sweep` again puts them there")
+    found = Inputs(images, inception)
+    if found.address != address:
+        raise EnvironmentFailure(f"the store {store.root} holds other images or weights than it says; empty its stages")
+    return found
+
+
+def _stage(store: Store, kind: str, sha256: str) -> Stage:
+    return store.stage({"kind": kind, "sha256": sha256})
+
+
+def _pack_images(images: ImageSet) -> bytes:
+    labels = {"train": images.train_labels_N, "test": images.test_labels_N}
+    return pack(
+        images={"train": images.train_NCHW, "test": images.test_NCHW},
+        labels={name: label for name, label in labels.items() if label is not None},
+    )
+
+
+def _images(stage: Stage) -> ImageSet | None:
+    data = _fetched(stage)
+    if data is None:
+        return None
+    groups = unpack(data)
+    labels = groups.get("labels", {})
+    return ImageSet(groups["images"]["train"], groups["images"]["test"], labels.get("train"), labels.get("test"))
+
+
+def _inception(stage: Stage) -> NamedTensors | None:
+    data = _fetched(stage)
+    return None if data is None else unpack(data)["weights"]
+
+
+def _fetched(stage: Stage) -> bytes | None:
+    """The stage's file, by way of the node's cache where the store is elsewhere; None where the stage is not whole."""
+    manifest = stage.manifest()
+    if manifest is None:
+        return None
+    if stage.store.is_local:
+        return stage.read(FILE)
+    sha256 = manifest.files[FILE]["sha256"]
+    cached = Path.home() / ".cache" / "raylt" / "inputs" / sha256
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(cached.with_suffix(".lock")):  # the node's other actors want it now, too
+            data = cached.read_bytes() if cached.exists() else None
+            if data is None or hashlib.sha256(data).hexdigest() != sha256:
+                data = stage.read(FILE)
+                replace_file(cached, data)
+            return data
+    except OSError:
+        return stage.read(FILE)  # a node without room for a cache
