@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -186,6 +187,14 @@ class Files:
         selector = pafs.FileSelector(f"{self._base}/{path}".rstrip("/"), allow_not_found=True, recursive=recursive)
         return list(self._patiently("list", path, lambda: self._fs.get_file_info(selector)))
 
+    def free_bytes(self) -> int | None:
+        """What is free on a local store's disk; None where nobody can know."""
+        if not self.is_local:
+            return None
+        folder = next(folder for folder in (Path(self._base), *Path(self._base).parents) if folder.is_dir())
+        with self.in_words("look at", ""):
+            return shutil.disk_usage(folder).free
+
     # --- what may go wrong --------------------------------------------------------------------------------------------
 
     def _patiently(self, verb: str, path: str, operation: Callable[[], T]) -> T:
@@ -214,6 +223,15 @@ class Files:
             yield
         except OSError as error:
             raise self._failure(verb, path, error) from error
+
+
+def in_units(num_bytes: float) -> str:
+    """`0 B`, `12 kB`, `3.4 MB`: what people compare with what their disk has left."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.{0 if unit == 'B' or num_bytes >= 10 else 1}f} {unit}"
 
 
 def _shown(root: str) -> str:

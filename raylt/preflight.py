@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
 from raylt.errors import Problem, SpecError
+from raylt.files import in_units
+from raylt.footprint import footprint
 from raylt.inputs import Address, Inputs, gather
 from raylt.metrics.flops import Flops, count_flops
 from raylt.plan import plan
@@ -72,7 +74,7 @@ def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:
     return []
 
 
-def describe(spec: SweepSpec, found: Preflight) -> list[str]:
+def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
     """What the sweep would do, in plain lines."""
     ticket, total = spec.ticket, sum(layer.size for layer in found.layers)
     planned = [item.trial for item in plan(spec)]
@@ -91,8 +93,19 @@ def describe(spec: SweepSpec, found: Preflight) -> list[str]:
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
         f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps, {protocol.features} features",
         f"store    {spec.storage.root}",
+        *_disk_lines(spec, store, found),
     ]
     for group, blocks in spec.groups.items():
         weights = sum(layer.size for layer in found.layers if layer.block in blocks)
         lines.append(f"group    {group}: {', '.join(blocks)} ({weights:,} weights)")
+    return lines
+
+
+def _disk_lines(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
+    """What the sweep will need of its store, should it begin with nothing there; and a warning where that is not to be had."""
+    need, free = footprint(spec, found.inputs), store.free_bytes()
+    there = "" if free is None else f"; {in_units(free)} are free"
+    lines = [f"disk     {in_units(need.end)} when it has ended, {in_units(need.peak)} at most while it runs{there}"]
+    if free is not None and free < need.peak:
+        lines.append(f"warning: {in_units(need.peak - free)} may be missing; free them there, or choose another storage.root")
     return lines

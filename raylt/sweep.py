@@ -63,7 +63,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
-    return preflight.describe(spec, preflight.check(spec, store, begun_with(spec, store)))
+    return preflight.describe(spec, store, preflight.check(spec, store, begun_with(spec, store)))
 
 
 def begun_with(spec: SweepSpec, store: Store) -> Address | None:

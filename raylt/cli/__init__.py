@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from raylt.cli import manage, record, run, view  # their commands are part of the app
+from raylt.cli import manage, record, run, stores, view  # their commands are part of the app
 from raylt.cli.common import app
 from raylt.errors import EnvironmentFailure, RayltError
 
-__all__ = ["app", "main", "manage", "record", "run", "view"]
+__all__ = ["app", "main", "manage", "record", "run", "stores", "view"]
 
 
 def main() -> NoReturn:

@@ -27,6 +27,7 @@ BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
 KID_REFERENCES = 10_000  # real features kept for KID
 REFERENCE_CHUNK = 2_500  # training images between two checkpoints of the reference features
 GRID_IMAGES = 64
+SAVE_SAMPLES_ABOVE = 5_000  # fewer are sampled again after a kill
 GRID, SAMPLES, STATISTICS, CLASSIFIER = "grid.safetensors", "samples.npz", "statistics.safetensors", "weights.safetensors"
 CLASSIFIER_SEED, CLASSIFIER_EPOCHS = 0, {"digits-cnn": 10, "mnist-cnn": 1}
 
@@ -108,7 +109,8 @@ class Scorer:
 
         saved = stage.load_checkpoint("images.safetensors")
         done = None if saved is None else unpack(saved)["images"]["all"]
-        images_NCHW = sample_images(protocol.samples, self.shape_CHW, chunk, done, save if protocol.samples > 5000 else None)
+        keep_part = save if protocol.samples > SAVE_SAMPLES_ABOVE else None
+        images_NCHW = sample_images(protocol.samples, self.shape_CHW, chunk, done, keep_part)
         _, real, real_ND = self.reference(store)
         features_ND = self.extractor(store)(images_NCHW)
         files = {GRID: pack(images={"first": images_NCHW[:GRID_IMAGES]})}

@@ -1,0 +1,88 @@
+"""`raylt store`: how much lies in a store and whose it is, and freeing what nobody needs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raylt.cli.common import NameArgument, RootOption, app, console, find_sweep
+from raylt.errors import LeaseHeld
+
+if TYPE_CHECKING:
+    from raylt.disk import Garbage, Survey
+
+store_app = typer.Typer(help="What lies in a store, and freeing what nobody needs.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command()
+def du(root: RootOption = None) -> None:
+    """How much each sweep has in a store, and what no sweep names."""
+    from rich.table import Table
+
+    from raylt.disk import Survey
+    from raylt.files import in_units
+    from raylt.store import Store
+
+    survey = Survey(Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data"))
+    table = Table(box=None)
+    for column in ("sweep", "whole stages", "of them shared", "unfinished", "ledger"):
+        table.add_column(column, justify="left" if column == "sweep" else "right")
+    for name, usage in survey.usage().items():
+        table.add_row(name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger)))
+    console(stderr=False).print(table)
+    typer.echo(f"stages that no sweep names: {in_units(survey.unnamed_bytes())}")
+    typer.echo(f"all stages: {in_units(sum(stage.bytes for stage in survey.stages.values()))}")
+
+
+@store_app.command()
+def gc(
+    name: NameArgument,
+    root: RootOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+) -> None:
+    """Free what a sweep has left and no result needs: unfinished stages, checkpoints, stages of failed trials alone.
+
+    The sweep can still be resumed, extended, shown and exported. What was not finished is then made anew.
+    """
+    from raylt.disk import Survey, delete
+    from raylt.files import in_units
+    from raylt.lease import Lease, read_holder
+    from raylt.ledger import existing
+    from raylt.store import Store
+
+    store, name = find_sweep(name, root)
+    existing(store, name)
+    if dry_run:
+        holder = read_holder(store, name)
+        if holder is not None and holder.is_alive():
+            raise LeaseHeld(f"sweep {name} is being driven by {holder}; wait for it, or stop it")
+        garbage = _garbage(Survey(store), name)
+        typer.echo(f"would free {in_units(garbage.bytes)}: {_described(garbage)}")
+        return
+    lease = Lease.acquire(store, name)
+    try:
+        garbage = _garbage(Survey(store), name)
+        freed = delete(Store(store.root, f"{name}/gc", lease.check), garbage)
+        typer.echo(f"freed {in_units(freed)}: {_described(garbage)}")
+    finally:
+        lease.release()
+
+
+def _garbage(survey: Survey, name: str) -> Garbage:
+    """What may go now: beside a sweep on the same data that runs, no whole stage may."""
+    garbage = survey.garbage(name)
+    running = survey.runs_beside(name)
+    if running and garbage.failed:
+        typer.echo(f"{', '.join(running)} on the same data is running: stages of failed trials stay until it has ended")
+        return type(garbage)(garbage.unfinished, [], garbage.files)
+    return garbage
+
+
+def _described(garbage: Garbage) -> str:
+    return (
+        f"{len(garbage.unfinished)} unfinished stages, {len(garbage.failed)} stages of failed trials alone, "
+        f"{len(garbage.files)} files that makers left behind"
+    )

@@ -1,0 +1,203 @@
+"""What lies in a store, whose it is, and what may go: `raylt store du` and `raylt store gc`. Needs no torch.
+
+A stage is needed by a sweep where one of its results that did not fail names it, where a trial of it that has not ended
+made it, or where it belongs to the sweep's data set: images, Inception, classifier, reference. What a sweep needs stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from raylt.claim import Busy, read_claim, sole_maker
+from raylt.lease import read_holder
+from raylt.ledger import FAIL, Ledger, sweep_names
+from raylt.results import LOCK_FILE
+from raylt.store import FAILED, KEY, MANIFEST, STAGES, Store, folder_of, is_leftover
+
+OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
+
+
+@dataclass
+class StageFiles:
+    """A stage's files in the store -> their bytes."""
+
+    digest: str
+    files: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        return MANIFEST in self.files
+
+    @property
+    def is_unfinished(self) -> bool:
+        return not self.is_whole and FAILED not in self.files
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def leftovers(self) -> dict[str, int]:
+        """Checkpoints and half-written files that a maker left behind when it was done, or failed for good."""
+        return {} if self.is_unfinished else {name: size for name, size in self.files.items() if is_leftover(name)}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of one sweep. `shared`: of `whole`, what other sweeps need too."""
+
+    whole: int
+    shared: int
+    unfinished: int  # stages being made, or never finished, and what checkpoints were left behind
+    ledger: int  # asked trials, results, logs, study.db
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What may be deleted: whole folders of stages, and single files."""
+
+    unfinished: list[StageFiles]
+    failed: list[StageFiles]  # stages that failed trials alone name
+    files: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(stage.bytes for stage in (*self.unfinished, *self.failed)) + sum(self.files.values())
+
+
+class Survey:
+    """One look at a store: its stages, its sweeps, and who needs what."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.stages: dict[str, StageFiles] = {}
+        for path, size in store.all_files(STAGES):
+            _, _, digest, *rest = path.split("/")
+            if rest:
+                self.stages.setdefault(digest, StageFiles(digest)).files["/".join(rest)] = size
+        self.ledgers = {name: Ledger(store, name) for name in sweep_names(store)}
+        self.locks: dict[str, dict[str, Any]] = {name: ledger.read(LOCK_FILE) or {} for name, ledger in self.ledgers.items()}
+        named = [set[str]().union(*self._named(name, False), *self._named(name, True)) for name in self.ledgers]
+        unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in set().union(*named)]
+        self._keys = {digest: store.read_json(f"{folder_of(digest)}/{KEY}") or {} for digest in unnamed}
+
+    def _named(self, name: str, failed: bool) -> list[set[str]]:
+        """The stages that each of a sweep's results names: of trials that failed, or of the others."""
+        return [set(r["stages"]) for r in self.ledgers[name].results.values() if (r["state"] == FAIL) == failed]
+
+    @cached_property
+    def needed(self) -> dict[str, set[str]]:
+        """Sweep -> the whole stages that it needs."""
+        return {name: self._needed(name) for name in self.ledgers}
+
+    def _needed(self, name: str) -> set[str]:
+        still_open = {f"{name}/{trial.id}" for trial in self.ledgers[name].open_trials()}
+        own = {digest for digest in self.stages if self.owner(digest) in still_open}
+        data = {digest for digest, key in self._keys.items() if self._is_of_data_set(key, self.locks[name])}
+        wanted = own.union(data, *self._named(name, False))
+        return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
+
+    def _is_of_data_set(self, key: dict[str, Any], lock: dict[str, Any]) -> bool:
+        if key.get("kind") not in OF_A_DATA_SET:
+            return False
+        return key.get("sha256", key.get("data", {}).get("sha256")) in (lock.get("data_sha256"), lock.get("inception_sha256"))
+
+    def owner(self, digest: str) -> str:
+        """Who made a stage that no result names, or began to: SWEEP/TRIAL, or nobody we know."""
+        return self._owners.get(digest, "")
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        owners = {}
+        for digest, stage in self.stages.items():
+            if digest in self._keys:
+                manifest = self.store.read_json(f"{folder_of(digest)}/{MANIFEST}") or {}
+                owners[digest] = str(manifest.get("owner", ""))
+            elif stage.is_unfinished:
+                claim = read_claim(self.store, folder_of(digest))
+                owners[digest] = "" if claim is None else claim.owner
+        return owners
+
+    def usage(self) -> dict[str, Usage]:
+        """Sweep -> its bytes."""
+        return {name: self._usage(name) for name in self.ledgers}
+
+    def _usage(self, name: str) -> Usage:
+        mine = self.needed[name]
+        others = set[str]().union(*(needed for other, needed in self.needed.items() if other != name))
+        garbage = self.garbage(name)
+        unfinished = sum(stage.bytes for stage in garbage.unfinished) + sum(garbage.files.values())
+        ledger = sum(size for _, size in self.store.all_files(f"sweeps/{name}"))
+        return Usage(self._bytes(mine), self._bytes(mine & others), unfinished, ledger)
+
+    def _bytes(self, digests: set[str]) -> int:
+        return sum(self.stages[digest].bytes - sum(self.stages[digest].leftovers.values()) for digest in digests)
+
+    def unnamed_bytes(self) -> int:
+        """Stages that no sweep needs or has begun: of `raylt ticket`, of failed trials, of sweeps that were deleted."""
+        known = set[str]().union(*self.needed.values(), *(self._begun_by(name) for name in self.ledgers))
+        return sum(stage.bytes for digest, stage in self.stages.items() if digest not in known)
+
+    def _begun_by(self, name: str) -> set[str]:
+        unfinished = (digest for digest, stage in self.stages.items() if stage.is_unfinished)
+        return {digest for digest in unfinished if self.owner(digest).startswith(f"{name}/")}
+
+    def garbage(self, name: str) -> Garbage:
+        """What sweep `name` has left and no sweep needs."""
+        needed = set[str]().union(*self.needed.values())
+        begun = [self.stages[digest] for digest in sorted(self._begun_by(name))]
+        failed = sorted(digest for digest in self._of_failed_trials(name) if digest not in needed)
+        touched = self.needed[name].union(*self._named(name, True))
+        files = {
+            f"{folder_of(digest)}/{file}": size
+            for digest in sorted(touched - set(failed))
+            if digest in self.stages
+            for file, size in self.stages[digest].leftovers.items()
+        }
+        return Garbage(begun, [self.stages[digest] for digest in failed], files)
+
+    def _of_failed_trials(self, name: str) -> Iterator[str]:
+        """Whole stages that a failed trial names, or has made: one whose worker died could not name them."""
+        ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result["state"] == FAIL}
+        named = set[str]().union(*self._named(name, True))
+        for digest, stage in self.stages.items():
+            if stage.is_whole and (digest in named or self.owner(digest) in ids):
+                yield digest
+
+    def runs_beside(self, name: str) -> list[str]:
+        """Other sweeps on the same data that run right now: they may be about to name any stage."""
+        data = self.locks[name].get("data_sha256")
+        beside = [other for other in self.ledgers if other != name and self.locks[other].get("data_sha256") == data]
+        holders = {other: read_holder(self.store, other) for other in beside}
+        return [other for other, holder in holders.items() if holder is not None and holder.is_alive()]
+
+
+def delete(store: Store, garbage: Garbage) -> int:
+    """Delete it, but for stages that somebody makes right now; returns the bytes freed. `store`: with the sweep's guard."""
+    freed = 0
+    for stage in (*garbage.unfinished, *garbage.failed):
+        freed += _delete_stage(store, stage)
+    for path, size in garbage.files.items():
+        store.guard()
+        store.delete(path)
+        freed += size
+    return freed
+
+
+def _delete_stage(store: Store, stage: StageFiles) -> int:
+    folder = folder_of(stage.digest)
+    claim = read_claim(store, folder)
+    sweep = store.owner.partition("/")[0]  # we hold its lease, so a claim of its trials is of the dead
+    maker = claim.owner if claim is not None and claim.owner.partition("/")[0] == sweep else store.owner
+    try:
+        with sole_maker(store, stage.digest, folder, maker, store.guard, wait=False):
+            if stage.is_unfinished and store.read(f"{folder}/{MANIFEST}") is not None:
+                return 0  # made whole since we looked
+            store.delete(f"{folder}/{MANIFEST}")  # first: without it, whatever is left is nothing
+            store.delete_folder(folder)
+    except Busy:
+        return 0
+    return stage.bytes

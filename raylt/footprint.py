@@ -1,0 +1,105 @@
+"""How much of a store a sweep will need, from the shapes of its model and the number of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raylt.diffusion.model import build_unet, prunable_layers
+from raylt.inputs import Inputs
+from raylt.metrics.features import CNN_DIMS, INCEPTION_DIMS, SmallCnn
+from raylt.metrics.score import GRID_IMAGES, KID_REFERENCES, REFERENCE_CHUNK, SAVE_SAMPLES_ABOVE
+from raylt.plan import plan
+from raylt.spec import SweepSpec
+
+FLOAT = 4  # bytes
+HEADER = 100  # of safetensors, a tensor
+STAGE_JSON = 2_000  # key and manifest
+TRIAL_JSON, LAYER_JSON = 8_000, 70  # asked, result and log of a trial; a layer's line in its result
+STUDY_DB = 200_000
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a sweep in its store: when it has ended, and at most while it runs (checkpoints come and go)."""
+
+    end: int
+    peak: int
+
+
+def footprint(spec: SweepSpec, inputs: Inputs) -> Footprint:
+    """An estimate from above: every trial runs to its end and shares only what the plan says it does."""
+    sizes = _Sizes(spec, inputs)
+    rounds = set(_trainings(spec))
+    stages = sum(sizes.of_round(index) for _, _, index in rounds)
+    ledger = STUDY_DB + (len(plan(spec)) + spec.search.trials) * (TRIAL_JSON + LAYER_JSON * sizes.num_layers)
+    end = sizes.inputs + sizes.reference + sizes.state + stages + ledger
+    return Footprint(end, end + sizes.reference_checkpoint + spec.search.concurrency * sizes.checkpoint)
+
+
+def _trainings(spec: SweepSpec) -> Iterator[tuple[int, str, int]]:
+    """(seed, rule, round) of every training that the sweep will ask for, those that trials share more than once."""
+    asked = [(item.trial.seed, item.trial.rule) for item in plan(spec)]
+    asked += [(spec.train.seed, f"searched {number}") for number in range(spec.search.trials)]
+    for seed, rule in asked:
+        yield seed, "dense", 0
+        for index in range(1, spec.ticket.rounds + 1 if rule is not None else 1):
+            yield seed, "uniform" if index <= spec.ticket.shared_rounds else str(rule), index
+
+
+class _Sizes:
+    """Bytes of the files of one sweep's stages."""
+
+    def __init__(self, spec: SweepSpec, inputs: Inputs) -> None:
+        model = build_unet(spec.unet_config)
+        layers = prunable_layers(model)
+        self.spec, self.num_layers = spec, len(layers)
+        self.num_tensors = sum(1 for _ in model.parameters())
+        self.total = sum(parameter.numel() for parameter in model.parameters())
+        self.prunable = sum(layer.size for layer in layers)
+        self.image = spec.image_shape[0] * spec.image_shape[1] ** 2
+        self.num_images = len(inputs.images.train_NCHW) + len(inputs.images.test_NCHW)
+        weights = inputs.inception or {}
+        self.inputs = self.num_images * (self.image + 8) + sum(t.numel() * t.element_size() for t in weights.values())
+        self.count = spec.metrics.reference or len(inputs.images.train_NCHW)
+        self.dims = INCEPTION_DIMS if weights else CNN_DIMS
+
+    def _tensors(self, groups: int, values: float) -> int:
+        return round(groups * self.num_tensors * HEADER + values * FLOAT)
+
+    @property
+    def state(self) -> int:
+        """A whole training state: weights, two moments, EMA."""
+        return self._tensors(4, 4 * self.total) + STAGE_JSON
+
+    @property
+    def mask(self) -> int:
+        return self.prunable // 8 + self.num_layers * HEADER
+
+    def of_round(self, index: int) -> int:
+        """A training, its loss, its samples and its ticket."""
+        spec = self.spec
+        groups = 3 if spec.ticket.rewind_step else 1
+        kept = self.total - self.prunable * (1 - spec.ticket.density_of(index))
+        ticket = self._tensors(groups, groups * kept) + self.mask
+        trained = self._tensors(2, 2 * self.total) + self.mask
+        samples = spec.protocol("search").samples
+        images = min(GRID_IMAGES, samples) + (samples if spec.metrics.keep_samples else 0)
+        return trained + ticket + images * self.image + 4 * STAGE_JSON
+
+    @property
+    def reference(self) -> int:
+        """Statistics and KID's features of the reference, and the small classifier where there is one."""
+        classifier = 0 if self.dims == INCEPTION_DIMS else sum(p.numel() for p in SmallCnn().parameters()) * FLOAT
+        statistics = (self.dims**2 + self.dims) * 8
+        return classifier + statistics + min(self.count, KID_REFERENCES) * self.dims * FLOAT + 2 * STAGE_JSON
+
+    @property
+    def reference_checkpoint(self) -> int:
+        return 2 * self.count * self.dims * FLOAT if self.count > REFERENCE_CHUNK else 0
+
+    @property
+    def checkpoint(self) -> int:
+        """Of one trial; twice, because the old one stays until the new one is whole."""
+        samples = self.spec.protocol("search").samples
+        return 2 * max(self.state, samples * self.image if samples > SAVE_SAMPLES_ABOVE else 0)
