@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 import filelock
 
-from raylt.errors import EnvironmentFailure
+from raylt.errors import Diverged, EnvironmentFailure
 from raylt.files import Files
 
 CLAIM = "claim.json"
@@ -71,8 +71,8 @@ def sole_maker(
             _write(files, folder, mine)
         yield
         finished = True
-    except BaseException:
-        finished = False
+    except BaseException as error:
+        finished = isinstance(error, Diverged)  # the store remembers that: nobody will go on with the stage
         raise
     finally:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from raylt.claim import Busy, read_claim, sole_maker
+from raylt.claim import CLAIM, Busy, read_claim, sole_maker
 from raylt.lease import read_holder
 from raylt.ledger import FAIL, Ledger, sweep_names
 from raylt.results import LOCK_FILE
@@ -42,7 +42,9 @@ class StageFiles:
     @property
     def leftovers(self) -> dict[str, int]:
         """Checkpoints and half-written files that a maker left behind when it was done, or failed for good."""
-        return {} if self.is_unfinished else {name: size for name, size in self.files.items() if is_leftover(name)}
+        if self.is_unfinished:
+            return {}
+        return {name: size for name, size in self.files.items() if is_leftover(name) or name == CLAIM}
 
 
 @dataclass(frozen=True)

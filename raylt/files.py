@@ -24,8 +24,8 @@ from pyarrow import fs as pafs
 from raylt.errors import EnvironmentFailure, InputError, StoreFailure
 from raylt.spec import CREDENTIALS_ADVICE, has_credentials
 
-CONNECT_WITHIN_S, ANSWER_WITHIN_S = 4.0, 5.0  # of one request
-FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass: pauses double, no attempt begins after the last
+CONNECT_WITHIN_S, ANSWER_WITHIN_S = 4.0, 10.0  # of one request
+FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass is met again at once, then after pauses that double
 S3_OPTIONS = ("endpoint_override", "scheme", "region")
 
 _PASSING = "NETWORK_CONNECTION|TIMEOUT|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 5"
@@ -199,16 +199,16 @@ class Files:
 
     def _patiently(self, verb: str, path: str, operation: Callable[[], T]) -> T:
         """The result of an operation, tried again while it fails in a way that may pass. Raises `StoreFailure`."""
-        began, pause_s = time.monotonic(), FIRST_RETRY_S
+        began, pause_s = time.monotonic(), 0.0
         while True:
             try:
                 return operation()
             except OSError as error:
                 may_pass = error.errno in _PASSING_ERRNO or bool(re.search(_PASSING, str(error)))
-                if not may_pass or time.monotonic() + pause_s - began > GIVE_UP_AFTER_S:
+                if not may_pass or (pause_s and time.monotonic() + pause_s - began > GIVE_UP_AFTER_S):
                     raise self._failure(verb, path, error) from error
             time.sleep(pause_s)
-            pause_s *= 2
+            pause_s = 2 * pause_s or FIRST_RETRY_S
 
     def _failure(self, verb: str, path: str, error: OSError) -> StoreFailure:
         cause = _cause(error)

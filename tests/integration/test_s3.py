@@ -84,6 +84,7 @@ def assert_stopped_by_its_store(done: Done, cause: str) -> None:
     assert cause in done.err.splitlines()[-1]
 
 
+@pytest.mark.timeout(1200)  # four drivers
 def test_a_sweep_on_s3_resumes_as_one_on_a_local_store(server, sweep, undisturbed, expected, _warm_store):
     root = server.root("sweeps")
     put_spec(sweep, root, _warm_store)
@@ -138,6 +139,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.timeout(1200)  # four drivers
 def test_a_full_disk_stops_a_sweep_that_goes_on_when_there_is_space_and_a_read_only_one_does(
     disk, sweep, undisturbed, expected, _warm_store
 ):
