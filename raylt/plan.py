@@ -25,6 +25,7 @@ class TrialSpec:
     params: Mapping[str, float] = field(default_factory=dict)  # gamma, delta/GROUP
     offsets: Mapping[str, float] = field(default_factory=dict)  # block -> what params and profile add to its logits
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)  # Optuna's notes on the proposal
+    retry_of: int | None = None  # the failed trial that this one is, once more
 
     @property
     def name(self) -> str:

@@ -77,6 +77,7 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "seed": trial.seed,
         "state": known.get("state", RUNNING),
         "protocol": trial.protocol,
+        "retry_of": trial.retry_of,
         **{name: known.get(name) for name in _NUMBERS},
         "pareto": pareto,
         "rounds": rounds,
@@ -106,9 +107,15 @@ def counts_of(trials: list[dict[str, Any]]) -> dict[str, int]:
 
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
     """Every planned and every search trial has been asked and has ended."""
-    kinds = [trial.kind for trial in ledger.asked.values()]
+    kinds = [trial.kind for trial in ledger.asked.values() if trial.retry_of is None]
     num_search = kinds.count("search")
     return num_search >= spec.search.trials and len(kinds) - num_search >= len(plan(spec)) and not ledger.open_trials()
+
+
+def failed_trials(ledger: Ledger) -> list[int]:
+    """The trials that failed and have not been asked again, by id."""
+    again = {trial.retry_of for trial in ledger.asked.values()}
+    return sorted(n for n, result in ledger.results.items() if result["state"] == FAIL and n not in again)
 
 
 def state_of(spec: SweepSpec, ledger: Ledger) -> str:

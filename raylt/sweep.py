@@ -16,9 +16,9 @@ from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
-from raylt.ledger import FAIL, Ledger
+from raylt.ledger import Ledger
 from raylt.progress import SweepProgress
-from raylt.results import LOCK_FILE, SPEC_FILE, is_complete, stored_spec
+from raylt.results import LOCK_FILE, SPEC_FILE, failed_trials, is_complete, stored_spec
 from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
@@ -197,7 +197,7 @@ class _Driver:
     def _exit_code(self) -> int:
         if not is_complete(self.spec, self.ledger):
             return self.signals.exit_code
-        return 1 if any(result["state"] == FAIL for result in self.ledger.results.values()) else 0
+        return 1 if failed_trials(self.ledger) else 0
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

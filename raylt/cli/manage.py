@@ -1,4 +1,4 @@
-"""Commands about a sweep that runs: logs, stop."""
+"""Commands about a sweep at work: logs, stop, retry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import NameArgument, RootOption, app, find_results
+from raylt.cli.common import NameArgument, RootOption, app, find_results, find_sweep
 from raylt.errors import EnvironmentFailure, InputError
 
 STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
@@ -55,6 +55,26 @@ def stop(name: NameArgument, root: RootOption = None) -> None:
             )
         time.sleep(0.5)
     typer.echo(f"{ledger.name}: stopped; the same `raylt sweep` command goes on from here")
+
+
+@app.command()
+def retry(
+    name: NameArgument,
+    failed: Annotated[bool, typer.Option("--failed", help="All trials that failed.")] = False,
+    root: RootOption = None,
+) -> None:
+    """Ask failed trials again, each under a new number; the next `raylt sweep` runs them."""
+    if not failed:
+        raise InputError("say what to try again: --failed, all trials that failed")
+    from raylt.retry import retry_failed
+
+    store, name = find_sweep(name, root)
+    again = retry_failed(store, name)
+    if not again:
+        typer.echo(f"{name}: no trial failed, or all that did were asked again")
+        return
+    pairs = ", ".join(f"{old} as {new}" for old, new in again.items())
+    typer.echo(f"{name}: asked again: {pairs}; the same `raylt sweep` command runs them")
 
 
 def _range(numbers: list[int]) -> str:

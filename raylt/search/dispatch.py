@@ -60,12 +60,11 @@ class Dispatcher:
 
     def _next_search(self) -> TrialSpec | Wait | Finished:
         first = len(self._planned)
-        number = sum(1 for trial in self.ledger.asked.values() if trial.kind == "search")
+        number = sum(1 for trial in self.ledger.asked.values() if trial.kind == "search" and trial.retry_of is None)
         if not self._have_ended(range(first)):
             return Wait()
-        profile = measure(self.spec, self.ledger)[
-            "profile"
-        ]  # also for a sweep that searches nothing: its pilots were trained for this
+        # Also for a sweep that searches nothing: its pilots were trained for this.
+        profile = measure(self.spec, self.ledger)["profile"]
         if number >= self.spec.search.trials:
             return Finished()
         trial_id = 1 + max(self.ledger.asked)

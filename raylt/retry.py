@@ -1,0 +1,29 @@
+"""Failed trials, asked once more: each the same TrialSpec under a new id. What failed stays in the ledger as it ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raylt.lease import Lease
+from raylt.ledger import Ledger, existing
+from raylt.plan import plan
+from raylt.results import failed_trials, stored_spec
+from raylt.store import Store
+
+
+def retry_failed(store: Store, name: str) -> dict[int, int]:
+    """Ask every failed trial again, under the sweep's lease; returns old id -> new id. The next driver runs them.
+
+    Raises `InputError` where there is no such sweep, `LeaseHeld` where a driver runs it.
+    """
+    existing(store, name)
+    lease = Lease.acquire(store, name)
+    try:
+        ledger = Ledger(store, name, lease.check)
+        free = max(len(plan(stored_spec(store, name))), 1 + max(ledger.asked, default=-1))  # planned trials have their own ids
+        again = {old: free + index for index, old in enumerate(failed_trials(ledger))}
+        for old, new in again.items():
+            ledger.ask(replace(ledger.asked[old], id=new, retry_of=old))
+        return again
+    finally:
+        lease.release()

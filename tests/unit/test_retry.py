@@ -1,0 +1,89 @@
+"""Failed trials asked again: the same TrialSpec under a new id, counted once, and never again once it went well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raylt.errors import LeaseHeld
+from raylt.lease import Lease
+from raylt.ledger import FAIL, Ledger
+from raylt.results import failed_trials, is_complete, results
+from raylt.retry import retry_failed
+from raylt.search import dispatch
+from raylt.specfile import dump_yaml
+from raylt.store import Store
+from tests.unit.test_dispatch import PROFILE, asked, outcome, run
+
+
+@pytest.fixture(autouse=True)
+def _profile(monkeypatch):
+    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+
+
+def failing(*ids):
+    def result(trial):
+        return {**outcome(trial), **({"state": FAIL, "cause": "planned"} if trial.id in ids else {})}
+
+    return result
+
+
+def begin(spec, root):
+    """What a driver leaves in a store besides the trials."""
+    store = Store(str(root))
+    store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
+    store.write_json(f"sweeps/{spec.name}/spec.lock.json", {})
+    return store
+
+
+def test_failed_trials_run_again_as_they_were_and_count_once(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 4})
+    store = begin(spec, tmp_path)
+    run(spec, tmp_path, results=failing(2, 6))
+    assert retry_failed(store, spec.name) == {2: 9, 6: 10}
+    ledger = Ledger(store, spec.name)
+    assert not is_complete(spec, ledger)
+    assert ledger.asked[10] == replace(ledger.asked[6], id=10, retry_of=6)
+    ledger, _ = run(spec, tmp_path)
+    assert len(ledger.asked) == 11  # nothing else was asked
+    assert is_complete(spec, ledger)
+    assert failed_trials(ledger) == []
+    assert retry_failed(store, spec.name) == {}
+    document = results(spec, ledger)
+    assert [trial["retry_of"] for trial in document["trials"]] == [None] * 9 + [2, 6]
+    assert document["counts"]["failed"] == 2  # what failed, failed
+
+    longer = tiny_spec(search={"trials": 5})
+    ledger, _ = run(longer, tmp_path)
+    assert [trial.kind for trial in ledger.asked.values()][11:] == ["search"]
+
+
+def test_a_retry_that_fails_is_tried_again_in_its_turn(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 1})
+    store = begin(spec, tmp_path)
+    run(spec, tmp_path, results=failing(5))
+    assert retry_failed(store, spec.name) == {5: 6}
+    run(spec, tmp_path, results=failing(6))
+    assert retry_failed(store, spec.name) == {6: 7}
+
+
+def test_ids_of_planned_trials_that_were_never_asked_stay_free(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 0})
+    store = begin(spec, tmp_path)
+    number_planned = 5
+    run(spec, tmp_path, results=failing(*range(number_planned)), crash_after=1)
+    assert list(retry_failed(store, spec.name).values()) == [number_planned]
+    ledger, _ = run(spec, tmp_path)
+    assert sorted(ledger.asked) == list(range(number_planned + 1))
+    assert is_complete(spec, ledger)
+    assert len(asked(ledger)) == number_planned + 1
+
+
+def test_a_running_sweep_is_left_alone(tiny_spec, tmp_path):
+    spec = tiny_spec()
+    store = begin(spec, tmp_path)
+    lease = Lease.acquire(store, spec.name)
+    with pytest.raises(LeaseHeld):
+        retry_failed(store, spec.name)
+    lease.release()
