@@ -12,7 +12,6 @@ import argparse
 import collections
 import datetime as dt
 import json
-import os
 import random
 import shutil
 import signal
@@ -133,10 +132,9 @@ class Harness:
         if IS_ROOT:
             mount_store(root)
         environment = sabotage.environment(folder, PLAN, PACE_S)
-        sockets = folder_of_sockets()
-        cluster = RayCluster(sockets, environment)
+        cluster = RayCluster(environment)
         sweep = Sweep(folder, self.warm, self.spec, self.tracking.uri)
-        world = World(sweep, cluster, self.tracking, {**environment, **auth_of(cluster)}, self.draw)
+        world = World(sweep, cluster, self.tracking, cluster.for_drivers, self.draw)
         try:
             cluster.start_head()
             for _ in range(2):
@@ -149,7 +147,6 @@ class Harness:
             if sweep.driver is not None and sweep.is_running():
                 sweep.driver.kill()
             cluster.stop()
-            shutil.rmtree(sockets, ignore_errors=True)
             if IS_ROOT:
                 unmount_store(root)
 
@@ -200,15 +197,6 @@ class Harness:
     def _unexpected(self, what: str) -> None:
         self.run.unexpected.append(what)
         say(f"  UNEXPECTED: {what}")
-
-
-def folder_of_sockets() -> Path:
-    """Short: the path of a socket may have 107 characters."""
-    return Path(tempfile.mkdtemp(prefix="rc-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
-
-
-def auth_of(cluster: RayCluster) -> dict[str, str]:
-    return {key: cluster.environment[key] for key in cluster.environment if key.startswith("RAY_")}
 
 
 def say(line: str) -> None:

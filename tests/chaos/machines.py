@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -111,10 +113,12 @@ def _title(process: psutil.Process) -> str:
 class RayCluster:
     """A head without CPUs, and nodes of one CPU each, behind a token of their own."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # A short name: the path of a socket may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **IMPATIENT}
-        self.environment = {**clean_environment(), **environment, **own}
+        self.for_drivers = {**environment, **own}
+        self.environment = {**clean_environment(), **self.for_drivers}
         self.nodes: list[Node] = []
         self._started = 0
         self._all: list[Node] = []
@@ -165,6 +169,7 @@ class RayCluster:
     def stop(self) -> None:
         for node in self._all:
             node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class MlflowServer:

@@ -1,0 +1,108 @@
+"""Whose fault it is that a worker has gone, and how often a trial is handed out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.tune.search import Searcher
+
+from raylt.errors import Preempted
+from raylt.plan import TrialSpec
+from raylt.search.dispatch import Finished
+from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, WorkerDeaths
+
+TRIAL = TrialSpec(4, "search", "searched", 0)
+LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
+LEFT = RayTaskError("train", "", Preempted("left at step 7: its node is being drained"))
+CRASHED = ActorDiedError()
+NEVER_BEGAN = RayActorError(error_msg="its setup failed", actor_init_failed=True)
+
+
+@dataclass
+class OneTrial:
+    """A dispatcher of one trial, open until it has a result."""
+
+    results: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def next_trial(self, live: set[int]) -> Any:
+        return Finished() if self.results or live else TRIAL
+
+    def ended(self, number: int, result: dict[str, Any]) -> None:
+        self.results.append((number, result))
+
+
+class Tune:
+    """What Tune does when an actor is gone: it gives the trial up, and asks for another one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.dispatcher, self.asked, self.reported = folder, OneTrial(), 0, []
+        self.searcher = LedgerSearcher(self.dispatcher, lambda trial, report: self.reported.append(report))
+        self.deaths = WorkerDeaths(self.searcher)
+
+    def suggest(self) -> Any:
+        self.asked += 1
+        return self.searcher.suggest(f"t{self.asked}")
+
+    def lose(self, error: BaseException) -> None:
+        path = self.folder / f"{self.asked}.pkl"
+        path.write_bytes(cloudpickle.dumps(error))
+        self.searcher.on_trial_complete(f"t{self.asked}", error=True)
+        trial = SimpleNamespace(trial_id=f"t{self.asked}", pickled_error_file=str(path))
+        self.deaths.on_trial_error(0, [], trial)
+
+
+@pytest.fixture
+def tune(tmp_path):
+    return Tune(tmp_path)
+
+
+@pytest.mark.parametrize("error", [CRASHED, NEVER_BEGAN, RayTaskError("train", "", ValueError("Tune's own"))], ids=str)
+def test_a_worker_that_dies_is_tried_three_times(tune, error):
+    for attempt in range(1, MAX_DEATHS + 1):
+        assert tune.suggest() == {"trial": TRIAL.dump()}
+        assert not tune.dispatcher.results
+        tune.lose(error)
+        assert len(tune.dispatcher.results) == (attempt == MAX_DEATHS)
+    ((number, result),) = tune.dispatcher.results
+    assert (number, result["state"]) == (TRIAL.id, "FAIL")
+    assert result["cause"].startswith("the worker died 3 times: ")
+    assert tune.suggest() == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("error", [LOST, LEFT], ids=["lost", "left"])
+def test_a_lost_node_is_not_the_trials_fault_but_not_endless_either(tune, error):
+    for deaths in range(MAX_DEATHS - 1):  # nor do they add up with those that are
+        assert tune.suggest(), deaths
+        tune.lose(CRASHED)
+    for losses in range(MAX_LOSSES):
+        assert not tune.dispatcher.results, losses
+        assert tune.suggest() == {"trial": TRIAL.dump()}
+        tune.lose(error)
+    ((_, result),) = tune.dispatcher.results
+    assert result["cause"].startswith("its node was lost 20 times: ")
+
+
+def test_while_a_trial_runs_tune_is_never_told_that_all_is_handed_out(tune):
+    """Tune asks no more after that, and the trial could not be handed out again."""
+    tune.suggest()
+    assert tune.searcher.suggest("another") is None
+    tune.lose(LOST)
+    assert tune.searcher.suggest("another") == {"trial": TRIAL.dump()}
+
+
+def test_rounds_that_are_reported_again_are_passed_on_once(tune):
+    import json
+
+    report = {"round": 0, "loss": 0.5}
+    for _ in range(MAX_DEATHS):
+        tune.suggest()
+        tune.searcher.on_trial_result(f"t{tune.asked}", {"raylt": json.dumps({"report": report})})
+        tune.lose(CRASHED)
+    assert tune.reported == [report]
+    assert tune.dispatcher.results[0][1]["rounds"] == [report]
