@@ -9,16 +9,23 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from raylt.auth import asks_for_token
+from raylt.capacity import Capacity, needed, read_capacity
 from raylt.diffusion.train import Compute
-from raylt.errors import EnvironmentFailure, Problem, SpecError
+from raylt.errors import EnvironmentFailure, SpecError
 from raylt.spec import SweepSpec
+
+Say = Callable[[str], None]
+
+FIRST_WORKER_WITHIN_S = 90.0
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,29 +44,31 @@ PATHS = ("RAYLT_DATA", "RAYLT_INCEPTION")
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has, and what a trial gets."""
+    """What a trial gets."""
 
-    cluster_cpus: float
-    cluster_gpus: float
-    trial_gpus: float
+    cpus: float
+    gpus: float
 
 
 def prepare_environment(address: str | None) -> None:
-    """Settings that Ray reads when it is first imported, so this comes first. Where Ray is imported already, they stay."""
+    """Settings that Ray reads when it is first imported, so this comes first. Where Ray is imported already, they stay.
+
+    Raises `EnvironmentFailure` where no Ray answers at the address, or where it turns us away.
+    """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     for name in PATHS:  # workers run in folders of their own
         if name in os.environ:
             os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     if address is None and "ray" not in sys.modules:  # other users of this machine must not be able to send us code
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    elif address is not None:
+        is_asked = asks_for_token(address)
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if is_asked else "disabled")  # its nodes must be able to answer us
 
 
 @contextmanager
-def connected(spec: SweepSpec, address: str | None) -> Iterator[Resources]:
-    """A running Ray: started here and ended with us, or the cluster at `address`.
-
-    Raises `EnvironmentFailure` where none can be had, `SpecError` where no machine could ever hold a trial.
-    """
+def connected(address: str | None) -> Iterator[None]:
+    """A running Ray: started here and ended with us, or the cluster at `address`. Raises `EnvironmentFailure`."""
     prepare_environment(address)
     import ray
 
@@ -72,35 +81,66 @@ def connected(spec: SweepSpec, address: str | None) -> Iterator[Resources]:
         raise EnvironmentFailure(f"no Ray {'on this machine' if address is None else f'at {address}'}: {error}") from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        yield _resources(spec, ray.cluster_resources())
+        yield
     finally:
         ray.shutdown()
 
 
-def _resources(spec: SweepSpec, have: dict[str, float]) -> Resources:
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    wanted = (1.0 if gpus else 0.0) if spec.resources.gpus == "auto" else spec.resources.gpus
-    problems = []
-    if spec.resources.cpus > cpus:
-        problems.append(
-            Problem("resources.cpus", f"more than the cluster's {cpus:g}", f"at most {cpus:g}", spec.resources.cpus, True)
-        )
-    if wanted > gpus:
-        problems.append(
-            Problem("resources.gpus", f"more than the cluster's {gpus:g}", f"at most {gpus:g}, or auto", wanted, True)
-        )
-    if problems:
+def trial_resources(spec: SweepSpec, say: Say) -> Resources:
+    """What a trial gets, once a node is up that has it: the autoscaler is asked for one, and said what is waited for.
+
+    Raises `SpecError` where no machine that is up, or that may ever be started, could hold a trial.
+    """
+    capacity = read_capacity()
+    gpus = float(spec.resources.gpus) if spec.resources.gpus != "auto" else 0.0
+    if spec.resources.gpus == "auto":
+        capacity = _with_first_worker(capacity, say)
+        gpus = float(capacity.has_gpus)
+    if problems := capacity.problems(spec.resources.cpus, gpus):
         raise SpecError(problems)
-    return Resources(cpus, gpus, wanted)
+    resources = Resources(spec.resources.cpus, gpus)
+    if not capacity.holds(resources.cpus, resources.gpus):
+        _on_a_node(_is_up, resources, say)
+    return resources
 
 
-def resolve_compute(spec: SweepSpec, resources: Resources) -> Compute:
+def _with_first_worker(capacity: Capacity, say: Say) -> Capacity:
+    """Whether trials get GPUs depends on machines that show what they have once they are up: waits a while for the first."""
+    end = time.monotonic() + FIRST_WORKER_WITHIN_S
+    unknown = [kind for kind in capacity.types if kind.has is None and not kind.num_up]
+    if unknown and not capacity.has_gpus:
+        say(f"waiting for a first worker, to see whether it has a GPU ({', '.join(map(str, unknown))})")
+        while unknown and time.monotonic() < end:
+            time.sleep(1.0)
+            capacity = read_capacity()
+            unknown = [kind for kind in capacity.types if kind.has is None and not kind.num_up]
+    return capacity
+
+
+def _on_a_node(task: Callable[[], Any], resources: Resources, say: Say) -> Any:
+    """The task's result, from a node with what a trial needs, for which the autoscaler is asked; says what is waited for."""
+    import ray
+
+    waits_for = ""
+    pending = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=-1)(task).remote()
+    while not ray.wait([pending], timeout=5.0)[0]:
+        capacity = read_capacity()
+        if problems := capacity.problems(resources.cpus, resources.gpus):
+            raise SpecError(problems)
+        kinds = ", or ".join(map(str, capacity.candidates(resources.cpus, resources.gpus)))
+        if not capacity.holds(resources.cpus, resources.gpus) and kinds != waits_for:
+            say(f"waiting for a node with {needed(resources.cpus, resources.gpus)} ({kinds})")
+            waits_for = kinds
+    return ray.get(pending)
+
+
+def _is_up() -> None:
+    """A task that only needs a node."""
+
+
+def resolve_compute(spec: SweepSpec, resources: Resources, say: Say) -> Compute:
     """Device, precision and threads, decided once per sweep. Asks a GPU worker what it can do, since we may have none."""
-    has_cuda, has_bf16 = False, False
-    if resources.trial_gpus:
-        import ray
-
-        has_cuda, has_bf16 = ray.get(ray.remote(num_gpus=resources.trial_gpus)(_probe_gpu).remote())
+    has_cuda, has_bf16 = _on_a_node(_probe_gpu, resources, say) if resources.gpus else (False, False)
     wanted = spec.train.precision
     precision = ("bf16" if has_bf16 else "fp32") if wanted == "auto" else wanted
     return Compute("cuda" if has_cuda else "cpu", precision, spec.resources.cpus)
@@ -140,7 +180,7 @@ def run_tune(
     limited = ConcurrencyLimiter(searcher, max_concurrent=spec.search.concurrency)
     try:
         tune.Tuner(
-            tune.with_resources(Actor, {"cpu": spec.resources.cpus, "gpu": resources.trial_gpus}),
+            tune.with_resources(Actor, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(search_alg=limited, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=spec.name, storage_path=str(scratch), verbose=0, callbacks=callbacks, stop=stopper,

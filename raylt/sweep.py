@@ -108,11 +108,12 @@ class _Driver:
             return self._project_and_leave()
         self._refuse_other_inputs(lock, found.inputs.address)
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
-        with cluster.connected(self.spec, address) as resources:
+        with cluster.connected(address):
             self.signals.take()
+            resources = cluster.trial_resources(self.spec, self._say)
             self.lease.check()
             self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
-            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources), found)
+            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
             self._warn_of_other_versions(lock)
             return self._search(lock, resources, found.inputs.address)
 
