@@ -24,7 +24,7 @@ from raylt.speccheck import cross_key_problems
 from raylt.specwords import meant_by, wrong_keys
 from raylt.yamltext import Document, Place, dotted, dump_yaml, read_yaml
 
-__all__ = ["builtin_sweeps", "dump_yaml", "find_spec", "load_spec", "parse_spec"]
+__all__ = ["builtin_sweeps", "dump_yaml", "find_spec", "load_spec", "parse_spec", "read_spec"]
 
 DEFAULT_FILE = "sweep.yaml"
 DEFAULT_SWEEP = "digits"
@@ -54,16 +54,17 @@ def find_spec(source: str | None) -> Path:
 def load_spec(source: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec that `source` names, with `KEY=VALUE` overrides. Raises InputError or SpecError with all that is wrong."""
     path = find_spec(source)
-    return parse_spec(_read(path), str(path), overrides)
+    return parse_spec(read_spec(path), str(path), overrides)
 
 
 def located(problems: Sequence[Problem], source: str | None, overrides: Sequence[str] = ()) -> SpecError:
     """Problems found later, by who knows shapes, data or the cluster, with the lines of the keys they name."""
     path = find_spec(source)
-    return SpecError(_in_order(_document(_read(path), str(path), overrides), list(problems)))
+    return SpecError(_in_order(_document(read_spec(path), str(path), overrides), list(problems)))
 
 
-def _read(path: Path) -> str:
+def read_spec(path: Path) -> str:
+    """The text of a spec's file. Raises InputError, or SpecError where it is no text."""
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)

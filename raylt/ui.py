@@ -1,12 +1,17 @@
-"""`raylt ui`: MLflow's own web server over the runs recorded here."""
+"""`raylt ui`: MLflow's own web server over the runs recorded here, or that of a cluster's head."""
 
 from __future__ import annotations
 
+import http.client
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
+from urllib.parse import urlsplit
 
-from raylt.errors import InputError
+from raylt import ssh
+from raylt.errors import EnvironmentFailure, InputError
 from raylt.runs import split_sqlite, without_secrets
 
 
@@ -28,3 +33,26 @@ def serve_ui(uri: str, port: int) -> int:
         return subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 130
+
+
+def serve_head_ui(head: ssh.Head, port: int) -> int:
+    """A way to the head's own MLflow server, until Ctrl-C.
+
+    Raises `InputError` where the head records in a file, `EnvironmentFailure` where its server does not answer.
+    """
+    uri = ssh.shell(head, 'echo "$MLFLOW_TRACKING_URI"').strip()
+    there = urlsplit(uri or "http://127.0.0.1:5000")
+    if there.scheme != "http" or there.hostname not in ("127.0.0.1", "localhost"):
+        raise InputError(f"{head} records at {uri}, not with a server of its own; open that, or run `raylt ui` there")
+    with ssh.tunnel(head, there.port or 80, port) as local_port:
+        url = f"http://127.0.0.1:{local_port}"
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=30).close()
+        except (OSError, http.client.HTTPException) as error:
+            raise EnvironmentFailure(f"MLflow does not answer on {head}, port {there.port} of its loopback: {error}") from None
+        print(f"MLflow of {head} at {url} (Ctrl-C ends it)", file=sys.stderr)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            return 130
+    return 0

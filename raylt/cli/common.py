@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylt.errors import SpecError
+from raylt.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from raylt.ledger import Ledger
     from raylt.spec import SweepSpec
+    from raylt.ssh import Head
     from raylt.store import Store
 
 app = typer.Typer(
@@ -29,6 +30,11 @@ SpecArgument = Annotated[str | None, typer.Argument(metavar="[SPEC]", help=SPEC_
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key by its dotted path.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A sweep's name, or its spec file.")]
 RootOption = Annotated[str | None, typer.Option("--root", help="The store. Default: $RAYLT_ROOT, ./raylt-data.")]
+LocalOption = Annotated[bool, typer.Option("--local", help="On this machine, whatever cluster there is.")]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="FILE", help="On the cluster of this Ray file. Default: ./cluster.yaml, if up."),
+]
 
 
 def load(source: str | None, overrides: list[str] | None) -> SweepSpec:
@@ -70,10 +76,53 @@ def find_sweep(name: str, root: str | None) -> tuple[Store, str]:
     from raylt.store import Store
 
     default = root or os.environ.get("RAYLT_ROOT")
-    if name.endswith((".yaml", ".yml")):
+    if _is_file(name):
         spec = load(name, None)
         return Store(default or spec.storage.root), spec.name
     return Store(default or "./raylt-data"), name
+
+
+def head_to_ask(root: str | None, local: bool, cluster: str | None) -> Head | None:
+    """The head whose store a command that reads is about; None where the store is to be read from here."""
+    from raylt.where import decide
+
+    if root is not None and cluster is not None:
+        raise InputError("--root and --cluster contradict each other; give one of them")
+    if cluster is None and (root is not None or "RAYLT_ROOT" in os.environ):
+        return None
+    return decide(local=local, cluster=cluster).head
+
+
+def ask_head(context: typer.Context, root: str | None, local: bool, cluster: str | None) -> None:
+    """Where the sweep is a cluster's that is reached over SSH: runs this very command on its head, and leaves with its code."""
+    head = head_to_ask(root, local, cluster)
+    if head is not None:
+        from raylt import ssh
+
+        raise typer.Exit(ssh.run(head, words_of(context)))
+
+
+def words_of(context: typer.Context) -> list[str]:
+    """The command line behind the context, without what says where; a spec file, which is here, by its sweep's name."""
+    words = [str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.name in ("root", "local", "cluster") or value in (None, False, []):
+            continue
+        if parameter.param_type_name == "argument":
+            words.append(name_of(value) if parameter.name == "name" else str(value))
+        else:
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return words
+
+
+def name_of(name: str) -> str:
+    """A sweep's name, of which a spec file is another."""
+    return load(name, None).name if _is_file(name) else name
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def console(*, stderr: bool) -> Console:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import NameArgument, RootOption, app, find_results, find_sweep
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, find_results, find_sweep
 from raylt.errors import EnvironmentFailure, InputError
 
 STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
@@ -15,12 +15,16 @@ STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sy
 
 @app.command()
 def logs(
+    context: typer.Context,
     name: NameArgument,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the trial ends.")] = False,
     root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
+    ask_head(context, root, local, cluster)
     from raylt.results import state_of
     from raylt.triallog import read_log
 
@@ -37,8 +41,15 @@ def logs(
 
 
 @app.command()
-def stop(name: NameArgument, root: RootOption = None) -> None:
+def stop(
+    context: typer.Context,
+    name: NameArgument,
+    root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
+) -> None:
     """Stop a running sweep, wherever its driver is: trials leave at their next step, and the same command resumes it."""
+    ask_head(context, root, local, cluster)
     from raylt.lease import has_stopped, request_stop
 
     _, ledger, document = find_results(name, root)

@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylt.cli.common import SetOption, SpecArgument, app, console, find_results, lines_of, load, print_tables
+from raylt.cli.common import (
+    ClusterOption,
+    LocalOption,
+    SetOption,
+    SpecArgument,
+    app,
+    console,
+    find_results,
+    lines_of,
+    load,
+    print_tables,
+)
 from raylt.errors import InputError
 
 if TYPE_CHECKING:
     from raylt.spec import SweepSpec
+    from raylt.ssh import Head
 
 
 @app.command()
@@ -21,13 +33,27 @@ def sweep(
     set_: SetOption = None,
     new: Annotated[bool, typer.Option("--new", help="Start beside an existing sweep of this name, as NAME-2.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, start nothing.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Run on this machine (the default).")] = False,
-    address: Annotated[str | None, typer.Option("--address", help="Run on the Ray cluster there (auto, HOST:PORT).")] = None,
+    local: LocalOption = False,
+    address: Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")] = None,
+    cluster: ClusterOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="On a cluster reached over SSH: send the sweep, and leave it to itself.")
+    ] = False,
 ) -> None:
-    """Run a sweep. The same command again resumes it; a larger search.trials extends it."""
-    if local and address is not None:
-        raise InputError("--local and --address contradict each other; give one of them")
+    """Run a sweep. The same command again resumes it; a larger search.trials extends it.
+
+    It runs where --local, --address or --cluster says; else at RAY_ADDRESS; else on the cluster whose head this machine is;
+    else on the cluster of ./cluster.yaml, if `ray up` has started it from here; else on this machine.
+    """
+    from raylt.where import decide
+
     parsed = load(spec, set_)
+    place = decide(local=local, address=address, cluster=cluster)
+    if detach and place.head is None:
+        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+    typer.echo(str(place), err=True)
+    if place.head is not None:
+        raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach))
     with lines_of(spec, set_):
         if dry_run:
             from raylt.sweep import describe_sweep
@@ -36,9 +62,41 @@ def sweep(
             return
         from raylt.sweep import run_sweep
 
-        parsed, code = run_sweep(parsed, address=address, new=new, console=console(stderr=True))
+        parsed, code = run_sweep(parsed, address=place.address, new=new, console=console(stderr=True))
     _print_end(parsed, code, new)
     raise typer.Exit(code)
+
+
+def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool) -> int:
+    """The sweep as a job on a cluster's head; what needs its data and its store (`--dry-run`) is asked there as well.
+
+    The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
+    Where the store and MLflow are, and every secret, is for the head's own environment to say.
+    """
+    from raylt import jobs, ssh
+    from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
+
+    path, parsed = find_spec(source), load_spec(source, overrides or [])
+    text = dump_yaml(parsed.dump()) if overrides else read_spec(path)
+    name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
+    options = ["--new"] if new else []
+    if dry_run:
+        return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
+    again = f"raylt sweep{f' {source}' if source else ''}"
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options))
+    job = jobs.submit_or_attach(head, sent, say)
+    if detach:
+        say(f"`{again}` watches it, `raylt status {parsed.name}` says how far it is, `raylt stop {parsed.name}` stops it")
+        return 0
+    try:
+        return jobs.watch(head, job, parsed.name, say)
+    except KeyboardInterrupt:
+        say(f"\nno longer watching; the sweep goes on. `{again}` watches it again, `raylt stop {parsed.name}` stops it")
+        return 130
 
 
 @app.command()

@@ -5,17 +5,38 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import NameArgument, RootOption, app, find_results, print_tables
+from raylt.cli.common import (
+    ClusterOption,
+    LocalOption,
+    NameArgument,
+    RootOption,
+    app,
+    ask_head,
+    find_results,
+    head_to_ask,
+    name_of,
+    print_tables,
+)
 from raylt.errors import InputError
+
+if TYPE_CHECKING:
+    from raylt.ssh import Head
 
 
 @app.command()
-def status(name: NameArgument, root: RootOption = None) -> None:
+def status(
+    context: typer.Context,
+    name: NameArgument,
+    root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
+) -> None:
     """How far a sweep is, who drives it, and why trials failed."""
+    ask_head(context, root, local, cluster)
     from raylt.lease import read_holder
 
     spec, ledger, document = find_results(name, root)
@@ -34,8 +55,11 @@ def status(name: NameArgument, root: RootOption = None) -> None:
 
 @app.command()
 def results(
+    context: typer.Context,
     name: NameArgument,
     root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="The Pareto front alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
@@ -43,6 +67,7 @@ def results(
     """What a sweep has found."""
     if as_json and as_csv:
         raise InputError("--json and --csv contradict each other; give one of them")
+    ask_head(context, root, local, cluster)
     from raylt.report import csv_text
 
     _, _, document = find_results(name, root)
@@ -58,20 +83,42 @@ def results(
 
 @app.command()
 def report(
-    name: NameArgument, output: Annotated[Path, typer.Option("-o", help="The HTML file.")], root: RootOption = None
+    name: NameArgument,
+    output: Annotated[Path, typer.Option("-o", help="The HTML file; - is stdout.")],
+    root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """One HTML page with everything a sweep has found."""
-    from raylt.report import html_page
-    from raylt.runs import without_secrets
-    from raylt.specfile import dump_yaml
-
-    spec, _, document = find_results(name, root)
-    page = html_page(document, without_secrets(dump_yaml(spec.dump())))
+    head = head_to_ask(root, local, cluster)
+    page = _page(name, root) if head is None else _page_of(head, name)
+    if str(output) == "-":
+        typer.echo(page, nl=False)
+        return
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
     typer.echo(str(output))
+
+
+def _page(name: str, root: str | None) -> str:
+    from raylt.report import html_page
+    from raylt.runs import without_secrets
+    from raylt.specfile import dump_yaml
+
+    spec, _, document = find_results(name, root)
+    return html_page(document, without_secrets(dump_yaml(spec.dump())))
+
+
+def _page_of(head: Head, name: str) -> str:
+    """As the head writes it; what it says of its errors is on stderr already."""
+    from raylt import ssh
+
+    code, page = ssh.output(head, ["report", name_of(name), "-o", "-"])
+    if code:
+        raise typer.Exit(code)
+    return page
 
 
 @app.command()
@@ -95,9 +142,20 @@ def ui(
         str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")
     ] = None,
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
-    """Open MLflow's web page on the runs recorded here."""
+    """Open MLflow's web page on the runs recorded here, or on the cluster."""
     from raylt.spec import TrackingSpec
-    from raylt.ui import serve_ui
+    from raylt.ui import serve_head_ui, serve_ui
 
-    raise typer.Exit(serve_ui(uri or os.environ.get("MLFLOW_TRACKING_URI") or TrackingSpec().uri, port))
+    if uri is not None and cluster is not None:
+        raise InputError("--uri and --cluster contradict each other; give one of them")
+    named = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named is None or cluster is not None:
+        from raylt.where import decide
+
+        head = decide(local=local, cluster=cluster).head
+        if head is not None:
+            raise typer.Exit(serve_head_ui(head, port))
+    raise typer.Exit(serve_ui(named or TrackingSpec().uri, port))
