@@ -104,13 +104,17 @@ def ask_head(context: typer.Context, root: str | None, local: bool, cluster: str
 
 def words_of(context: typer.Context) -> list[str]:
     """The command line behind the context, without what says where; a spec file, which is here, by its sweep's name."""
-    words = [str(context.info_name)]
+    words: list[str] = []
+    level: Any = context
+    while level is not None and level.parent is not None:  # `store du` are two
+        words, level = [str(level.info_name), *words], level.parent
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if parameter.name in ("root", "local", "cluster") or value in (None, False, []):
+        if parameter.name in ("root", "local", "cluster") or value in (None, False, [], ()):
             continue
         if parameter.param_type_name == "argument":
-            words.append(name_of(value) if parameter.name == "name" else str(value))
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [name_of(str(one)) for one in values] if parameter.name in ("name", "names") else map(str, values)
         else:
             words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
     return words

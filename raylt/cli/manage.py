@@ -70,13 +70,17 @@ def stop(
 
 @app.command()
 def retry(
+    context: typer.Context,
     name: NameArgument,
     failed: Annotated[bool, typer.Option("--failed", help="All trials that failed.")] = False,
     root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Ask failed trials again, each under a new number; the next `raylt sweep` runs them."""
     if not failed:
         raise InputError("say what to try again: --failed, all trials that failed")
+    ask_head(context, root, local, cluster)
     from raylt.retry import retry_failed
 
     store, name = find_sweep(name, root)

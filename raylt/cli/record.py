@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import RootOption, app, find_sweep
+from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head, find_sweep
 from raylt.errors import LeaseHeld
 
 
 @app.command()
 def record(
+    context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sweeps. Default: all in the store.")] = None,
     root: RootOption = None,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Bring MLflow up to date from the store: after a lost database, or on a new server. Runs no trial."""
+    ask_head(context, root, local, cluster)
     from raylt.ledger import sweep_names
     from raylt.record import record_sweep
     from raylt.store import Store

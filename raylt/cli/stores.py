@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import NameArgument, RootOption, app, console, find_sweep
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console, find_sweep
 from raylt.errors import LeaseHeld
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ app.add_typer(store_app, name="store")
 
 
 @store_app.command()
-def du(root: RootOption = None) -> None:
+def du(context: typer.Context, root: RootOption = None, local: LocalOption = False, cluster: ClusterOption = None) -> None:
     """How much each sweep has in a store, and what no sweep names."""
+    ask_head(context, root, local, cluster)
     from rich.table import Table
 
     from raylt.disk import Survey
@@ -39,14 +40,18 @@ def du(root: RootOption = None) -> None:
 
 @store_app.command()
 def gc(
+    context: typer.Context,
     name: NameArgument,
     root: RootOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Free what a sweep has left and no result needs: unfinished stages, checkpoints, stages of failed trials alone.
 
     The sweep can still be resumed, extended, shown and exported. What was not finished is then made anew.
     """
+    ask_head(context, root, local, cluster)
     from raylt.disk import Survey, delete
     from raylt.files import in_units
     from raylt.lease import Lease, read_holder
