@@ -1,7 +1,7 @@
 """`ray up` of cluster-local.yaml over SSH, a sweep from the laptop, `ray down`, on the machines of a `lab`. In file order.
 
-What a machine of this lab lacks against a real one: cluster/setup.sh finds ~/venv made already, and Ray's slow starts on a busy
-host are waited for (RAY_raylet_start_wait_time_s).
+What a machine of this lab lacks against a real one: raylt/deploy/setup.sh finds ~/venv made already, and Ray's slow starts on
+a busy host are waited for (RAY_raylet_start_wait_time_s).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def edited(text: str, root: str) -> str:
         "worker_ips:": "  worker_ips: [10.77.0.2]",
         "ssh_user:": "  ssh_user: root",
         "ssh_private_key:": "  ssh_private_key: ~/.ssh/raylt",
-        "setup.sh": f"  - bash ~/raylt/cluster/setup.sh {root}",
+        "setup.sh": f"  - bash ~/raylt/raylt/deploy/setup.sh {root}",
     }
     lines = []
     for line in text.splitlines():

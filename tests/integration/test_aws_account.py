@@ -1,4 +1,4 @@
-"""cluster/aws_account.py on a mocked account: what cluster.yaml names is there, with the rights it needs and no more."""
+"""raylt/deploy/aws_account.py on a mocked account: what cluster.yaml names is there, with the rights it needs and no more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(variable, "testing")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    spec = importlib.util.spec_from_file_location("aws_account", REPOSITORY / "cluster" / "aws_account.py")
+    spec = importlib.util.spec_from_file_location("aws_account", REPOSITORY / "raylt" / "deploy" / "aws_account.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 # A Ray cluster inside a Slurm allocation, and a sweep on it. Submitted again by itself until the sweep is complete:
 #
-#     RAYLT_ROOT=/shared/raylt sbatch cluster/slurm.sh SPEC [--set K=V ...]
+#     RAYLT_ROOT=/shared/raylt sbatch raylt/deploy/slurm.sh SPEC [--set K=V ...]
 #
 # with the environment that has raylt active. RAYLT_ROOT must be a folder that all nodes share. docs/slurm.md explains each line.
 set -euo pipefail

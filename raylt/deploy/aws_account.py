@@ -1,6 +1,6 @@
 """Makes what cluster.yaml needs of an AWS account, once: the bucket, and the roles of the head and of the workers.
 
-    python cluster/aws_account.py BUCKET REGION        # with credentials that may do so; again does no harm
+    python raylt/deploy/aws_account.py BUCKET REGION        # with credentials that may do so; again does no harm
 
 The head may launch and end machines of cluster `raylt`, give them the workers' role, and use the bucket. Workers may use the
 bucket. Neither may anything else.
@@ -99,7 +99,7 @@ def main(bucket: str, region: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python cluster/aws_account.py BUCKET REGION")
+        sys.exit("usage: python raylt/deploy/aws_account.py BUCKET REGION")
     try:
         main(*sys.argv[1:])
     except ClientError as error:

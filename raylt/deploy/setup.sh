@@ -2,13 +2,13 @@
 # Makes a machine ready for raylt: its Python environment and its settings. cluster.yaml and cluster-local.yaml run it on every
 # node, as often as they like:
 #
-#     bash ~/raylt/cluster/setup.sh STORE        # s3://BUCKET/raylt, or a folder that all machines share
+#     bash ~/raylt/raylt/deploy/setup.sh STORE        # s3://BUCKET/raylt, or a folder that all machines share
 set -euo pipefail
 
 root=${1:?usage: setup.sh STORE}
 project=$HOME/raylt
 state=$HOME/.raylt # env: settings and secrets; installed: what ~/venv was made from; logs; on the head MLflow's database
-frozen=$project/cluster/constraints.txt # what the head has installed; Ray copies it to the workers, which install the same
+frozen=$project/raylt/deploy/constraints.txt # what the head has installed; Ray copies it to the workers, which install the same
 case $root in
 s3://*) package="${project}[aws]" ;;
 *) package=$project ;;
