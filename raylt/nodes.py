@@ -16,7 +16,10 @@ SETTLES_WITHIN_S = 20.0  # how long Ray may need to find out what an actor died 
 
 def drain_notice() -> str | None:
     """Why this worker's node goes away soon; None where it stays. Takes about a millisecond."""
-    deadline_ms = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    try:
+        deadline_ms = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    except Exception:  # a head that cannot be asked announces nothing: no reason to end a trial
+        return None
     if deadline_ms is None:
         return None
     left = f", {max(0, round(deadline_ms / 1000 - time.time()))} s left" if deadline_ms else ""
