@@ -102,12 +102,15 @@ def read_holder(store: Store, name: str) -> Holder | None:
     return None if data is None else Holder(**data)
 
 
-def guard_for(store: Store, name: str, epoch: int) -> Callable[[], None]:
-    """A guard for writers under epoch `epoch`: raises `Fenced` once the lease has another."""
+def guard_for(store: Store, name: str, epoch: int, token: str | None = None) -> Callable[[], None]:
+    """A guard for writers under epoch `epoch`: raises `Fenced` once the lease has another.
+
+    `token`: the driver's own. Where there are no locks, a newcomer whose write was late may have taken the same epoch.
+    """
 
     def guard() -> None:
         holder = read_holder(store, name)
-        if holder is None or holder.epoch != epoch:
+        if holder is None or holder.epoch != epoch or token not in (None, holder.token):
             newer = "nobody" if holder is None else str(holder)
             raise Fenced(f"sweep {name} was taken over by {newer}")
 
@@ -119,7 +122,7 @@ class Lease:
 
     def __init__(self, store: Store, name: str, holder: Holder, on_stop: Callable[[], None]) -> None:
         self.store, self.name, self.holder, self._on_stop = store, name, holder, on_stop
-        self.check = guard_for(store, name, holder.epoch)
+        self.check = guard_for(store, name, holder.epoch, holder.token)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()

@@ -85,6 +85,16 @@ def test_whoever_lost_the_lease_can_write_nothing(store):
     assert Ledger(store, "s").results == {}
 
 
+def test_a_newcomer_that_took_the_same_epoch_fences_the_driver_too(store):
+    lease = Lease.acquire(store, "s")
+    store.write_json(lease_path("s"), asdict(Holder.myself(lease.holder.epoch)))  # its write was late, on a store without locks
+    with pytest.raises(Fenced, match="taken over by pid"):
+        lease.check()
+    assert not lease.is_mine
+    lease.release()
+    assert not read_holder(store, "s").released
+
+
 def test_a_result_is_written_once(store):
     ledger = Ledger(store, "s", lambda: None)
     ledger.ask(TrialSpec(0, "dense", None, 0, params={"gamma": 0.1}))
