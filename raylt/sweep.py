@@ -28,12 +28,13 @@ from raylt.spec import SweepSpec, TrackingSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.tracking import Tracker
+from raylt.where import Place
 
 VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
 STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
 
 
-def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False, console: Console) -> tuple[SweepSpec, int]:
+def run_sweep(spec: SweepSpec, *, place: Place, new: bool = False, console: Console) -> tuple[SweepSpec, int]:
     """Run a sweep to its end, from wherever it stands. Returns the spec as named in the store, and the exit code.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
@@ -45,7 +46,7 @@ def run_sweep(spec: SweepSpec, *, address: str | None = None, new: bool = False,
     signals, lease = cluster.Signals(), None
     try:
         lease = Lease.acquire(store, spec.name, signals.terminate)
-        return spec, _Driver(spec, store, lease, signals, console).run(address, found)
+        return spec, _Driver(spec, store, lease, signals, console).run(place, found)
     except KeyboardInterrupt:
         return spec, signals.exit_code
     except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
@@ -102,13 +103,14 @@ class _Driver:
         self.ledger = Ledger(store, spec.name, lease.check)
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
 
-    def run(self, address: str | None, found: preflight.Preflight) -> int:
+    def run(self, place: Place, found: preflight.Preflight) -> int:
         lock = self.ledger.read(LOCK_FILE)
         if lock is not None and is_complete(self.spec, self.ledger):
             return self._project_and_leave()
         self._refuse_other_inputs(lock, found.inputs.address)
+        self._say(str(place))
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
-        with cluster.connected(address):
+        with cluster.connected(place.address):
             self.signals.take()
             resources = cluster.trial_resources(self.spec, self._say)
             self.lease.check()

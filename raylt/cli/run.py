@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,18 +52,20 @@ def sweep(
     place = decide(local=local, address=address, cluster=cluster)
     if detach and place.head is None:
         raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
-    typer.echo(str(place), err=True)
     if place.head is not None:
+        typer.echo(str(place), err=True)
         raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach))
     with lines_of(spec, set_):
         if dry_run:
             from raylt.sweep import describe_sweep
 
-            sys.stdout.writelines(f"{line}\n" for line in describe_sweep(parsed, new=new))
+            described = describe_sweep(parsed, new=new)
+            typer.echo(str(place), err=True)
+            sys.stdout.writelines(f"{line}\n" for line in described)
             return
         from raylt.sweep import run_sweep
 
-        parsed, code = run_sweep(parsed, address=place.address, new=new, console=console(stderr=True))
+        parsed, code = run_sweep(parsed, place=place, new=new, console=console(stderr=True))
     _print_end(parsed, code, new)
     raise typer.Exit(code)
 
@@ -82,7 +85,9 @@ def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, ne
     options = ["--new"] if new else []
     if dry_run:
         return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
-    again = f"raylt sweep{f' {source}' if source else ''}"
+    again = shlex.join(
+        ["raylt", "sweep", *([source] if source else []), *(f"--set={given}" for given in overrides or []), *options]
+    )
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
