@@ -67,16 +67,16 @@ class Machine:
     def run(self, command: str, *, timeout_s: float = 120, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """A command in a login shell there, as its user would type it; stdout and stderr in one."""
         done = subprocess.run(
-            self._enter(command, cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=timeout_s, env=self._environment(),
+            self.entering(command, cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=timeout_s, env=self.environment,
         )  # fmt: skip
         print(f"--- {self.name}$ {command}   # {done.returncode}\n{done.stdout}", flush=True)
         return done
 
     def start(self, command: str, *, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self._enter(command, cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=self._environment(),
+            self.entering(command, cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=self.environment,
         )  # fmt: skip
 
     def processes(self) -> list[psutil.Process]:
@@ -88,11 +88,12 @@ class Machine:
         """The processes whose command line has these words."""
         return [process for process in self.processes() if words in _command_line(process)]
 
-    def _enter(self, command: str, cwd: Path | None) -> list[str]:
+    def entering(self, command: str, cwd: Path | None = None) -> list[str]:
         inner = f"cd {shlex.quote(str(cwd or self.home))} && source ~/.bashrc && {command}"
         return ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-p", "--", "bash", "-c", inner]
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
         return {"HOME": str(self.home), "PATH": PATH, "USER": "root", "LOGNAME": "root", "LANG": "C.UTF-8"}
 
 

@@ -173,9 +173,17 @@ def test_a_spot_notice_drains_a_worker(site: Site):
     (spot.home / "raylt").symlink_to(REPOSITORY)
     (spot.home / ".ray").mkdir()
     shutil.copy(site.laptop.home / ".ray" / "auth_token", spot.home / ".ray")
-    service = spot.start(f"python -c {shlex.quote(METADATA)}")
-    assert service.stdout is not None
-    url = service.stdout.readline().strip()
+    with (spot.home / "url").open("w") as url:
+        service = subprocess.Popen(spot.entering(f"exec python -c {shlex.quote(METADATA)}"), stdout=url, env=spot.environment)
+    try:
+        wait_until(lambda: (spot.home / "url").read_text().endswith("\n"), 120)
+        drain_upon_notice(site, spot, (spot.home / "url").read_text().strip())
+    finally:
+        service.kill()
+        service.wait()
+
+
+def drain_upon_notice(site: Site, spot: Machine, url: str) -> None:
     command = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["worker_start_ray_commands"][-1]
     assert spot.run(f"export RAY_HEAD_IP=10.77.0.1 AWS_EC2_METADATA_SERVICE_ENDPOINT={url}; {command}").returncode == 0
     log = spot.home / ".raylt" / "ray.log"
