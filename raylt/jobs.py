@@ -23,6 +23,7 @@ from raylt.auth import find_token, refusal
 from raylt.errors import EnvironmentFailure, InputError
 
 SWEEP, DIGEST = "raylt_sweep", "raylt_digest"  # of a job's metadata
+SWEEP_CODES = (0, 1, 2, 3, 130, 143)  # that `raylt sweep` leaves with
 GIVE_UP_AFTER_S = 600.0  # without the head
 SLOWEST_RETRY_S = 15.0
 
@@ -187,13 +188,14 @@ def _info(client: Any, job: str) -> Any | None:
 def _exit_code(info: Any, job: str, say: Say) -> int:
     """The driver's own exit code, with the job's last state in words."""
     state, code = str(info.status.value), info.driver_exit_code
-    if code is not None and code >= 0:
+    if code in SWEEP_CODES:
         say(f"job {job}: {state.lower()}, exit code {code}")
         return int(code)
     if state == "STOPPED":
         say(f"job {job}: stopped; the same command goes on from there")
         return 143
-    reason = f"its driver was killed by signal {-code}" if code is not None else _last_line(info.message or "no reason given")
+    signal_number = None if code is None else -code if code < 0 else code - 128  # as a shell tells it
+    reason = f"its driver was killed by signal {signal_number}" if code else _last_line(info.message or "no reason given")
     raise EnvironmentFailure(f"job {job}: {state.lower()}: {reason}; the same command goes on from there")
 
 
