@@ -194,9 +194,17 @@ def _exit_code(info: Any, job: str, say: Say) -> int:
     if state == "STOPPED":
         say(f"job {job}: stopped; the same command goes on from there")
         return 143
-    signal_number = None if code is None else -code if code < 0 else code - 128  # as a shell tells it
-    reason = f"its driver was killed by signal {signal_number}" if code else _last_line(info.message or "no reason given")
+    reason = _last_line(info.message or "no reason given") if code is None else _how_it_died(code)
     raise EnvironmentFailure(f"job {job}: {state.lower()}: {reason}; the same command goes on from there")
+
+
+def _how_it_died(code: int) -> str:
+    """In words, for a code that is none of `raylt sweep`: the system's, or the shell's that was to start it."""
+    if code == ssh.NOT_FOUND:
+        return "there is no raylt in the PATH of the head's Ray"
+    if code < 0 or code > 128:
+        return f"its driver was killed by signal {-code if code < 0 else code - 128}"
+    return f"its driver left with {code}"
 
 
 def _forgotten(head: ssh.Head, job: str, name: str, say: Say) -> int:

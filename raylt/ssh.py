@@ -19,6 +19,7 @@ from raylt.errors import EnvironmentFailure
 
 CONNECT_WITHIN_S = 10
 FAILED = 255  # OpenSSH's own exit code; no command of ours leaves with it
+NOT_FOUND = 127  # a shell's
 READY = "raylt-tunnel-is-up"
 
 # The head's PATH is made in ~/.bashrc, which asks to be interactive; what that prints (to 1 and 2) is not ours (3 and 4). The
@@ -135,6 +136,8 @@ def _run(head: Head, words: list[str], file: tuple[str, str] | None, stdout: int
                 raise
         if process.returncode == FAILED:
             raise head.failure(log.read_text() if log.exists() else "")
+        if process.returncode == NOT_FOUND:
+            raise EnvironmentFailure(f"there is no raylt on {head}: the ~/.bashrc there must put it into PATH")
         return subprocess.CompletedProcess(command, process.returncode, out)
 
 

@@ -311,6 +311,17 @@ class TestNoHead:
         assert done.process.returncode == 3
         assert f"Host key verification failed.; if the head was made anew, remove {known}" in done.err
 
+    def test_no_raylt(self, silent: Lab) -> None:
+        """The head has no raylt in its PATH."""
+        program = silent.head.home / "bin/raylt"
+        program.rename(program.with_name("elsewhere"))
+        try:
+            done = run(silent, "status", "nowhere")
+        finally:
+            program.with_name("elsewhere").rename(program)
+        assert done.process.returncode == 3
+        assert done.err.splitlines()[-1].endswith("@127.0.0.1: the ~/.bashrc there must put it into PATH")
+
     def test_down(self, silent: Lab) -> None:
         """After `ray down`, the file is no place to run, and what is here can be read."""
         silent.set_state("terminated")

@@ -49,6 +49,10 @@ def test_a_jobs_end(info: Any, code: int, said: str) -> None:
     [
         (ended("FAILED", -9), "job j: failed: its driver was killed by signal 9; the same command goes on from there"),
         (ended("FAILED", 137), "job j: failed: its driver was killed by signal 9; the same command goes on from there"),
+        (
+            ended("FAILED", 127),
+            "job j: failed: there is no raylt in the PATH of the head's Ray; the same command goes on from there",
+        ),
         (ended("FAILED", None, "a\nno supervisor"), "job j: failed: no supervisor; the same command goes on from there"),
     ],
 )
