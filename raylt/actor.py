@@ -44,38 +44,41 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._config = new_config
         self._run: TrialRun | None = None
-        self._log = TrialLog(Store(new_config["root"]), new_config["name"], new_config["trial"]["id"])
+        self._log: TrialLog | None = None
         self._rounds: Iterator[dict[str, Any]] | None = None
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._log is None:  # not before: Tune also sets actors up that it then gives another trial
+            self._log = TrialLog(Store(self._config["root"]), self._config["name"], self._config["trial"]["id"])
+        log = self._log
         try:
-            run, rounds = self._begin()
+            run, rounds = self._begin(log)
             report = next(rounds)
             done = report["round"] == run.search.num_rounds - 1
-            self._log.scored(report)
+            log.scored(report)
             return _message(report=report, result=run.result if done else None)
         except Fenced as error:
-            self._log.say(str(error))
+            log.say(str(error))
             return _message(fenced=str(error))
         except Preempted as error:
-            self._log.say(str(error))
+            log.say(str(error))
             raise  # Tune then drops this actor, which it would keep for the next trial if we returned
         except StoreFailure as error:  # the trial stays open: it goes on once the store is there again
-            self._log.say(str(error))
+            log.say(str(error))
             return _message(no_store=str(error))
         except Exception as error:
-            self._log.failed(error)
+            log.failed(error)
             return _message(result=failure(error) if self._run is None else self._run.failed(error))
 
-    def _begin(self) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
+    def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
         """The running trial and its rounds, begun at the first step."""
         if self._run is None or self._rounds is None:
             config = self._config
             spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
             guard = guard_for(Store(config["root"]), config["name"], config["epoch"])
             store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
-            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"]), store), store, self._log.trained)
+            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"]), store), store, log.trained)
             self._rounds = iter(self._run)
         return self._run, self._rounds
 
