@@ -206,7 +206,7 @@ def say(line: str) -> None:
 def add_to_record(path: Path, run: Mapping[str, Any]) -> None:
     """Add a run to the record, in one piece; the numbers at its top are sums over its runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
+    with filelock.FileLock(Path(tempfile.gettempdir(), f"raylt-{path.name}.lock")):
         runs = [*(json.loads(path.read_text())["runs"] if path.exists() else []), run]
         kinds = sum((collections.Counter(each["kinds"]) for each in runs), collections.Counter())
         totals = {name: sum(each[name] for each in runs) for name in ("faults", "lost", "twice", "orphans")}
