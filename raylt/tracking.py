@@ -40,6 +40,7 @@ _ENVIRONMENT = {  # read when mlflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends on a server
 }
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "interrupted": "KILLED"}
