@@ -45,7 +45,7 @@ from raylt.progress import SweepProgress
 from raylt.results import LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.search.dispatch import Dispatcher
 from raylt.search.sampler import default_startup
-from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
+from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 from raylt.search.space import distributions
 from raylt.search.study import StudyKeeper
 from raylt.spec import SweepSpec
@@ -172,7 +172,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), changed)
     searcher = LedgerSearcher(dispatcher, round_done)
     shared = {"template": template(spec, store)}
-    cluster.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopAfterEqualFailures(dispatcher), spec, resources, shared)
+    cluster.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
     study.close()
     assert tracker.close("complete"), "the record is not whole"
     lag_s = time.perf_counter() - ends[-1].wall

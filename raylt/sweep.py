@@ -147,7 +147,7 @@ class _Driver:
 
     def _search(self, lock: dict[str, Any], resources: cluster.Resources, inputs: Address) -> int:
         from raylt.actor import TrialActor  # these import Ray, which must find its settings made
-        from raylt.search.searcher import LedgerSearcher, StopAfterEqualFailures, WorkerDeaths
+        from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
         compute = Compute(lock["device"], lock["precision"], lock["threads"])
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
@@ -173,12 +173,14 @@ class _Driver:
             study.sync_soon()
             tracker.sync_soon()
             callbacks = [WorkerDeaths(searcher)]
-            cluster.run_tune(TrialActor, searcher, callbacks, StopAfterEqualFailures(dispatcher), self.spec, resources, shared)
+            cluster.run_tune(TrialActor, searcher, callbacks, StopEarly(searcher), self.spec, resources, shared)
         except Exception as error:
             raise _underlying(error) from error
         finally:
             progress.close()
             self._close(study, tracker)
+        if searcher.failure is not None:
+            raise searcher.failure
         if dispatcher.stopped_by is not None:
             raise EnvironmentFailure(f"stopped: five trials in a row failed with one cause: {dispatcher.stopped_by}")
         return self._exit_code()

@@ -42,9 +42,12 @@ class LedgerSearcher(_Unsaved, Searcher):
         super().__init__(metric=None, mode=None)  # with a metric, one result that lacks it would abort the sweep
         self.dispatcher, self.on_round = dispatcher, on_round
         self.live: dict[str, TrialSpec] = {}
+        self.failure: EnvironmentFailure | None = None  # what ends the sweep: raised here, Tune would blame the trial for it
         self.rounds: dict[int, dict[int, dict[str, Any]]] = {}  # trial -> round -> its report
 
     def suggest(self, trial_id: str) -> Any:  # Tune calls it by this very keyword
+        if self.failure is not None:
+            return Searcher.FINISHED
         chosen = self.dispatcher.next_trial({trial.id for trial in self.live.values()})
         if isinstance(chosen, Finished) and not self.live:
             return Searcher.FINISHED
@@ -59,7 +62,13 @@ class LedgerSearcher(_Unsaved, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error or result is None:
             return  # a dead worker: `WorkerDeaths` knows the cause
-        message = json.loads(result[MESSAGE])
+        try:
+            self._completed(trial_id, json.loads(result[MESSAGE]))
+        except (Fenced, StoreFailure) as failure:
+            self.failure = self.failure or failure
+            self.live.pop(trial_id, None)  # the trial stays open, for the next driver
+
+    def _completed(self, trial_id: str, message: dict[str, Any]) -> None:
         if "fenced" in message:
             raise Fenced(message["fenced"])
         if "no_store" in message:
@@ -129,14 +138,14 @@ def _error_of(trial: Any) -> BaseException | None:
     return cloudpickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
 
 
-class StopAfterEqualFailures(_Unsaved, tune.Stopper):
-    """Stops the experiment once the dispatcher has seen one cause too often."""
+class StopEarly(_Unsaved, tune.Stopper):
+    """Stops the experiment once the dispatcher has seen one cause too often, or the store or the lease is gone."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self.dispatcher = dispatcher
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        self.searcher = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.dispatcher.stopped_by is not None
+        return self.searcher.failure is not None or self.searcher.dispatcher.stopped_by is not None

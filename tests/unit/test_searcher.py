@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
-from raylt.errors import Preempted
+from raylt.errors import Fenced, Preempted, StoreFailure
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Finished
-from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, WorkerDeaths
+from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
+from raylt.trial import MESSAGE
 
 TRIAL = TrialSpec(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
@@ -96,8 +98,30 @@ def test_while_a_trial_runs_tune_is_never_told_that_all_is_handed_out(tune):
     assert tune.searcher.suggest("another") == {"trial": TRIAL.dump()}
 
 
+@pytest.mark.parametrize("kind", ["no_store", "fenced", "ledger"])
+def test_a_store_or_a_lease_that_is_gone_ends_the_sweep_and_is_no_trials_result(tune, monkeypatch, kind):
+    """An exception would be Tune's reason to fail the trial: three times over, and it would be blamed for good."""
+    tune.suggest()
+    stop = StopEarly(tune.searcher)
+    tune.dispatcher.stopped_by = None
+    assert not stop.stop_all()
+    message = {kind: "the disk is full"}
+    if kind == "ledger":  # the worker reached the store, the driver does not
+
+        def refuses(number, result):
+            raise StoreFailure("the disk is full")
+
+        monkeypatch.setattr(tune.dispatcher, "ended", refuses)
+        message = {"result": {"state": "COMPLETE"}}
+    tune.searcher.on_trial_complete("t1", result={MESSAGE: json.dumps(message)})
+    assert isinstance(tune.searcher.failure, Fenced if kind == "fenced" else StoreFailure)
+    assert str(tune.searcher.failure) == "the disk is full"
+    assert stop.stop_all()
+    assert (tune.dispatcher.results, tune.searcher.live) == ([], {})
+    assert tune.searcher.suggest("t2") == Searcher.FINISHED
+
+
 def test_rounds_that_are_reported_again_are_passed_on_once(tune):
-    import json
 
     report = {"round": 0, "loss": 0.5}
     for _ in range(MAX_DEATHS):
