@@ -94,7 +94,7 @@ def test_a_sweep_on_s3_resumes_as_one_on_a_local_store(server, sweep, undisturbe
     worker = wait_for(sweep, first, 2)
     done = sweep.run()
     assert done.code == 3
-    assert f"sweep {NAME} is being driven by pid {first.pid} on " in done.err and len(done.err.splitlines()) == 1
+    assert f"sweep {NAME} is being driven by pid {first.pid} on " in done.err.splitlines()[-1] and "Traceback" not in done.err
     assert any("/checkpoint-" in key for key in server.keys("sweeps"))
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
@@ -154,7 +154,7 @@ def test_a_full_disk_stops_a_sweep_that_goes_on_when_there_is_space_and_a_read_o
     remount(disk, "ro,size=64m")
     done = sweep.run()
     assert_stopped_by_its_store(done, "Read-only file system; make it writable, or choose another storage.root")
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.splitlines()) <= 2  # where it would have run, and why it does not
     assert comparable(sweep.results(SPEC)) == comparable(stopped)  # who only reads need not write
 
     remount(disk, "rw")
