@@ -41,7 +41,6 @@ _ENVIRONMENT = {  # read when mlflow is imported
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends on a server
 }
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "interrupted": "KILLED"}
 Reports = Mapping[int, Sequence[Mapping[str, Any]]]  # trial -> what its rounds reported so far
