@@ -146,7 +146,7 @@ def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"
     )
-    typer.echo(f"  results  raylt results {spec.name} --root {spec.storage.root}")
+    typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(spec.storage.root)}")
     typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
     if code in (130, 143):
         again = f" with --set name={spec.name} in place of --new" if new else ""
