@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
 from raylt import nodes
@@ -126,10 +127,18 @@ class WorkerDeaths(_Unsaved, tune.Callback):
         if counter[number] < bound:
             self.searcher.hand_back(trial.trial_id)
             return
-        why = "unknown" if error is None else cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
-        result = failure(EnvironmentFailure(f"{what} {bound} times: {why}"))
+        result = failure(EnvironmentFailure(f"{what} {bound} times: {_why(error)}"))
         rounds = self.searcher.rounds.get(number, {})
         self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index] for index in sorted(rounds)]})
+
+
+def _why(error: BaseException | None) -> str:
+    """The cause as results keep it: the same for the same death. Ray words one in several ways, with ids in them."""
+    if error is None:
+        return "unknown"
+    if isinstance(error, RayActorError) and not error.actor_init_failed:
+        return "its process ended unexpectedly (killed, out of memory, or a crash in native code)"
+    return cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
 
 
 def _error_of(trial: Any) -> BaseException | None:

@@ -517,7 +517,7 @@ def test_trials_that_fail_leave_the_others_alone(new_sweep):
     causes = {trial["id"]: trial["error"] for trial in found["trials"] if trial["state"] == "FAIL"}
     deaths = (sweep.folder / "deaths-4").read_text().split()
     assert len(deaths) == len(set(deaths)) == 3
-    assert causes.pop(4).startswith("the worker died 3 times: ")
+    assert causes.pop(4).startswith("the worker died 3 times: its process ended unexpectedly")
     assert causes == {
         5: "OutOfMemoryError: planned for trial 5",
         6: "MemoryError: planned for trial 6",

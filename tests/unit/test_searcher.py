@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
 from raylt.errors import Fenced, Preempted, StoreFailure
@@ -75,6 +75,21 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
     assert (number, result["state"]) == (TRIAL.id, "FAIL")
     assert result["cause"].startswith("the worker died 3 times: ")
     assert tune.suggest() == Searcher.FINISHED
+
+
+def test_the_cause_is_the_same_however_ray_words_a_death(tmp_path, monkeypatch):
+    monkeypatch.setattr("raylt.nodes.left_with_its_node", lambda error: False)
+    causes = set()
+    for number, error in enumerate([CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tune = Tune(folder)
+        for _ in range(MAX_DEATHS):
+            tune.suggest()
+            tune.lose(error)
+        ((_, result),) = tune.dispatcher.results
+        causes.add(result["cause"])
+    assert len(causes) == 1, causes
 
 
 @pytest.mark.parametrize("error", [LOST, LEFT], ids=["lost", "left"])
