@@ -28,7 +28,7 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     from raylt.store import Store
 
     survey = Survey(Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data"))
-    table = Table(box=None)
+    table = Table(box=None, pad_edge=False)
     for column in ("sweep", "whole stages", "of them shared", "unfinished", "ledger"):
         table.add_column(column, justify="left" if column == "sweep" else "right")
     for name, usage in survey.usage().items():

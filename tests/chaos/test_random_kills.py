@@ -106,15 +106,8 @@ def undisturbed(_warm_store, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize(
-    ("concurrency", "num_kills", "seed"),
-    [
-        (2, 2, 0),
-        pytest.param(1, 5, 1, marks=pytest.mark.slow),
-        pytest.param(2, 5, 2, marks=pytest.mark.slow),
-        pytest.param(2, 5, 3, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # the chaos harness does it in `make test`, among other faults
+@pytest.mark.parametrize(("concurrency", "num_kills", "seed"), [(2, 2, 0), (1, 5, 1), (2, 5, 2), (2, 5, 3)])
 def test_random_kills_of_the_driver_change_nothing(concurrency, num_kills, seed, undisturbed, _warm_store, tmp_path):
     draw, sweep, kills, inside = random.Random(seed), Sweep(tmp_path, _warm_store, concurrency), 0, 0
     while kills < num_kills and kill_at_random(sweep, draw):
