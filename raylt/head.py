@@ -27,6 +27,7 @@ from raylt.errors import EnvironmentFailure, InputError, LeaseHeld, RayltError
 from raylt.ledger import sweep_names
 from raylt.record import record_sweep
 from raylt.store import Store
+from raylt.ui import end_group
 
 STATE = Path("~/.raylt").expanduser()
 RAY_PORT = 6379  # cluster.yaml's
@@ -85,7 +86,7 @@ def serve() -> None:
                 while server.poll() is None and not ray.is_gone():
                     time.sleep(1)
             finally:
-                _end(server)
+                end_group(server)
             if ray.is_gone():
                 return
             print(f"MLflow's server left with {server.returncode}; again in {AGAIN_AFTER_S:g} s", flush=True)
@@ -157,15 +158,6 @@ def _wait_until_healthy(serving: subprocess.Popen[bytes], port: int) -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     sys.exit(0)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server's whole process group: its web workers do not always follow their parent."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(15)
 
 
 def main() -> None:

@@ -136,14 +136,14 @@ class Lease:
         with _exclusive(store, name):
             current = read_holder(store, name)
             if current is not None and current.is_alive():
-                raise LeaseHeld(f"sweep {name} is being driven by {current}; wait for it, or end that process")
+                raise LeaseHeld(f"sweep {name} is being driven by {current}; wait for it, or stop it: raylt stop {name}")
             mine = Holder.myself(1 if current is None else current.epoch + 1)
             store.write_json(lease_path(name), asdict(mine))
         if not store.is_local:
             time.sleep(SETTLE_S)
             written = read_holder(store, name)
             if written is None or written.token != mine.token:
-                raise LeaseHeld(f"sweep {name} is being driven by {written}; wait for it, or end that process")
+                raise LeaseHeld(f"sweep {name} is being driven by {written}; wait for it, or stop it: raylt stop {name}")
         return Lease(store, name, mine, on_stop)
 
     @property

@@ -44,8 +44,8 @@ class TrialLog:
         self.say(f"round {round_index} step {step} training loss {loss:.4f}")
 
     def scored(self, report: Mapping[str, Any]) -> None:
-        numbers = "density {density:.4f} loss {loss} FID {fid}".format_map(report)
-        self.say(f"round {report['round']} scored: {numbers}")
+        numbers = [f"{key} {'-' if report[key] is None else format(report[key], '.4g')}" for key in ("density", "loss", "fid")]
+        self.say(f"round {report['round']} scored: {' '.join(numbers)}")
 
     def failed(self, error: BaseException) -> None:
         self.say("failed\n" + "".join(traceback.format_exception(error)).rstrip())

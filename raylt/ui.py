@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -18,21 +20,46 @@ from raylt.runs import split_sqlite, without_secrets
 def serve_ui(uri: str, port: int) -> int:
     """Serve MLflow's page on the loopback interface until Ctrl-C; returns its exit code.
 
-    Raises `InputError` where the URI is a server's, which has a page of its own, or names no database yet.
+    Raises `EnvironmentFailure` where the port is taken, `InputError` where the URI is a server's, which has a page of its own,
+    or names no database yet.
     """
     if uri.startswith(("http://", "https://")):
         raise InputError(f"{without_secrets(uri)} is a tracking server: open it in a browser")
     sqlite = split_sqlite(uri)
     if sqlite is not None and not sqlite[1].exists():
         raise InputError(f"{sqlite[1]} is not there: run a sweep in this folder first, or give --uri")
+    _refuse_taken(port)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
     # the URI not as an argument: it may carry a password, and anyone can list arguments
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
+    server = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for us to pass on, quietly
     try:
-        return subprocess.run(command, env=environment, check=False).returncode
+        return server.wait()
     except KeyboardInterrupt:
         return 130
+    finally:
+        end_group(server)
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EnvironmentFailure(f"port {port} cannot be had ({error.strerror}); give another one with --port") from None
+
+
+def end_group(server: subprocess.Popen[bytes]) -> None:
+    """End a server of MLflow's with its whole process group: its web workers do not always follow their parent."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(15)
 
 
 def serve_head_ui(head: ssh.Head, port: int) -> int:

@@ -79,7 +79,7 @@ def retry(
 ) -> None:
     """Ask failed trials again, each under a new number; the next `raylt sweep` runs them."""
     if not failed:
-        raise InputError("say what to try again: --failed, all trials that failed")
+        raise InputError("which trials? --failed asks for all that failed")
     ask_head(context, root, local, cluster)
     from raylt.retry import retry_failed
 

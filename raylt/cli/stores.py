@@ -63,7 +63,7 @@ def gc(
     if dry_run:
         holder = read_holder(store, name)
         if holder is not None and holder.is_alive():
-            raise LeaseHeld(f"sweep {name} is being driven by {holder}; wait for it, or stop it")
+            raise LeaseHeld(f"sweep {name} is being driven by {holder}; wait for it, or stop it: raylt stop {name}")
         garbage = _garbage(Survey(store), name)
         typer.echo(f"would free {in_units(garbage.bytes)}: {_described(garbage)}")
         return
