@@ -18,7 +18,7 @@ from raylt.runs import split_sqlite, without_secrets
 
 
 def serve_ui(uri: str, port: int) -> int:
-    """Serve MLflow's page on the loopback interface until Ctrl-C; returns its exit code.
+    """Serve MLflow's page on the loopback interface until Ctrl-C (port 0: a free one); returns its exit code.
 
     Raises `EnvironmentFailure` where the port is taken, `InputError` where the URI is a server's, which has a page of its own,
     or names no database yet.
@@ -28,7 +28,7 @@ def serve_ui(uri: str, port: int) -> int:
     sqlite = split_sqlite(uri)
     if sqlite is not None and not sqlite[1].exists():
         raise InputError(f"{sqlite[1]} is not there: run a sweep in this folder first, or give --uri")
-    _refuse_taken(port)
+    port = _bindable(port)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
     # the URI not as an argument: it may carry a password, and anyone can list arguments
@@ -44,13 +44,16 @@ def serve_ui(uri: str, port: int) -> int:
         end_group(server)
 
 
-def _refuse_taken(port: int) -> None:
+def _bindable(port: int) -> int:
+    """The port itself, or a free one for 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise EnvironmentFailure(f"port {port} cannot be had ({error.strerror}); give another one with --port") from None
+        chosen: int = probe.getsockname()[1]
+        return chosen
 
 
 def end_group(server: subprocess.Popen[bytes]) -> None:

@@ -141,7 +141,7 @@ def ui(
     uri: Annotated[
         str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0: a free one.")] = 5000,
     local: LocalOption = False,
     cluster: ClusterOption = None,
 ) -> None:
