@@ -55,7 +55,7 @@ class TrialActor(tune.Trainable):
         try:
             run, rounds = self._begin(log)
             report = next(rounds)
-            done = report["round"] == run.search.num_rounds - 1
+            done = report["round"] == run.last_round
             log.scored(report)
             return _message(report=report, result=run.result if done else None)
         except Fenced as error:

@@ -71,8 +71,9 @@ class Ledger:
         return [trial for number, trial in sorted(self.asked.items()) if number not in self.results]
 
     def complete(self, kind: str) -> list[tuple[TrialSpec, Result]]:
-        """Trials of a kind that ended well, by id."""
-        ended = ((trial, self.results.get(number)) for number, trial in sorted(self.asked.items()) if trial.kind == kind)
+        """Trials of a kind that ended well, by id; without those that confirm others."""
+        mine = ((number, trial) for number, trial in sorted(self.asked.items()) if trial.kind == kind)
+        ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
         return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
 
 

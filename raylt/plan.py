@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from raylt.spec import SweepSpec
+from raylt.spec import Control, SweepSpec
 
 Kind = Literal["dense", "pilot", "baseline", "search", "control"]
 SEARCHED = "searched"
@@ -21,11 +21,25 @@ class TrialSpec:
     rule: str | None  # None: dense
     seed: int  # of order, noise and timesteps
     protocol: Literal["search", "final"] = "search"
-    control: str | None = None
+    control: Control | None = None
     params: Mapping[str, float] = field(default_factory=dict)  # gamma, delta/GROUP
     offsets: Mapping[str, float] = field(default_factory=dict)  # block -> what params and profile add to its logits
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)  # Optuna's notes on the proposal
     retry_of: int | None = None  # the failed trial that this one is, once more
+    # of a confirmation, under the final protocol:
+    confirms: int | None = None  # the trial whose allocation is trained anew
+    start_seed: int | None = None  # of the initialisation; None: the sweep's
+    steps: int | None = None  # training budget; None: the sweep's
+    control_rounds: list[int] = field(default_factory=list)  # those of a control
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the study proposed it: a finalist that is trained anew is of this kind too, and is no proposal."""
+        return self.kind == "search" and not self.is_confirmation
+
+    @property
+    def is_confirmation(self) -> bool:
+        return self.protocol == "final"
 
     @property
     def name(self) -> str:
@@ -38,7 +52,7 @@ class TrialSpec:
 @dataclass(frozen=True)
 class Planned:
     trial: TrialSpec
-    after: tuple[int, ...]  # trials that must have ended: they train what this one would train too
+    after: Sequence[int]  # trials that must have ended: they train what this one would train too
 
 
 def plan(spec: SweepSpec) -> list[Planned]:

@@ -11,6 +11,7 @@ from rich.status import Status
 
 from raylt.ledger import COMPLETE, Ledger, Result
 from raylt.plan import TrialSpec, plan
+from raylt.results import confirmations
 from raylt.spec import SweepSpec
 
 
@@ -19,12 +20,16 @@ class SweepProgress:
 
     def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
         self.spec, self.ledger, self.console = spec, ledger, console
-        self.total = len(plan(spec)) + spec.search.trials
         begun = "goes on" if ledger.asked else "begins"
         self._say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
         self._status: Status | None = console.status(self._headline()) if console.is_terminal else None
         if self._status is not None:
             self._status.start()
+
+    @property
+    def total(self) -> int:
+        """Trials planned and to be searched, as far as they are known: what is confirmed is known when the search has ended."""
+        return len(plan(self.spec)) + self.spec.search.trials + len(confirmations(self.ledger))
 
     def _headline(self) -> str:
         running = ", ".join(trial.name for trial in self.ledger.open_trials()) or "nothing"
@@ -39,7 +44,7 @@ class SweepProgress:
             self._status.update(self._headline())
 
     def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
-        last = 0 if trial.rule is None else self.spec.ticket.rounds
+        last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)
         if last and not report["shared"]:
             self._say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
 

@@ -7,7 +7,7 @@ from typing import Any
 from raylt.lease import read_holder
 from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result
 from raylt.pareto import pareto_ids
-from raylt.plan import TrialSpec, plan
+from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.specfile import parse_spec
 from raylt.store import Store
@@ -15,6 +15,7 @@ from raylt.store import Store
 SCHEMA = 1
 RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured against, not ranked
 SPEC_FILE, LOCK_FILE, SIMILARITY_FILE, RUNS_FILE = "spec.yaml", "spec.lock.json", "similarity.json", "mlflow.json"
+CONFIRM_FILE = "confirm.json"
 
 _NUMBERS = (
     "density",
@@ -24,12 +25,14 @@ _NUMBERS = (
     "loss",
     "fid",
     "kid",
+    "kid_sd",
     "flops",
     "flops_dense",
     "ticket_bytes",
     "broken",
     "ticket",
 )
+_ROUND_NUMBERS = ("round", "density", "fid", "kid", "kid_sd", "loss", "flops", "broken")
 
 
 def stored_spec(store: Store, name: str) -> SweepSpec:
@@ -68,7 +71,7 @@ def protocol_record(spec: SweepSpec, name: Any) -> dict[str, Any]:
 def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> dict[str, Any]:
     """One trial of `results --json`; `raylt ticket --json` prints one too."""
     known = result or {}
-    rounds = [{key: r[key] for key in ("round", "density", "fid", "loss")} for r in known.get("rounds", [])]
+    rounds = [{key: r.get(key) for key in _ROUND_NUMBERS} for r in known.get("rounds", [])]
     return {
         "id": trial.id,
         "kind": trial.kind,
@@ -78,6 +81,9 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "state": known.get("state", RUNNING),
         "protocol": trial.protocol,
         "retry_of": trial.retry_of,
+        "confirms": trial.confirms,
+        "start_seed": trial.start_seed,
+        "train_steps": trial.steps,
         **{name: known.get(name) for name in _NUMBERS},
         "pareto": pareto,
         "rounds": rounds,
@@ -89,13 +95,15 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
     }
 
 
+def is_ranked(trial: TrialSpec, result: Result) -> bool:
+    """Whether a trial competes: complete, alive, of a kind that does, and scored as the others are."""
+    is_candidate = trial.kind in RANKED_KINDS and not trial.is_confirmation
+    return is_candidate and result["state"] == COMPLETE and not result["broken"]
+
+
 def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
     """Ids of the trials on the Pareto front: of baselines and search trials that are complete and not broken."""
-    candidates = [
-        (number, result)
-        for number, result in ledger.results.items()
-        if ledger.asked[number].kind in RANKED_KINDS and result["state"] == COMPLETE and not result["broken"]
-    ]
+    candidates = [(number, result) for number, result in ledger.results.items() if is_ranked(ledger.asked[number], result)]
     return pareto_ids(spec.search.objectives, candidates)
 
 
@@ -106,10 +114,22 @@ def counts_of(trials: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
-    """Every planned and every search trial has been asked and has ended."""
-    kinds = [trial.kind for trial in ledger.asked.values() if trial.retry_of is None]
-    num_search = kinds.count("search")
-    return num_search >= spec.search.trials and len(kinds) - num_search >= len(plan(spec)) and not ledger.open_trials()
+    """Every planned, every search and every confirming trial has been asked and has ended."""
+    num_search = sum(trial.is_search and trial.retry_of is None for trial in ledger.asked.values())
+    planned = [*plan(spec), *confirmations(ledger)]
+    all_asked = num_search >= spec.search.trials and all(item.trial.id in ledger.asked for item in planned)
+    return all_asked and not ledger.open_trials()
+
+
+def confirmations(ledger: Ledger) -> list[Planned]:
+    """The trials that `raylt confirm` has planned, asked or not."""
+    return [Planned(TrialSpec(**item["trial"]), item["after"]) for item in ledger.read(CONFIRM_FILE) or []]
+
+
+def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
+    """An id that is neither asked nor planned."""
+    planned = [item.trial.id for item in [*plan(spec), *confirmations(ledger)]]
+    return 1 + max([*planned, *ledger.asked])
 
 
 def failed_trials(ledger: Ledger) -> list[int]:

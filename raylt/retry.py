@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
-from raylt.plan import plan
-from raylt.results import failed_trials, stored_spec
+from raylt.results import failed_trials, next_free_id, stored_spec
 from raylt.store import Store
 
 
@@ -20,7 +19,7 @@ def retry_failed(store: Store, name: str) -> dict[int, int]:
     lease = Lease.acquire(store, name)
     try:
         ledger = Ledger(store, name, lease.check)
-        free = max(len(plan(stored_spec(store, name))), 1 + max(ledger.asked, default=-1))  # planned trials have their own ids
+        free = next_free_id(stored_spec(store, name), ledger)
         again = {old: free + index for index, old in enumerate(failed_trials(ledger))}
         for old, new in again.items():
             ledger.ask(replace(ledger.asked[old], id=new, retry_of=old))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure
-from raylt.ledger import COMPLETE, FAIL, RUNNING, Ledger, Result
+from raylt.ledger import FAIL, RUNNING, Ledger, Result
 from raylt.plan import TrialSpec, plan
-from raylt.results import RANKED_KINDS, SIMILARITY_FILE, protocol_record, results, trial_record
+from raylt.results import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
 from raylt.spec import SweepSpec
 from raylt.store import Store
 
@@ -207,7 +207,7 @@ def _best_points(ledger: Ledger) -> list[Point]:
         if result is None:
             break
         time_ms = max(time_ms, result["time_ms"])
-        if ledger.asked[number].kind in RANKED_KINDS and result["state"] == COMPLETE and not result["broken"]:
+        if is_ranked(ledger.asked[number], result):
             found = {name: result[name] for name in ("loss", "fid") if result[name] is not None}
             best |= {name: min(value, best.get(name, math.inf)) for name, value in found.items()}
         points += _points(((f"best_{name}", value) for name, value in best.items()), time_ms, number)

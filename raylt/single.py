@@ -71,7 +71,7 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
         raise InputError(f"{folder} cannot be made: {error.strerror}; give another folder") from error
     store = ledger.store
     weights = unpack(store.find(result["final_stage"]).read(TRAINED))["ema"]
-    export_pipeline(folder, spec.unet_config, weights, spec.train.beta_schedule)
+    export_pipeline(folder, result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
     (folder / FILE).write_bytes(store.find(result["ticket_stage"]).read(FILE))
     samples = store.find(result["sample_stage"])
     if SAMPLES in samples.whole().files:

@@ -30,6 +30,7 @@ SamplerName = Literal["similarity", "tpe", "random"]
 Objective = Literal["loss", "fid", "kid", "flops", "ticket_bytes", "density"]
 FeaturesName = Literal["inception", "digits-cnn", "mnist-cnn"]
 ImageSampler = Literal["ddim", "ddpm", "dpm++"]
+Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 
 IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
     "digits": (1, 8),
@@ -145,6 +146,16 @@ class MetricsSpec(_Model):
     keep_samples: bool = False
 
 
+class ConfirmSpec(_Model):
+    """What `raylt confirm` trains anew. Not identity: it adds trials and changes none."""
+
+    seeds: Annotated[int, Field(ge=1)] = 3  # fresh ones: of start, order, noise and timesteps
+    top: Annotated[int, Field(ge=0)] = 3  # finalists: the best of the Pareto front in the first objective
+    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # budgets; null: train.steps alone
+    controls: list[Control] = ["reinit", "shuffled", "random", "small-dense"]
+    control_rounds: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # null: the last
+
+
 class ResourcesSpec(_Model):
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
@@ -177,6 +188,7 @@ class SweepSpec(_Model):
     ticket: TicketSpec = TicketSpec()
     search: SearchSpec = SearchSpec()
     metrics: MetricsSpec = MetricsSpec()
+    confirm: ConfirmSpec = ConfirmSpec()
     resources: ResourcesSpec = ResourcesSpec()
     storage: StorageSpec = StorageSpec()
     tracking: TrackingSpec = TrackingSpec()
@@ -232,7 +244,7 @@ class SweepSpec(_Model):
 # Keys that may change between two runs of one sweep: they decide where and how long, never what comes out.
 _FREE = (
     *("schema", "name", "data.root", "train.checkpoint_every", "search.trials", "search.concurrency"),
-    *("resources.*", "storage.*", "tracking.*"),
+    *("confirm.*", "resources.*", "storage.*", "tracking.*"),
 )
 
 

@@ -20,7 +20,7 @@ def cross_key_problems(spec: SweepSpec) -> list[Problem]:
     """What no single key can know: pairs of keys that contradict each other. Lines are added by the caller."""
     config = list(_config_problems(spec))
     blocks = [] if config else [*_size_problems(spec), *_keep_dense_problems(spec), *_group_problems(spec)]
-    rest = [*_search_problems(spec), *_metrics_problems(spec), *_storage_problems(spec)]
+    rest = [*_search_problems(spec), *_metrics_problems(spec), *_confirm_problems(spec), *_storage_problems(spec)]
     return [*_data_problems(spec), *config, *_ticket_problems(spec), *blocks, *rest]
 
 
@@ -136,6 +136,21 @@ def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:
         if protocol.sampler == "dpm++" and protocol.steps < 2:
             what = "is too few for dpm++"
             yield _problem(f"metrics.{name}.steps", what, "2 or more", protocol.steps, f"metrics.{name}.sampler")
+
+
+def _confirm_problems(spec: SweepSpec) -> Iterator[Problem]:
+    confirm, rewind_step, rounds = spec.confirm, spec.ticket.rewind_step, spec.ticket.rounds
+    for key, values in (("steps", confirm.steps), ("controls", confirm.controls), ("control_rounds", confirm.control_rounds)):
+        if values is not None and len(set(values)) < len(values):
+            yield _problem(f"confirm.{key}", "names one twice", "each once", list(values))
+    for index, steps in enumerate(confirm.steps or []):
+        if steps <= rewind_step:
+            what, expected = "ends at or before the rewind point", f"more than ticket.rewind_step, which is {rewind_step}"
+            yield _problem(f"confirm.steps.{index}", what, expected, steps, "ticket.rewind_step")
+    for index, number in enumerate(confirm.control_rounds or []):
+        if number > rounds:
+            expected = f"1 to {rounds}, the prunings of ticket.rounds"
+            yield _problem(f"confirm.control_rounds.{index}", "is no round of a search", expected, number, "ticket.rounds")
 
 
 def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:

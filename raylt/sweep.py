@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from raylt import cluster, preflight
+from raylt.confirm import Request, extend
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.progress import SweepProgress
-from raylt.results import LOCK_FILE, SPEC_FILE, failed_trials, is_complete, stored_spec
+from raylt.results import LOCK_FILE, SPEC_FILE, confirmations, failed_trials, is_complete, stored_spec
 from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
@@ -34,8 +35,12 @@ VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlfl
 STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
 
 
-def run_sweep(spec: SweepSpec, *, place: Place, new: bool = False, console: Console) -> tuple[SweepSpec, int]:
-    """Run a sweep to its end, from wherever it stands. Returns the spec as named in the store, and the exit code.
+def run_sweep(
+    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, console: Console
+) -> tuple[SweepSpec, int]:
+    """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
+
+    Returns the spec as named in the store, and the exit code.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
@@ -46,7 +51,7 @@ def run_sweep(spec: SweepSpec, *, place: Place, new: bool = False, console: Cons
     signals, lease = cluster.Signals(), None
     try:
         lease = Lease.acquire(store, spec.name, signals.terminate)
-        return spec, _Driver(spec, store, lease, signals, console).run(place, found)
+        return spec, _Driver(spec, store, lease, signals, console, confirm).run(place, found)
     except KeyboardInterrupt:
         return spec, signals.exit_code
     except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
@@ -98,14 +103,17 @@ def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
 class _Driver:
     """One driver's life over one sweep, under its lease."""
 
-    def __init__(self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console) -> None:
+    def __init__(
+        self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console, confirm: Request | None
+    ) -> None:
+        self.confirm = confirm
         self.spec, self.store, self.lease, self.signals, self.console = spec, store, lease, signals, console
         self.ledger = Ledger(store, spec.name, lease.check)
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
 
     def run(self, place: Place, found: preflight.Preflight) -> int:
         lock = self.ledger.read(LOCK_FILE)
-        if lock is not None and is_complete(self.spec, self.ledger):
+        if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
             return self._project_and_leave()
         self._refuse_other_inputs(lock, found.inputs.address)
         self._say(str(place))
@@ -118,6 +126,10 @@ class _Driver:
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
             self._warn_of_other_versions(lock)
             return self._search(lock, resources, found.inputs.address)
+
+    def _has_more_to_confirm(self) -> bool:
+        known = confirmations(self.ledger)
+        return self.confirm is not None and len(extend(self.spec, self.ledger, known, self.confirm)) > len(known)
 
     def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
         name = self.spec.name
@@ -163,7 +175,7 @@ class _Driver:
             tracker.round_done(trial, report)
             progress.round_done(trial, report)
 
-        dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed)
+        dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed, self.confirm)
         searcher = LedgerSearcher(dispatcher, round_done)
         shared = {
             "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,

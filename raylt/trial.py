@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,16 @@ from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import RayltError, cause_of
 from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, Result
-from raylt.metrics.flops import count_flops
+from raylt.metrics.flops import count_flops, narrower_unet
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.spec import SweepSpec, finite
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.ticket.allocation import Allocation
+from raylt.ticket.controls import control_round
 from raylt.ticket.file import FILE, Ticket, block_counts
-from raylt.ticket.find import START, Progress, Round, TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import START, Progress, Round, TicketSearch, find_ticket
+from raylt.ticket.mask import Mask
 
 MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
 
@@ -57,14 +59,17 @@ class Bench:
 
 
 def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
-    """The ticket search that a trial asks for."""
+    """The ticket search that a trial asks for; of a control, that of its ticket."""
+    train = bench.spec.train
+    own = {"seed": train.seed if trial.start_seed is None else trial.start_seed, "steps": trial.steps or train.steps}
+    spec = bench.spec.model_copy(update={"train": train.model_copy(update=own)})
     if trial.rule is None:
         allocation = None
     elif trial.rule == SEARCHED:
-        allocation = Allocation(SEARCHED, bench.spec.search.base, trial.offsets)
+        allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
     else:
         allocation = Allocation(trial.rule)
-    return TicketSearch(bench.spec, bench.compute, allocation, trial.seed)
+    return TicketSearch(spec, bench.compute, allocation, trial.seed)
 
 
 class TrialRun:
@@ -82,23 +87,42 @@ class TrialRun:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Train and score round after round; yields each round's numbers."""
-        start = rewind_point(self.search, self.bench.images, self.store)
-        self._count(start, start.whole())
-        for trained in find_ticket(self.search, self.bench.images, self.store, self._progress):
-            self._count(trained.stage, trained.manifest)
-            yield self._score(start, trained)
+        for trained in self._rounds():
+            yield self._score(trained)
+
+    @property
+    def last_round(self) -> int:
+        return max(self.trial.control_rounds) if self.trial.control is not None else self.search.num_rounds - 1
+
+    def _rounds(self) -> Iterator[Round]:
+        """The search's rounds; of a control, the dense round and then the control of each of its rounds."""
+        for ticket in find_ticket(self.search, self.bench.images, self.store, self._progress):
+            self._count_round(ticket)
+            if self.trial.control is None or ticket.index == 0:
+                yield ticket
+            elif ticket.index in self.trial.control_rounds:
+                control = control_round(
+                    self.trial.control, self.search, ticket, self.bench.images, self.store, _narrower, self._progress
+                )
+                self._count_round(control)
+                yield control
+            if ticket.index == self.last_round:
+                return
+
+    def _count_round(self, trained: Round) -> None:
+        self._count(trained.start, trained.start.whole())
+        self._count(trained.stage, trained.manifest)
 
     def _count(self, stage: Stage, manifest: Manifest) -> None:
         self._manifests[stage.digest] = manifest
         if "steps" in manifest.values:
             self._steps[stage.digest] = (manifest.values["steps"], manifest.owner)
 
-    def _score(self, start: Stage, trained: Round) -> dict[str, Any]:
+    def _score(self, trained: Round) -> dict[str, Any]:
         scores = self.bench.scorer(self.trial.protocol).score(trained, self.store)
-        ticket, manifest = self._ticket_stage(start, trained)
+        ticket, manifest = self._ticket_stage(trained)
         for stage in (scores.loss_stage, scores.sample_stage, ticket):
             self._count(stage, stage.whole())
-        flops = count_flops(self.bench.spec.unet_config)
         report = {
             "round": trained.index,
             "shared": trained.manifest.owner != self.store.owner,  # found in the store, trained by another trial
@@ -106,21 +130,26 @@ class TrialRun:
             "loss": finite(scores.loss),
             "fid": finite(scores.fid),
             "kid": finite(scores.kid),
-            "flops": flops.of(trained.mask),
+            "kid_sd": None if scores.kid_sd is None else finite(scores.kid_sd),
+            "broken": scores.broken,
+            "flops": count_flops(trained.unet_config).of(trained.mask),
             "ticket_bytes": manifest.values["bytes"],
             # when the last of the round's stages became whole: the time of its metric points in every replay
             "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
         }
         self.rounds.append(report)
-        self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": flops.dense, "broken": scores.broken}
+        dense = count_flops(self.bench.spec.unet_config).dense
+        self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": dense}
+        if trained.unet_config != self.bench.spec.unet_config:
+            self.numbers["unet_config"] = dict(trained.unet_config)
         self.numbers |= {
-            "start_stage": start.digest, "final_stage": trained.stage.digest,
+            "start_stage": trained.start.digest, "final_stage": trained.stage.digest,
             "sample_stage": scores.sample_stage.digest, "ticket_stage": ticket.digest,
         }  # fmt: skip
         return report
 
     def _mask_numbers(self, trained: Round) -> dict[str, Any]:
-        layers = layers_of(self.bench.spec.unet_config)
+        layers = layers_of(trained.unet_config)
         blocks = block_counts(trained.mask, layers, self.bench.spec.blocks)
         return {
             "densities": {block: kept / total for block, (kept, total) in blocks.items()},
@@ -129,13 +158,13 @@ class TrialRun:
             "ticket": trained.mask.digest,
         }
 
-    def _ticket_stage(self, start: Stage, trained: Round) -> tuple[Stage, Manifest]:
+    def _ticket_stage(self, trained: Round) -> tuple[Stage, Manifest]:
         def compute(stage: Stage) -> Output:
-            state = TrainState.from_bytes(start.read(START))
-            data = Ticket(self.bench.spec.unet_config, trained.mask, state).to_bytes()
+            state = TrainState.from_bytes(trained.start.read(START))
+            data = Ticket(trained.unet_config, trained.mask, state).to_bytes()
             return Output({"bytes": len(data)}, {FILE: data})
 
-        stage = self.store.stage({"kind": "ticket", "start": start.digest, "mask": trained.mask.digest})
+        stage = self.store.stage({"kind": "ticket", "start": trained.start.digest, "mask": trained.mask.digest})
         return stage, stage.make(compute)
 
     @property
@@ -166,6 +195,10 @@ class TrialRun:
     def _stage_seconds(self) -> float:
         own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
         return round(sum(own), 3)
+
+
+def _narrower(config: Mapping[str, Any], mask: Mask) -> Mapping[str, Any]:
+    return narrower_unet(config, count_flops(config).of(mask))
 
 
 def failure(error: BaseException) -> Result:

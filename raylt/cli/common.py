@@ -76,7 +76,7 @@ def find_sweep(name: str, root: str | None) -> tuple[Store, str]:
     from raylt.store import Store
 
     default = root or os.environ.get("RAYLT_ROOT")
-    if _is_file(name):
+    if is_file(name):
         spec = load(name, None)
         return Store(default or spec.storage.root), spec.name
     return Store(default or "./raylt-data"), name
@@ -122,10 +122,10 @@ def words_of(context: typer.Context) -> list[str]:
 
 def name_of(name: str) -> str:
     """A sweep's name, of which a spec file is another."""
-    return load(name, None).name if _is_file(name) else name
+    return load(name, None).name if is_file(name) else name
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 

@@ -12,11 +12,14 @@ import typer
 from raylt.cli.common import (
     ClusterOption,
     LocalOption,
+    NameArgument,
+    RootOption,
     SetOption,
     SpecArgument,
     app,
     console,
     find_results,
+    is_file,
     lines_of,
     load,
     print_tables,
@@ -68,6 +71,44 @@ def sweep(
         parsed, code = run_sweep(parsed, place=place, new=new, console=console(stderr=True))
     _print_end(parsed, code, new)
     raise typer.Exit(code)
+
+
+@app.command()
+def confirm(
+    name: NameArgument,
+    top: Annotated[int | None, typer.Option(min=0, help="Finalists of the Pareto front. Default: confirm.top.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds. Default: confirm.seeds.")] = None,
+    set_: SetOption = None,
+    root: RootOption = None,
+    address: Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")] = None,
+) -> None:
+    """Train a sweep's finalists and baselines anew on fresh seeds, with controls, and say which tickets win.
+
+    The same command again resumes it; more seeds extend it. A sweep that has not ended is run to its end first.
+    """
+    from raylt.where import decide
+
+    parsed = _spec_to_confirm(name, set_, root)
+    place = decide(local=address is None, address=address)
+    with lines_of(name if is_file(name) else None, set_):
+        from raylt.confirm import Request
+        from raylt.sweep import run_sweep
+
+        chosen = parsed.confirm
+        request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
+        parsed, code = run_sweep(parsed, place=place, confirm=request, console=console(stderr=True))
+    _print_end(parsed, code, False)
+    raise typer.Exit(code)
+
+
+def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
+    """The spec in a file, or that of a sweep which was begun, with the store it lies in."""
+    if is_file(name):
+        return load(name, [*(overrides or []), *([f"storage.root={json.dumps(root)}"] if root else [])])
+    from raylt.specfile import dump_yaml, parse_spec
+
+    spec, ledger, _ = find_results(name, root)
+    return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(ledger.store.root)}"])
 
 
 def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool) -> int:

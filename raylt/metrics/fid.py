@@ -44,8 +44,10 @@ def fid(a: Statistics, b: Statistics) -> float:
     return max(0.0, float(value))
 
 
-def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> float:
-    """Mean over subsets of the unbiased MMD^2 with the cubic kernel (Binkowski et al. 2018, arXiv 1801.01401, section 4).
+def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
+    """(mean, standard deviation) over subsets of the unbiased MMD^2 with the cubic kernel.
+
+    Binkowski et al. 2018 (arXiv 1801.01401), section 4.
 
     Subsets are drawn anew for each call from torch-fidelity's fixed seed, so equal features give an equal value; at
     most as large as the smaller set. In fp64. Below 0 by chance where the two sets are alike. Raises `ValueError` for
@@ -62,7 +64,7 @@ def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_si
         kid_subset_size=min(subset_size, len(features_ND), len(reference_ND)),
         verbose=False,
     )
-    return float(found[metric_kid.KEY_METRIC_KID_MEAN])
+    return float(found[metric_kid.KEY_METRIC_KID_MEAN]), float(found[metric_kid.KEY_METRIC_KID_STD])
 
 
 def _check_features(features_ND: Tensor, what: str) -> None:

@@ -39,6 +39,7 @@ class Score:
     loss: float
     fid: float
     kid: float
+    kid_sd: float | None  # over KID's subsets; None for a value of a version that did not keep it
     broken: bool
     loss_stage: Stage
     sample_stage: Stage
@@ -65,8 +66,8 @@ class Scorer:
     def score(self, trained: Round, store: Store) -> Score:
         loss_stage, loss = self._loss_stage(trained, store)
         sample_stage, sampled = self._sample_stage(trained, store)
-        numbers = (loss.values["loss"], sampled.values["fid"], sampled.values["kid"], loss.values["broken"])
-        return Score(*numbers, loss_stage, sample_stage)
+        numbers = (sampled.values["fid"], sampled.values["kid"], sampled.values.get("kid_sd"))
+        return Score(loss.values["loss"], *numbers, loss.values["broken"], loss_stage, sample_stage)
 
     def _loss_stage(self, trained: Round, store: Store) -> tuple[Stage, Manifest]:
         """Held-out denoising loss of the EMA weights."""
@@ -116,10 +117,11 @@ class Scorer:
         files = {GRID: pack(images={"first": images_NCHW[:GRID_IMAGES]})}
         if self.spec.metrics.keep_samples:
             files[SAMPLES] = _npz(images_NCHW)
-        return Output({"fid": fid(statistics(features_ND), real), "kid": kid(features_ND, real_ND)}, files)
+        kid_mean, kid_sd = kid(features_ND, real_ND)
+        return Output({"fid": fid(statistics(features_ND), real), "kid": kid_mean, "kid_sd": kid_sd}, files)
 
     def _model(self, trained: Round) -> UNet2DModel:
-        model = build_unet(self.spec.unet_config, seed=0)
+        model = build_unet(trained.unet_config, seed=0)
         load_parameters(model, trained.trained["ema"])
         return model.to(self.compute.device).eval()
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from raylt.confirm import Request, confirm
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
+from raylt.results import confirmations, next_free_id
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
@@ -31,15 +33,20 @@ class Wait:
 
 @dataclass
 class Dispatcher:
-    """Hands out the trials of one sweep. `startup`: the sampler's, as the sweep began with it."""
+    """Hands out the trials of one sweep. `startup`: the sampler's, as the sweep began with it.
+
+    `confirm`: what to confirm once the search has ended, on top of what was asked for before.
+    """
 
     spec: SweepSpec
     ledger: Ledger
     startup: int
     on_change: Callable[[TrialSpec, Result | None], None]  # a trial was asked, or has ended
+    confirm: Request | None = None
     stopped_by: str | None = None  # the cause of too many equal failures
     _causes: list[str] = field(default_factory=list)
     _planned: list[Planned] = field(init=False)
+    _confirming: list[Planned] | None = None
     _proposer: Proposer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,21 +60,38 @@ class Dispatcher:
         for trial in self.ledger.open_trials():
             if trial.id not in live:
                 return trial  # asked by a driver that died: adopt it under its number
-        for planned in self._planned:
-            if planned.trial.id not in self.ledger.asked and self._have_ended(planned.after):
-                return self._ask(planned.trial)
-        return self._next_search()
+        planned = self._next_of(self._planned)
+        if planned is not None:
+            return self._ask(planned)
+        search = self._next_search()
+        return self._next_confirmation() if isinstance(search, Finished) else search
+
+    def _next_of(self, planned: list[Planned]) -> TrialSpec | None:
+        """The first planned trial that has not been asked and need not wait."""
+        ready = (p.trial for p in planned if p.trial.id not in self.ledger.asked and self._have_ended(p.after))
+        return next(ready, None)
+
+    def _next_confirmation(self) -> TrialSpec | Wait | Finished:
+        if self._confirming is None:
+            if self.ledger.open_trials():
+                return Wait()  # who is to be confirmed is decided by all
+            known = confirmations(self.ledger)
+            self._confirming = known if self.confirm is None else confirm(self.spec, self.ledger, self.confirm)
+        trial = self._next_of(self._confirming)
+        if trial is not None:
+            return self._ask(trial)
+        return Finished() if all(p.trial.id in self.ledger.asked for p in self._confirming) else Wait()
 
     def _next_search(self) -> TrialSpec | Wait | Finished:
         first = len(self._planned)
-        number = sum(1 for trial in self.ledger.asked.values() if trial.kind == "search" and trial.retry_of is None)
+        number = sum(trial.is_search and trial.retry_of is None for trial in self.ledger.asked.values())
         if not self._have_ended(range(first)):
             return Wait()
         # Also for a sweep that searches nothing: its pilots were trained for this.
         profile = measure(self.spec, self.ledger)["profile"]
         if number >= self.spec.search.trials:
             return Finished()
-        trial_id = 1 + max(self.ledger.asked)
+        trial_id = next_free_id(self.spec, self.ledger)
         seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
         if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
             return Wait()
@@ -79,7 +103,7 @@ class Dispatcher:
         history = [
             (trial, results[n])
             for n, trial in sorted(self.ledger.asked.items())
-            if trial.kind == "search" and n <= seen and n in results
+            if trial.is_search and n <= seen and n in results
         ]
         params, attrs = self._proposer.propose(number, history)
         bend = offsets(self.spec, params, profile)

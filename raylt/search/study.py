@@ -61,7 +61,7 @@ class StudyFile:
     def sync(self, ledger: Ledger, step: Callable[[], None] = lambda: None) -> None:
         """Add the search trials it lacks, and tell those that have ended. Calls `step` before each write."""
         asked, results = ledger.asked.copy(), ledger.results.copy()  # the driver's, which changes them meanwhile
-        trials = [trial for _, trial in sorted(asked.items()) if trial.kind == "search"]
+        trials = [trial for _, trial in sorted(asked.items()) if trial.is_search]
         if self._held != [trial.id for trial in trials[: len(self._held)]]:
             raise ValueError("it holds the trials of another sweep")
         for number, optuna_id in list(self._running.items()):

@@ -5,7 +5,7 @@ What a search is, stands in a `TicketSearch`; this file does it. Every step begi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,8 +55,10 @@ class Round:
     index: int
     density: float  # the one asked for; the mask's is the nearest there is
     mask: Mask
+    start: Stage  # the rewind point it was trained from
     stage: Stage
     manifest: Manifest
+    unet_config: Mapping[str, Any]
 
     @cached_property
     def trained(self) -> dict[str, NamedTensors]:
@@ -167,7 +169,7 @@ def train_round(
         return Output(values, {TRAINED: pack(weights=state.weights, ema=state.ema), "mask.safetensors": pack(mask=mask.pack())})
 
     stage = store.stage(key)
-    return Round(index, search.spec.ticket.density_of(index), mask, stage, stage.make(compute))
+    return Round(index, spec.ticket.density_of(index), mask, start, stage, stage.make(compute), spec.unet_config)
 
 
 def _masked(state: TrainState, mask: Mask) -> TrainState:

@@ -1,0 +1,82 @@
+"""Controls: what a ticket is compared with, to learn what its success rests on. Each changes one thing about it.
+
+| control       | mask                                            | weights it starts from     | trained |
+|---------------|-------------------------------------------------|----------------------------|---------|
+| `reinit`      | the ticket's                                    | another initialisation     | 0 .. T  |
+| `shuffled`    | the ticket's, permuted within each layer        | the rewind point's         | k .. T  |
+| `random`      | random within each block, as many as the ticket | the rewind point's         | k .. T  |
+| `small-dense` | none: a narrower U-Net of the ticket's FLOPs    | an initialisation          | 0 .. T  |
+
+Reinit and shuffled masks: Frankle & Carbin 2019 (arXiv 1803.03635), section 2, and Frankle et al. 2021 (arXiv
+2009.08576), section 4. `random` keeps a block's density but not those of its layers, so it differs from `shuffled` where
+the layers' shares matter. Order, noise and timesteps are the ticket's own, and so is the number of steps in all (k steps
+of a rewound ticket are the dense training's): a control is never given less than its ticket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from raylt.diffusion.data import ImageSet
+from raylt.diffusion.noise import Draw, generator, seed_of
+from raylt.spec import Control, ModelSpec, SweepSpec, matches
+from raylt.store import Store
+from raylt.ticket.find import Progress, Round, TicketSearch, rewind_point, train_round
+from raylt.ticket.mask import Mask
+
+Narrower = Callable[[Mapping[str, Any], Mask], Mapping[str, Any]]  # a smaller config of the FLOPs of a masked one
+
+
+def control_round(
+    control: Control, search: TicketSearch, ticket: Round, images: ImageSet, store: Store, narrower: Narrower,
+    progress: Progress | None = None,
+) -> Round:  # fmt: skip
+    """The control of a ticket's round, trained; its index is the ticket's."""
+    draw = generator(search.seed, Draw.CONTROL, ticket.index)
+    mask = ticket.mask
+    if control == "reinit":
+        search = replace(search, spec=_from_scratch(search.spec, seed_of(search.seed, Draw.CONTROL, 0) % 2**32))
+    elif control == "shuffled":
+        mask = shuffled_within_layers(mask, draw)
+    elif control == "random":
+        mask = random_within_blocks(search, mask, draw)
+    else:
+        spec = _from_scratch(search.spec, search.spec.train.seed)
+        model = ModelSpec(config=dict(narrower(spec.unet_config, mask)))
+        search = TicketSearch(spec.model_copy(update={"model": model}), search.compute, None, search.seed)
+        mask = Mask.dense(search.layers)
+    start = rewind_point(search, images, store)
+    return train_round(search, images, store, start, ticket.index, mask, None, progress)
+
+
+def shuffled_within_layers(mask: Mask, draw: torch.Generator) -> Mask:
+    """Each layer's mask in random order: its density stays, its structure goes."""
+    return Mask(
+        {
+            name: keep.reshape(-1)[torch.randperm(keep.numel(), generator=draw)].reshape(keep.shape)
+            for name, keep in mask.layers.items()
+        }
+    )
+
+
+def random_within_blocks(search: TicketSearch, mask: Mask, draw: torch.Generator) -> Mask:
+    """A block's kept weights spread evenly over its layers, those kept dense excepted: its density stays, its layers' go."""
+    keep = dict(mask.layers)
+    for block in search.spec.blocks:
+        layers = [la for la in search.layers if la.block == block and not matches(la.name, search.spec.ticket.keep_dense)]
+        if not layers:
+            continue
+        pool = torch.cat([mask.layers[layer.name].reshape(-1) for layer in layers])
+        parts = torch.split(pool[torch.randperm(len(pool), generator=draw)], [layer.size for layer in layers])
+        keep |= {layer.name: part.reshape(layer.shape) for layer, part in zip(layers, parts, strict=True)}
+    return Mask(keep)
+
+
+def _from_scratch(spec: SweepSpec, seed: int) -> SweepSpec:
+    """The spec of a training that begins at an initialisation of its own."""
+    train = spec.train.model_copy(update={"seed": seed})
+    return spec.model_copy(update={"train": train, "ticket": spec.ticket.model_copy(update={"rewind_step": 0})})
