@@ -11,6 +11,7 @@ from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.specfile import parse_spec
 from raylt.store import Store
+from raylt.verdicts import confirmation
 
 SCHEMA = 1
 RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured against, not ranked
@@ -60,6 +61,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "counts": counts_of(trials),
         "steps": _add_steps([trial["steps"] for trial in trials]),
         "similarity": similarity.get("blocks", {}),
+        "confirmation": confirmation(trials),
         "trials": trials,
     }
 

@@ -19,6 +19,7 @@ from raylt.cli.common import (
     app,
     console,
     find_results,
+    find_sweep,
     is_file,
     lines_of,
     load,
@@ -102,11 +103,13 @@ def confirm(
 
 
 def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
-    """The spec in a file, or that of a sweep which was begun, with the store it lies in."""
-    if is_file(name):
-        return load(name, [*(overrides or []), *([f"storage.root={json.dumps(root)}"] if root else [])])
-    from raylt.specfile import dump_yaml, parse_spec
+    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take."""
+    from raylt.ledger import sweep_names
+    from raylt.specfile import builtin_sweeps, dump_yaml, parse_spec
 
+    store, begun = find_sweep(name, root)
+    if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
+        return load(name, [*(overrides or []), *([f"storage.root={json.dumps(root)}"] if root else [])])
     spec, ledger, _ = find_results(name, root)
     return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(ledger.store.root)}"])
 

@@ -78,23 +78,36 @@ def _mmd2(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
 def test_kid_equals_the_definition() -> None:
     x_ND, y_ND = _features(4, 30, 8), _features(5, 30, 8, shift=0.5)
     expected = _mmd2(x_ND.double().numpy(), y_ND.double().numpy())
-    assert kid(x_ND, y_ND, subsets=3) == pytest.approx(expected, rel=1e-9)  # subsets of all 30 in another order
+    mean, sd = kid(x_ND, y_ND, subsets=3)
+    assert mean == pytest.approx(expected, rel=1e-9)  # subsets of all 30 in another order
+    assert sd == pytest.approx(0, abs=1e-9 * abs(expected))
+
+
+def test_kid_s_standard_deviation_is_that_of_its_subsets() -> None:
+    """Of subsets of 30 of 60 images: as far apart as MMD^2 of subsets drawn independently of torch-fidelity."""
+    x_ND, y_ND = _features(4, 60, 8), _features(5, 60, 8, shift=0.5)
+    _, sd = kid(x_ND, y_ND, subsets=100, subset_size=30)
+    draw = np.random.default_rng(0)
+    x, y = x_ND.double().numpy(), y_ND.double().numpy()
+    values = [_mmd2(draw.permutation(x)[:30], draw.permutation(y)[:30]) for _ in range(60)]
+    assert 0.7 < sd / np.std(values) < 1.4
 
 
 def test_kid_is_unbiased() -> None:
     """Of two samples of one distribution: about 0, on both sides; of unlike ones: far above."""
     scale = 0.2
-    same = [kid(_features(10 + s, 200, 8, scale=scale), _features(60 + s, 200, 8, scale=scale), 10, 150) for s in range(40)]
+    pairs = [(_features(10 + s, 200, 8, scale=scale), _features(60 + s, 200, 8, scale=scale)) for s in range(40)]
+    same = [kid(a_ND, b_ND, 10, 150)[0] for a_ND, b_ND in pairs]
     error = np.std(same, ddof=1) / np.sqrt(len(same))
     assert abs(np.mean(same)) < 3.5 * error
     assert min(same) < 0 < max(same)
-    assert kid(_features(1, 200, 8, scale=scale), _features(2, 200, 8, scale=scale, shift=1), 10, 150) > 10 * max(same)
+    assert kid(_features(1, 200, 8, scale=scale), _features(2, 200, 8, scale=scale, shift=1), 10, 150)[0] > 10 * max(same)
 
 
 def test_kid_takes_subsets_no_larger_than_the_smaller_set() -> None:
     many, few = _features(6, 500, 8), _features(7, 40, 8)
     assert kid(many, few, 5) == pytest.approx(kid(many, few, 5, subset_size=40), rel=1e-12)
-    assert np.isfinite(kid(few, many, 5))
+    assert np.isfinite(kid(few, many, 5)).all()
 
 
 def test_values_repeat_and_leave_random_state_and_streams_alone(capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +174,7 @@ def test_cifar10_equals_torch_fidelity() -> None:
     train_NCHW, test_NCHW = images.train_NCHW[:2000], images.test_NCHW[:2000]
     extractor = InceptionFeatures("cpu", root / INCEPTION_FILE)
     train_ND, test_ND = extractor(train_NCHW), extractor(test_NCHW)
-    ours = {"fid": fid(statistics(train_ND), statistics(test_ND)), "kid": kid(train_ND, test_ND)}
+    ours = {"fid": fid(statistics(train_ND), statistics(test_ND)), "kid": kid(train_ND, test_ND)[0]}
     theirs = calculate_metrics(
         input1=_Images(train_NCHW), input2=_Images(test_NCHW), cuda=False, fid=True, kid=True, kid_subset_size=1000,
         feature_extractor_weights_path=str(root / INCEPTION_FILE), cache=False, verbose=False, save_cpu_ram=True,

@@ -83,6 +83,11 @@ NOT_IN_QUICKSTART: dict[str, Any] = {
     "train.betas": [0.9, 0.99],
     "train.weight_decay": 0.0,
     "ticket.densities": None,
+    "confirm.seeds": 3,
+    "confirm.top": 3,
+    "confirm.steps": None,
+    "confirm.controls": ["reinit", "shuffled", "random", "small-dense"],
+    "confirm.control_rounds": None,
 }
 
 FREE = {  # key -> another value; a sweep stays the same sweep
@@ -91,6 +96,11 @@ FREE = {  # key -> another value; a sweep stays the same sweep
     "train.checkpoint_every": 7,
     "search.trials": 80,
     "search.concurrency": 5,
+    "confirm.seeds": 5,
+    "confirm.top": 1,
+    "confirm.steps": [400, 1200],
+    "confirm.controls": ["reinit"],
+    "confirm.control_rounds": [1],
     "resources.cpus": 4,
     "resources.gpus": 0.5,
     "storage.root": "s3://bucket/raylt",

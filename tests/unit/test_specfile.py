@@ -220,7 +220,7 @@ class TestOverrides:
 
 def test_every_sweep_that_comes_with_raylt_is_valid() -> None:
     found = builtin_sweeps()
-    assert list(found) == ["cifar10", "cifar10-uniform", "cifar100", "digits", "mnist"]
+    assert list(found) == ["cifar10", "cifar10-uniform", "cifar100", "digits", "digits-results", "mnist"]
     for name, path in found.items():
         spec = load_spec(name)
         assert spec.name == name == path.stem

@@ -1,0 +1,108 @@
+"""What a confirmation says: means with intervals over fresh seeds, differences paired by seed, and the verdict, computed.
+
+Works on the records of `results --json` alone. All intervals are two-sided 95 % Student t intervals of a mean over seeds.
+
+- A ticket is `winning` in a number where it matches the dense model of the same training budget: the whole interval of its
+  paired difference to dense lies below the dense model's own standard deviation from seed to seed; `not winning` where it
+  lies above; else `undecided`. (So a wide interval of few seeds never wins.)
+- A control is `worse` than its ticket where the whole interval of control - ticket lies above 0, `better` where it lies
+  below; else `undecided`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+CONFIDENCE = 0.95
+JUDGED = ("loss", "fid")  # lower is better
+_SHOWN = (*JUDGED, "kid")
+
+
+def confirmation(trials: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row for each budget, allocation, control and round, over its seeds; [] before anything was confirmed.
+
+    `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`.
+    """
+    by_row: dict[tuple[Any, ...], dict[int, Record]] = {}  # row -> seed -> its round
+    for trial in trials:
+        if trial["protocol"] == "final" and trial["state"] == "COMPLETE":
+            for scored in trial["rounds"]:
+                if scored["round"] > 0 or trial["kind"] == "dense":
+                    by_row.setdefault(_row_of(trial, scored["round"]), {})[trial["seed"]] = scored
+    return [_row(key, by_row) for key in sorted(by_row, key=_place)]
+
+
+_KEYS = ("train_steps", "confirms", "rule", "control", "round")
+
+
+def _row_of(trial: Record, index: int) -> tuple[Any, ...]:
+    return trial["train_steps"], trial["confirms"], trial["rule"], trial["control"], index
+
+
+def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Budget by budget, the longest first; dense, then tickets by density, each followed by its controls."""
+    steps, confirms, rule, control, index = row
+    return -steps, rule is not None, index, confirms, control or ""
+
+
+def _row(key: tuple[Any, ...], by_row: Mapping[tuple[Any, ...], Mapping[int, Record]]) -> dict[str, Any]:
+    steps, confirms, rule, control, _ = key
+    mine = by_row[key]
+    dense = next((rounds for other, rounds in by_row.items() if other[0] == steps and other[2] is None), {})
+    row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}
+    row |= {name: _mean_of(r[name] for r in mine.values()) for name in ("density", "flops")}
+    row |= {name: summary([r[name] for r in mine.values() if r[name] is not None]) for name in _SHOWN}
+    if rule is not None:
+        row["vs_dense"] = {name: _against_dense(name, mine, dense) for name in JUDGED}
+    if control is not None:
+        ticket = by_row.get((steps, confirms, rule, None, key[-1]), {})
+        row["vs_ticket"] = {name: _against_ticket(name, mine, ticket) for name in JUDGED}
+    return row
+
+
+def summary(values: Sequence[float]) -> dict[str, float | int | None]:
+    """n, mean, standard deviation and the ends of the mean's interval; None where there are too few values."""
+    n = len(values)
+    if n < 2:
+        return {"n": n, "mean": values[0] if n else None, "sd": None, "low": None, "high": None}
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    half = _student_t(n - 1) * sd / math.sqrt(n)
+    return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+
+
+def _student_t(degrees: int) -> float:
+    from scipy.stats import t  # here: it takes half a second to import
+
+    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
+
+
+def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, float | int | None]:
+    """`summary` of mine - other over the seeds that both have."""
+    both = [(mine[seed][name], other[seed][name]) for seed in sorted(mine.keys() & other.keys())]
+    return summary([a - b for a, b in both if a is not None and b is not None])
+
+
+def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record]) -> dict[str, Any]:
+    difference, spread = paired(name, mine, dense), summary([r[name] for r in dense.values() if r[name] is not None])["sd"]
+    return {**difference, "margin": spread, "verdict": verdict(difference, spread, ("winning", "not winning"))}
+
+
+def _against_ticket(name: str, mine: Mapping[int, Record], ticket: Mapping[int, Record]) -> dict[str, Any]:
+    difference = paired(name, mine, ticket)
+    return {**difference, "verdict": verdict(difference, 0.0, ("better", "worse"))}
+
+
+def verdict(difference: Mapping[str, Any], margin: float | None, words: tuple[str, str]) -> str:
+    """The first word where the whole interval lies below the margin, the second where above, else `undecided`."""
+    if margin is None or difference["low"] is None:
+        return "undecided"
+    return words[0] if difference["high"] < margin else words[1] if difference["low"] > margin else "undecided"
+
+
+def _mean_of(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
