@@ -28,25 +28,32 @@ GIVE_UP_AFTER_S = 600.0  # without the head
 SLOWEST_RETRY_S = 15.0
 
 # In the head's home, so that a relative store is the same folder for a sweep and for who reads it; secrets come from the head.
-ENTRYPOINT = 'spec="$PWD/$1"; shift; cd; set -a; [ ! -r ~/.raylt/env ] || . ~/.raylt/env; set +a; exec raylt sweep "$spec" "$@"'
+ENTRYPOINT = (
+    'command="$1"; spec="$PWD/$2"; [ -e "$spec" ] || spec="$2"; shift 2; cd; '
+    'set -a; [ ! -r ~/.raylt/env ] || . ~/.raylt/env; set +a; exec raylt "$command" "$spec" "$@"'
+)
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A sweep to be sent: the text of its spec under the file's name, and the options that are for the head to heed."""
+    """A sweep to be sent: the text of its spec under the file's name, and the options that are for the head to heed.
+
+    To confirm a sweep that the head has, its name is enough: `file` then is that, without a text.
+    """
 
     name: str
     digest: str
     file: str
     text: str
     options: tuple[str, ...] = ()
+    command: str = "sweep"  # or confirm
 
     @property
     def label(self) -> str:
         """What tells its jobs from those of other sweeps. `--new` is a sweep of its own, whose name only the store knows."""
-        return " ".join([self.name, *self.options])
+        return " ".join([self.name, *([] if self.command == "sweep" else [self.command]), *self.options])
 
 
 def submit_or_attach(head: ssh.Head, sweep: Sent, say: Say) -> str:
@@ -74,13 +81,15 @@ def submit_or_attach(head: ssh.Head, sweep: Sent, say: Say) -> str:
 def _submit(client: Any, sweep: Sent, count: int) -> str:
     name = re.sub(r"[^\w-]+", "-", sweep.label)
     with tempfile.TemporaryDirectory(prefix="raylt-job-") as folder:
-        (Path(folder) / sweep.file).write_text(sweep.text, encoding="utf-8")
+        if sweep.text:
+            (Path(folder) / sweep.file).write_text(sweep.text, encoding="utf-8")
+        words = shlex.join([sweep.command, sweep.file, *sweep.options])
         columns = f"COLUMNS={shutil.get_terminal_size().columns} " if sys.stdout.isatty() else ""
         try:
             return str(
                 client.submit_job(
                     submission_id=f"raylt-{name}-{count}",
-                    entrypoint=f"{columns}bash -c {shlex.quote(ENTRYPOINT)} raylt {shlex.join([sweep.file, *sweep.options])}",
+                    entrypoint=f"{columns}bash -c {shlex.quote(ENTRYPOINT)} raylt {words}",
                     runtime_env={"working_dir": folder},
                     metadata={SWEEP: sweep.label, DIGEST: sweep.digest},
                 )

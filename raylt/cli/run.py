@@ -28,8 +28,15 @@ from raylt.cli.common import (
 from raylt.errors import InputError
 
 if TYPE_CHECKING:
+    from raylt.jobs import Sent
     from raylt.spec import SweepSpec
     from raylt.ssh import Head
+
+
+AddressOption = Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="On a cluster reached over SSH: send the sweep, and leave it to itself.")
+]
 
 
 @app.command()
@@ -39,11 +46,9 @@ def sweep(
     new: Annotated[bool, typer.Option("--new", help="Start beside an existing sweep of this name, as NAME-2.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, start nothing.")] = False,
     local: LocalOption = False,
-    address: Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")] = None,
+    address: AddressOption = None,
     cluster: ClusterOption = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="On a cluster reached over SSH: send the sweep, and leave it to itself.")
-    ] = False,
+    detach: DetachOption = False,
 ) -> None:
     """Run a sweep. The same command again resumes it; a larger search.trials extends it.
 
@@ -81,7 +86,10 @@ def confirm(
     seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds. Default: confirm.seeds.")] = None,
     set_: SetOption = None,
     root: RootOption = None,
-    address: Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")] = None,
+    local: LocalOption = False,
+    address: AddressOption = None,
+    cluster: ClusterOption = None,
+    detach: DetachOption = False,
 ) -> None:
     """Train a sweep's finalists and baselines anew on fresh seeds, with controls, and say which tickets win.
 
@@ -89,8 +97,15 @@ def confirm(
     """
     from raylt.where import decide
 
+    place = decide(local=local, address=address, cluster=cluster)
+    if detach and place.head is None:
+        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+    if place.head is not None and root is not None:
+        raise InputError("--root is for this machine: on a cluster reached over SSH, the head's environment names the store")
+    if place.head is not None:
+        typer.echo(str(place), err=True)
+        raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach))
     parsed = _spec_to_confirm(name, set_, root)
-    place = decide(local=address is None, address=address)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
         from raylt.sweep import run_sweep
@@ -100,6 +115,22 @@ def confirm(
         parsed, code = run_sweep(parsed, place=place, confirm=request, console=console(stderr=True))
     _print_end(parsed, code, False)
     raise typer.Exit(code)
+
+
+def _confirm_on(head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool) -> int:
+    """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
+    from raylt import jobs
+    from raylt.specfile import dump_yaml
+
+    counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
+    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts])
+    if is_file(name):
+        parsed = load(name, overrides)
+        sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm")
+    else:
+        counts += [f"--set={given}" for given in overrides or []]
+        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm")
+    return _run_job(head, sent, again, detach=detach)
 
 
 def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
@@ -129,22 +160,25 @@ def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, ne
     options = ["--new"] if new else []
     if dry_run:
         return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
-    again = shlex.join(
-        ["raylt", "sweep", *([source] if source else []), *(f"--set={given}" for given in overrides or []), *options]
-    )
+    again = ["raylt", "sweep", *([source] if source else []), *(f"--set={given}" for given in overrides or []), *options]
+    return _run_job(head, jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options)), shlex.join(again), detach=detach)
+
+
+def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:
+    """Send a job, or find the one that is at it, and watch it. `again`: the command that watches it once more."""
+    from raylt import jobs
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
-    sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options))
     job = jobs.submit_or_attach(head, sent, say)
     if detach:
-        say(f"`{again}` watches it, `raylt status {parsed.name}` says how far it is, `raylt stop {parsed.name}` stops it")
+        say(f"`{again}` watches it, `raylt status {sent.name}` says how far it is, `raylt stop {sent.name}` stops it")
         return 0
     try:
-        return jobs.watch(head, job, parsed.name, say)
+        return jobs.watch(head, job, sent.name, say)
     except KeyboardInterrupt:
-        say(f"\nno longer watching; the sweep goes on. `{again}` watches it again, `raylt stop {parsed.name}` stops it")
+        say(f"\nno longer watching; the sweep goes on. `{again}` watches it again, `raylt stop {sent.name}` stops it")
         return 130
 
 

@@ -1,0 +1,75 @@
+"""`raylt confirm` as a user runs it, with real Ray: through a kill, resumed, recorded, and said in a table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+from raylt.ticket.file import load_ticket
+from tests import sabotage
+from tests.integration.test_sweep import NAME, empty_record, eventually, new_sweep
+from tests.sabotage import HOLD
+
+__all__ = ["empty_record", "new_sweep"]
+
+FINAL = {"samples": 60, "sampler": "dpm++", "steps": 3}
+CONFIRM = {"seeds": 2, "top": 1, "steps": [9], "controls": ["shuffled", "small-dense"], "control_rounds": [2]}
+KINDS = ["dense", "baseline", "control", "control"]  # of one seed
+SEARCH = {"trials": 0, "pilots": 0, "baselines": ["erk"]}
+
+
+def test_a_confirmation_through_a_kill(new_sweep):
+    """One command searches and confirms; killed among the controls, `raylt sweep` ends it, and nothing is trained twice."""
+    changes = {"search": SEARCH, "confirm": CONFIRM, "metrics": {"final": FINAL}}
+    sweep, undisturbed = new_sweep(**changes), new_sweep(**changes)
+    first = sweep.start("tiny.yaml", command="confirm", plan={5: HOLD})
+    flag = sabotage.held(sweep.folder, 5)
+    eventually(lambda: flag.exists() or first.poll() is not None, "trial 5 is at work")
+    assert first.poll() is None, sweep.end(first).err
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert sweep.results()["state"] == "interrupted"
+    done = sweep.run()
+    assert done.code == 0, done.err
+    document = sweep.results()
+    assert document["state"] == "complete"
+    assert [trial["kind"] for trial in document["trials"]] == ["dense", "baseline", *KINDS, *KINDS]
+    finals = document["trials"][2:]
+    assert {(t["protocol"], t["train_steps"]) for t in finals} == {("final", 9)}
+    assert [t["seed"] for t in finals] == [1000] * 4 + [1001] * 4
+    assert not any(t["pareto"] for t in finals)
+
+    whole = undisturbed.end(undisturbed.start("tiny.yaml", command="confirm"))
+    assert whole.code == 0, whole.err
+    free = ("steps", "timing", "mlflow_run_id")
+    ours, theirs = (
+        [{k: v for k, v in t.items() if k not in free} for t in s.results()["trials"]] for s in (sweep, undisturbed)
+    )
+    assert ours == theirs
+    assert document["confirmation"] == undisturbed.results()["confirmation"]
+    rows = [(row["rule"], row["control"], row["round"]) for row in document["confirmation"]]
+    assert rows == [(None, None, 0), ("erk", None, 1), ("erk", None, 2), ("erk", "shuffled", 2), ("erk", "small-dense", 2)]
+    assert all(row["seeds"] == [1000, 1001] for row in document["confirmation"])
+    assert (sweep.steps() - undisturbed.steps()).total() <= 4 * 2  # a checkpoint interval of each worker, again
+
+    # recorded as any other trial, under the protocol it was scored with
+    record = sweep.record()
+    assert {name for name in record if name != NAME} == {f"{t['id']:04d}-{t['kind']}" for t in document["trials"]}
+    tags = record["0004-control"]["tags"]
+    assert (tags["raylt.protocol"], tags["raylt.control"]) == ("final", "shuffled")
+    assert (tags["fid.sampler"], tags["fid.samples"]) == ("dpm++", "60")
+
+    # nothing is left to do; more seeds extend it, without the plan in the spec
+    before = sweep.files("sweeps/*/trials/*/*.json")
+    assert sweep.end(sweep.start(NAME, command="confirm")).code == 0
+    assert sweep.files("sweeps/*/trials/*/*.json") == before
+    assert sweep.end(sweep.start(NAME, "--seeds", "3", command="confirm")).code == 0
+    assert [t["seed"] for t in sweep.results()["trials"][10:]] == [1002] * 4
+    assert sweep.files("sweeps/*/trials/*/*.json").items() > before.items()
+
+    # a control can be taken out of the store like any ticket
+    sweep.read("export", NAME, "5", str(sweep.folder / "out"))
+    ticket = load_ticket(sweep.folder / "out/ticket.safetensors")
+    assert ticket.mask.is_dense and max(ticket.unet_config["block_out_channels"]) < 16
+    shutil.rmtree(sweep.folder / "out")
