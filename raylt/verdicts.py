@@ -6,7 +6,8 @@ Works on the records of `results --json` alone. All intervals are two-sided 95 %
   paired difference to dense lies below the dense model's own standard deviation from seed to seed; `not winning` where it
   lies above; else `undecided`. (So a wide interval of few seeds never wins.)
 - A control is `worse` than its ticket where the whole interval of control - ticket lies above 0, `better` where it lies
-  below; else `undecided`.
+  below; else `undecided`. So are other rules against the uniform one: at equal density (the same round), and at equal FLOPs
+  (the uniform rule's number at a rule's FLOPs, on a straight line over log FLOPs between its rounds, seed by seed).
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ def confirmation(trials: Sequence[Record]) -> list[dict[str, Any]]:
 
     `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`.
     """
-    by_row: dict[tuple[Any, ...], dict[int, Record]] = {}  # row -> seed -> its round
-    for trial in trials:
-        if trial["protocol"] == "final" and trial["state"] == "COMPLETE":
-            for scored in trial["rounds"]:
-                if scored["round"] > 0 or trial["kind"] == "dense":
-                    by_row.setdefault(_row_of(trial, scored["round"]), {})[trial["seed"]] = scored
-    return [_row(key, by_row) for key in sorted(by_row, key=_place)]
+    ended = [trial for trial in trials if trial["protocol"] == "final" and trial["state"] == "COMPLETE"]
+    rows: Rows = {}
+    for trial in ended:
+        for scored in trial["rounds"]:
+            if scored["round"] > 0 or trial["kind"] == "dense":
+                rows.setdefault(_row_of(trial, scored["round"]), {})[trial["seed"]] = scored
+    uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
+    return [_row(key, rows, uniform) for key in sorted(rows, key=_place)]
 
 
+Rows = dict[tuple[Any, ...], dict[int, Record]]  # row -> seed -> its round
+Curves = Mapping[tuple[int, int], Sequence[Record]]  # budget, seed -> the rounds of the uniform rule
 _KEYS = ("train_steps", "confirms", "rule", "control", "round")
 
 
@@ -49,19 +53,38 @@ def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return -steps, rule is not None, index, confirms, control or ""
 
 
-def _row(key: tuple[Any, ...], by_row: Mapping[tuple[Any, ...], Mapping[int, Record]]) -> dict[str, Any]:
-    steps, confirms, rule, control, _ = key
-    mine = by_row[key]
-    dense = next((rounds for other, rounds in by_row.items() if other[0] == steps and other[2] is None), {})
+def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
+    steps, confirms, rule, control, index = key
+    mine = rows[key]
+    dense = next((rounds for other, rounds in rows.items() if other[0] == steps and other[2] is None), {})
     row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}
     row |= {name: _mean_of(r[name] for r in mine.values()) for name in ("density", "flops")}
     row |= {name: summary([r[name] for r in mine.values() if r[name] is not None]) for name in _SHOWN}
     if rule is not None:
         row["vs_dense"] = {name: _against_dense(name, mine, dense) for name in JUDGED}
     if control is not None:
-        ticket = by_row.get((steps, confirms, rule, None, key[-1]), {})
-        row["vs_ticket"] = {name: _against_ticket(name, mine, ticket) for name in JUDGED}
+        ticket = rows.get((steps, confirms, rule, None, index), {})
+        row["vs_ticket"] = {name: _against(name, mine, ticket) for name in JUDGED}
+    elif rule not in (None, "uniform"):
+        curves = {seed: rounds for (budget, seed), rounds in uniform.items() if budget == steps}
+        same = {seed: r for seed, rounds in curves.items() for r in rounds if r["round"] == index}
+        row["vs_uniform"] = {name: _against(name, mine, same) for name in JUDGED}
+        row["vs_uniform_at_flops"] = {name: _against(name, mine, _at_flops(name, mine, curves)) for name in JUDGED}
     return row
+
+
+def _at_flops(name: str, mine: Mapping[int, Record], curves: Mapping[int, Sequence[Record]]) -> dict[int, Record]:
+    """Seed -> the number that a curve of rounds has at the FLOPs of `mine`; None outside of the curve."""
+    return {seed: {name: _on_curve(name, scored["flops"], curves[seed])} for seed, scored in mine.items() if seed in curves}
+
+
+def _on_curve(name: str, flops: float, rounds: Sequence[Record]) -> float | None:
+    points = sorted((math.log(r["flops"]), r[name]) for r in rounds if r[name] is not None)
+    x = math.log(flops)
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= x <= x1:
+            return float(y0 + (y1 - y0) * ((x - x0) / (x1 - x0) if x1 > x0 else 0.0))
+    return None
 
 
 def summary(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -91,8 +114,8 @@ def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Re
     return {**difference, "margin": spread, "verdict": verdict(difference, spread, ("winning", "not winning"))}
 
 
-def _against_ticket(name: str, mine: Mapping[int, Record], ticket: Mapping[int, Record]) -> dict[str, Any]:
-    difference = paired(name, mine, ticket)
+def _against(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, Any]:
+    difference = paired(name, mine, other)
     return {**difference, "verdict": verdict(difference, 0.0, ("better", "worse"))}
 
 

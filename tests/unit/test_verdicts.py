@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -78,6 +79,42 @@ def test_controls_are_compared_with_their_own_ticket():
     assert row(rows, rule="erk", control="reinit")["vs_ticket"]["loss"]["verdict"] == "worse"
     assert row(rows, rule="lamp", control="reinit")["vs_ticket"]["loss"]["verdict"] == "better"
     assert row(rows, rule="lamp", control="reinit")["vs_ticket"]["loss"]["mean"] == pytest.approx(-3.98)
+
+
+def test_rules_are_compared_with_the_uniform_one_at_equal_density_and_at_equal_flops():
+    """Uniform: loss 1 + log2 of (100 / FLOPs). The rule has twice the FLOPs at a density: better there, worse at its FLOPs."""
+
+    def rounds(losses, flops):
+        return [
+            {"round": i, "density": 1 / 2**i, "loss": x, "fid": None, "kid": x, "kid_sd": 0.1, "flops": f, "broken": False}
+            for i, (x, f) in enumerate(zip(losses, flops, strict=True))
+        ]
+
+    trials = [trial(s, s, {0: 1.0}) for s in (1, 2, 3)]
+    for s in (1, 2, 3):
+        own = {"seed": s, "losses": {0: 1.0}}
+        trials.append(
+            {**trial(10 + s, **own, rule="uniform", confirms=3), "rounds": rounds([1 + s, 2 + s, 3 + s], [100, 50, 25])}
+        )
+        found = [1 + s, 1.5 + s + 0.001 * s, 2.5 + s + 0.001 * s]
+        trials.append({**trial(20 + s, **own, rule="erk", confirms=4), "rounds": rounds(found, [100, 90, 45])})
+    found = row(confirmation(trials), rule="erk", round=2)
+    assert found["vs_uniform"]["loss"]["mean"] == pytest.approx(-0.5 + 0.002)
+    assert found["vs_uniform"]["loss"]["verdict"] == "better"
+    at_45 = 2 + math.log2(50 / 45)
+    assert found["vs_uniform_at_flops"]["loss"]["mean"] == pytest.approx(2.502 - at_45)
+    assert found["vs_uniform_at_flops"]["loss"]["verdict"] == "worse"
+    assert found["vs_uniform_at_flops"]["fid"]["verdict"] == "undecided"
+    assert "vs_uniform" not in row(confirmation(trials), rule="uniform", round=1)
+
+
+def test_beyond_the_uniform_curve_nothing_is_said():
+    trials = [trial(s, s, {0: 1.0}) for s in (1, 2)]
+    trials += [trial(10 + s, s, {0: 1.0, 1: 2.0}, rule="uniform", confirms=3) for s in (1, 2)]
+    trials += [trial(20 + s, s, {0: 1.0, 1: 1.0 + s}, rule="erk", confirms=4) for s in (1, 2)]
+    for t in trials[-2:]:
+        t["rounds"][1]["flops"] = 5
+    assert row(confirmation(trials), rule="erk", round=1)["vs_uniform_at_flops"]["loss"]["n"] == 0
 
 
 def test_what_is_not_confirmed_or_failed_counts_nothing_and_lone_seeds_decide_nothing():
