@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +133,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.train, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss()
+        loss = self._loss(self.step)
         torch.autograd.backward(loss)
         if self.masked:  # before clipping: pruned coordinates would inflate the norm, 100x at 99 % sparsity
             _multiply([p.grad for p in self.masked if p.grad is not None], self.masks)
@@ -147,11 +147,18 @@ class Trainer:
         self.step, self.ema_updates = self.step + 1, self.ema_updates + 1
         return loss.detach()
 
-    def _loss(self) -> Tensor:
-        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of this step (Ho et al. 2020, eq. 14)."""
-        draw = generator(self.seed, Draw.STEP, self.step, self.device)
-        torch.manual_seed(seed_of(self.seed, Draw.STEP, self.step))  # dropout draws from the global generator
-        indices = batch_indices(self.seed, self.step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
+    def gradient(self, steps: Sequence[int]) -> NamedTensors:
+        """Mean gradient of the loss over the batches of `steps` at the present weights, float64, on the CPU. Trains nothing."""
+        total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in self.parameters]
+        for step in steps:
+            torch._foreach_add_(total, [g.double() for g in torch.autograd.grad(self._loss(step), self.parameters)])
+        return {name: (value / len(steps)).cpu() for name, value in zip(self.names, total, strict=True)}
+
+    def _loss(self, step: int) -> Tensor:
+        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
+        draw = generator(self.seed, Draw.STEP, step, self.device)
+        torch.manual_seed(seed_of(self.seed, Draw.STEP, step))  # dropout draws from the global generator
+        indices = batch_indices(self.seed, step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
         x0_BCHW = to_float(self.images_NCHW[indices])
         if self.flip:
             flip_B = torch.rand(len(x0_BCHW), generator=draw, device=self.device) < 0.5
