@@ -15,7 +15,7 @@ from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import RayltError, cause_of
 from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, Result
-from raylt.metrics.flops import count_flops
+from raylt.metrics.flops import count_flops, weight_costs
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.spec import SweepSpec, finite
@@ -64,7 +64,7 @@ def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
         allocation = Allocation(SEARCHED, bench.spec.search.base, trial.offsets)
     else:
         allocation = Allocation(trial.rule)
-    return TicketSearch(bench.spec, bench.compute, allocation, trial.seed)
+    return TicketSearch(bench.spec, bench.compute, allocation, trial.seed, weight_costs(bench.spec))
 
 
 class TrialRun:
@@ -86,6 +86,8 @@ class TrialRun:
         self._count(start, start.whole())
         for trained in find_ticket(self.search, self.bench.images, self.store, self._progress):
             self._count(trained.stage, trained.manifest)
+            if trained.mask_stage is not None:
+                self._count(trained.mask_stage, trained.mask_stage.whole())
             yield self._score(start, trained)
 
     def _count(self, stage: Stage, manifest: Manifest) -> None:
