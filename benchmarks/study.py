@@ -71,9 +71,10 @@ def with_section(page: str, name: str, text: str) -> str:
 def section(document: Row) -> Iterable[str]:
     rows, final = document["confirmation"], document["protocols"]["final"]
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
-    yield f"{document['counts']['complete']} trials complete, {document['counts']['failed']} failed; state: {document['state']}."
-    yield f"Fresh seeds: {', '.join(map(str, seeds))}. FID: {final['samples']} samples by {final['sampler']} in {final['steps']} steps,"
-    yield f"on {final['features']} features, against all training images. ± is half of a 95 % interval."
+    counts = document["counts"]
+    yield f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed ({document['state']})."
+    yield f"Fresh seeds: {', '.join(map(str, seeds))}. FID: {final['samples']} samples, {final['sampler']} in {final['steps']} steps,"
+    yield f"{final['features']} features, against all training images. ± is half of a 95 % interval."
     yield ""
     for steps in sorted({row["train_steps"] for row in rows}, reverse=True):
         mine = [row for row in rows if row["train_steps"] == steps]

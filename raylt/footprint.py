@@ -80,8 +80,9 @@ class _Sizes:
         """A training, its loss, its samples and its ticket."""
         spec = self.spec
         groups = 3 if spec.ticket.rewind_step else 1
-        kept = self.total - self.prunable * (1 - spec.ticket.density_of(index))
-        ticket = self._tensors(groups, groups * kept) + self.mask
+        density = spec.ticket.density_of(index) if spec.search.budget == "density" else 1.0  # FLOPs do not say how many weights
+        kept = self.total - self.prunable * (1 - density)
+        ticket = self._tensors(groups, groups * kept) + 2 * self.mask  # SNIP and SynFlow keep the mask alone too
         trained = self._tensors(2, 2 * self.total) + self.mask
         samples = spec.protocol("search").samples
         images = min(GRID_IMAGES, samples) + (samples if spec.metrics.keep_samples else 0)

@@ -10,11 +10,11 @@ from raylt.errors import Problem, SpecError
 from raylt.files import in_units
 from raylt.footprint import footprint
 from raylt.inputs import Address, Inputs, gather
-from raylt.metrics.flops import Flops, count_flops
+from raylt.metrics.flops import Flops, count_flops, weight_costs
 from raylt.plan import plan
 from raylt.spec import SweepSpec, matches
 from raylt.store import Store
-from raylt.ticket.allocation import smallest_density
+from raylt.ticket.allocation import cost_of, demands, least_kept, smallest_density
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,14 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
         for i, pattern in enumerate(ticket.keep_dense)
         if not any(matches(name, [pattern]) for name in names)
     ]
-    least, total = smallest_density(layers, ticket), sum(layer.size for layer in layers)
+    costs, rules = weight_costs(spec), spec.search.baselines
+    total = cost_of({layer.name: layer.size for layer in layers}, costs)
     key = "ticket.densities" if ticket.densities is not None else "ticket.density"
-    if round(ticket.final_density * total) < round(least * total):
-        what = "is too small for keep_dense and min_kept"
-        problems.append(Problem(key, what, f"{_round_up(least)} or more (the smallest there is)", ticket.final_density, True))
+    if round(ticket.final_density * total) < cost_of(least_kept(layers, ticket, rules), costs):
+        what = f"is too small for {demands(rules)}{', as a share of FLOPs' if costs else ''}"
+        expected = f"{smallest_density(layers, ticket, costs, rules):g} or more (the smallest there is)"
+        problems.append(Problem(key, what, expected, ticket.final_density, True, about=("search.budget",) if costs else ()))
     return problems
-
-
-def _round_up(density: float) -> float:
-    """To six digits, never below: a number a user can copy."""
-    rounded = round(density, 6)
-    return rounded if rounded >= density else round(rounded + 1e-6, 6)
 
 
 def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:
@@ -88,7 +84,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         f"data     {spec.data.name}: {num_train} training and {num_test} held-out images, {channels} x {size} x {size}",
         f"model    {total:,} prunable weights in {len(found.layers)} layers; {found.flops.dense / 1e6:,.1f} MFLOPs an image",
         f"train    {spec.train.steps} steps of {spec.train.batch_size}; rounds restart at step {ticket.rewind_step}",
-        f"rounds   densities {rounds} ({round(ticket.final_density * total):,} weights at the end)",
+        f"rounds   {_budget_words(spec, found, rounds)}",
         f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
         f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps, {protocol.features} features",
@@ -99,6 +95,14 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         weights = sum(layer.size for layer in found.layers if layer.block in blocks)
         lines.append(f"group    {group}: {', '.join(blocks)} ({weights:,} weights)")
     return lines
+
+
+def _budget_words(spec: SweepSpec, found: Preflight, rounds: str) -> str:
+    sizes, costs = {layer.name: layer.size for layer in found.layers}, weight_costs(spec)
+    left = spec.ticket.final_density * cost_of(sizes, costs)
+    if costs:
+        return f"{rounds} of the prunable layers' FLOPs ({left / 1e6:,.4g} MFLOPs at the end)"
+    return f"densities {rounds} ({round(left):,} weights at the end)"
 
 
 def _disk_lines(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:

@@ -24,6 +24,8 @@ DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "i
 Rule = Literal["uniform", "uniform+", "er", "erk", "lamp", "global"]
 Mode = Literal["rewind", "learning-rate-rewind", "fine-tune"]
 Scope = Literal["layer", "block"]
+Criterion = Literal["magnitude", "magnitude-ema", "movement", "random", "snip", "synflow"]
+Budget = Literal["density", "flops"]
 Base = Literal["uniform", "erk", "lamp"]
 ProfileName = Literal["excess", "kappa", "movement", "size", "shuffled"]
 SamplerName = Literal["similarity", "tpe", "random"]
@@ -83,7 +85,7 @@ class TicketSpec(_Model):
     densities: Annotated[list[Density], Field(min_length=1)] | None = None
     rewind_step: Annotated[int, Field(ge=0)] = 0
     mode: Mode = "rewind"
-    criterion: Literal["magnitude"] = "magnitude"
+    criterion: Criterion = "magnitude"
     scope: Scope = "layer"
     keep_dense: list[str] = ["conv_in", "conv_out"]
     min_kept: Annotated[int, Field(ge=0)] = 1
@@ -121,7 +123,7 @@ class SearchSpec(_Model):
     repeatable: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     objectives: Annotated[list[Objective], Field(min_length=1)] = ["loss", "flops"]
-    budget: Literal["density"] = "density"
+    budget: Budget = "density"  # what a density is a share of: the prunable weights, or their FLOPs
     pilots: Annotated[int, Field(ge=0)] = 2
     baselines: list[Rule] = ["uniform", "erk"]
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], list[str]] | None = None  # names go into delta/GROUP

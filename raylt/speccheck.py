@@ -74,6 +74,9 @@ def _ticket_problems(spec: SweepSpec) -> Iterator[Problem]:
     if ticket.shared_rounds >= ticket.rounds:
         expected = f"less than ticket.rounds, which is {ticket.rounds}: else nothing is left to search"
         yield _problem("ticket.shared_rounds", "covers every round", expected, ticket.shared_rounds, "ticket.rounds")
+    if ticket.criterion in ("snip", "synflow") and ticket.mode != "rewind":
+        expected = f"rewind: {ticket.criterion} scores the weights of the rewind point, which another mode does not go back to"
+        yield _problem("ticket.mode", "does not fit ticket.criterion", expected, ticket.mode, "ticket.criterion")
 
 
 def _keep_dense_problems(spec: SweepSpec) -> Iterator[Problem]:
@@ -119,10 +122,15 @@ def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
     for key, values in (("objectives", search.objectives), ("baselines", search.baselines)):
         if len(set(values)) < len(values):
             yield _problem(f"search.{key}", "names one twice", "each once", list(values))
-    if search.sampler == "similarity" and search.trials and search.profile in _NEEDS_PILOTS and search.pilots < 2:
+    guided = search.sampler == "similarity" and search.trials > 0 and search.profile in _NEEDS_PILOTS
+    if guided and search.pilots < 2:
         expected = "2 or more: similarity is measured between pilots (or profile: movement, or sampler: tpe)"
         about = ("search.sampler", "search.trials", "search.profile")
         yield _problem("search.pilots", f"are too few for profile: {search.profile}", expected, search.pilots, *about)
+    if guided and spec.ticket.criterion == "synflow":
+        what = "cannot be measured: under criterion: synflow all pilots have one mask"
+        about = ("search.sampler", "search.trials", "ticket.criterion")
+        yield _problem("search.profile", what, "movement or size (or sampler: tpe)", search.profile, *about)
 
 
 def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:

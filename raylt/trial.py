@@ -15,7 +15,7 @@ from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import RayltError, cause_of
 from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, Result
-from raylt.metrics.flops import count_flops, narrower_unet
+from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.spec import SweepSpec, finite
@@ -69,7 +69,7 @@ def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
         allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
     else:
         allocation = Allocation(trial.rule)
-    return TicketSearch(spec, bench.compute, allocation, trial.seed)
+    return TicketSearch(spec, bench.compute, allocation, trial.seed, weight_costs(spec))
 
 
 class TrialRun:
@@ -112,6 +112,8 @@ class TrialRun:
     def _count_round(self, trained: Round) -> None:
         self._count(trained.start, trained.start.whole())
         self._count(trained.stage, trained.manifest)
+        if trained.mask_stage is not None:
+            self._count(trained.mask_stage, trained.mask_stage.whole())
 
     def _count(self, stage: Stage, manifest: Manifest) -> None:
         self._manifests[stage.digest] = manifest

@@ -22,6 +22,7 @@ class Draw(IntEnum):
     SAMPLES = 4
     PROPOSAL = 5
     PROFILE = 6
+    CRITERION = 7
     CONTROL = 8
 
 

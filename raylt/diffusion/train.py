@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,24 +46,27 @@ class TrainState:
     second_moments: NamedTensors  # Adam's v
     ema: NamedTensors
     ema_updates: int  # since the last rewind
+    moment_updates: int | None = None  # behind the moments, where they are not `step`: they began empty at a later one
 
     @staticmethod
     def fresh(weights: NamedTensors, step: int = 0) -> TrainState:
-        """Nothing but weights: empty moments, and an EMA that starts here."""
+        """Nothing but weights: empty moments, and an EMA that starts here, whatever the step of the schedule."""
         first, second = ({name: torch.zeros_like(value) for name, value in weights.items()} for _ in range(2))
-        return TrainState(step, weights, first, second, {name: value.clone() for name, value in weights.items()}, 0)
+        return TrainState(step, weights, first, second, {name: value.clone() for name, value in weights.items()}, 0, 0)
 
     def to_bytes(self) -> bytes:
         counters = {"step": torch.tensor(self.step), "ema_updates": torch.tensor(self.ema_updates)}
+        if self.moment_updates not in (None, self.step):
+            counters["moment_updates"] = torch.tensor(self.moment_updates)
         return pack(w=self.weights, m=self.first_moments, v=self.second_moments, ema=self.ema, n=counters)
 
     @staticmethod
     def from_bytes(data: bytes) -> TrainState:
         groups = unpack(data)
         counters = groups["n"]
-        return TrainState(
-            int(counters["step"]), groups["w"], groups["m"], groups["v"], groups["ema"], int(counters["ema_updates"])
-        )
+        step = int(counters["step"])
+        updates = int(counters.get("moment_updates", step))
+        return TrainState(step, groups["w"], groups["m"], groups["v"], groups["ema"], int(counters["ema_updates"]), updates)
 
 
 def learning_rate_at(train: TrainSpec, step: int) -> float:
@@ -111,10 +114,11 @@ class Trainer:
 
     def load(self, state: TrainState) -> None:
         self.step, self.ema_updates = state.step, state.ema_updates
+        self.moment_updates = state.step if state.moment_updates is None else state.moment_updates
         for name, parameter in zip(self.names, self.parameters, strict=True):
             parameter.data.copy_(state.weights[name])
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step), device=self.device),
+                "step": torch.tensor(float(self.moment_updates), device=self.device),  # Adam's bias correction counts it
                 "exp_avg": state.first_moments[name].to(self.device, copy=True),
                 "exp_avg_sq": state.second_moments[name].to(self.device, copy=True),
             }
@@ -126,14 +130,16 @@ class Trainer:
 
         moments = [self.optimizer.state[parameter] for parameter in self.parameters]
         first, second = named([m["exp_avg"] for m in moments]), named([m["exp_avg_sq"] for m in moments])
-        return TrainState(self.step, named(list(self.parameters)), first, second, named(self.ema), self.ema_updates)
+        return TrainState(
+            self.step, named(list(self.parameters)), first, second, named(self.ema), self.ema_updates, self.moment_updates
+        )
 
     def run_step(self) -> Tensor:
         """One step; returns the loss, on the device. Pruned weights, moments and EMA are zero before and after."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.train, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss()
+        loss = self._loss(self.step)
         torch.autograd.backward(loss)
         if self.masked:  # before clipping: pruned coordinates would inflate the norm, 100x at 99 % sparsity
             _multiply([p.grad for p in self.masked if p.grad is not None], self.masks)
@@ -144,14 +150,21 @@ class Trainer:
             if self.masked:
                 _multiply(self.masked, self.masks)
             torch._foreach_lerp_(self.ema, self.parameters, 1 - ema_decay_at(self.train, self.ema_updates))
-        self.step, self.ema_updates = self.step + 1, self.ema_updates + 1
+        self.step, self.ema_updates, self.moment_updates = self.step + 1, self.ema_updates + 1, self.moment_updates + 1
         return loss.detach()
 
-    def _loss(self) -> Tensor:
-        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of this step (Ho et al. 2020, eq. 14)."""
-        draw = generator(self.seed, Draw.STEP, self.step, self.device)
-        torch.manual_seed(seed_of(self.seed, Draw.STEP, self.step))  # dropout draws from the global generator
-        indices = batch_indices(self.seed, self.step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
+    def gradient(self, steps: Sequence[int]) -> NamedTensors:
+        """Mean gradient of the loss over the batches of `steps` at the present weights, float64, on the CPU. Trains nothing."""
+        total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in self.parameters]
+        for step in steps:
+            torch._foreach_add_(total, [g.double() for g in torch.autograd.grad(self._loss(step), self.parameters)])
+        return {name: (value / len(steps)).cpu() for name, value in zip(self.names, total, strict=True)}
+
+    def _loss(self, step: int) -> Tensor:
+        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
+        draw = generator(self.seed, Draw.STEP, step, self.device)
+        torch.manual_seed(seed_of(self.seed, Draw.STEP, step))  # dropout draws from the global generator
+        indices = batch_indices(self.seed, step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
         x0_BCHW = to_float(self.images_NCHW[indices])
         if self.flip:
             flip_B = torch.rand(len(x0_BCHW), generator=draw, device=self.device) < 0.5

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylt.diffusion.model import build_unet, layers_of
-from raylt.spec import canonical
+from raylt.spec import SweepSpec, canonical
 from raylt.ticket.mask import Mask
 
 
@@ -35,6 +35,14 @@ class Flops:
 def count_flops(config: Mapping[str, Any]) -> Flops:
     """FLOPs of the U-Net that `config` describes, by `torch.utils.flop_counter` on shapes alone."""
     return _count(canonical(dict(config)))
+
+
+def weight_costs(spec: SweepSpec) -> dict[str, int]:
+    """Layer -> FLOPs of one weight, 2 for every position it is applied at; empty where a sweep's budget counts weights."""
+    if spec.search.budget == "density":
+        return {}
+    flops = count_flops(spec.unet_config).layers
+    return {layer.name: flops[layer.name] // layer.size for layer in layers_of(spec.unet_config)}
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ What a search is, stands in a `TicketSearch`; this file does it. Every step begi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +17,12 @@ from raylt.spec import SweepSpec, TrainSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.allocation import Allocation, Pruning
+from raylt.ticket.criteria import AT_REWIND_POINT, CRITERIA, Scores, Survivors
 from raylt.ticket.mask import Mask
-from raylt.ticket.prune import magnitude, top_k
+from raylt.ticket.prune import top_k
 
 TRAINED = "trained.safetensors"  # groups: weights, ema
+MASK = "mask.safetensors"  # group: mask
 START = "start.safetensors"  # groups: w, m, v (and what a TrainState holds besides)
 
 Progress = Callable[[int, int, float], None]  # round, step, mean loss since the last call
@@ -30,13 +32,14 @@ Progress = Callable[[int, int, float], None]  # round, step, mean loss since the
 class TicketSearch:
     """One lottery-ticket search. `seed` orders batches, noise and timesteps; the start is the spec's `train.seed`'s.
 
-    `allocation` None: the dense model, round 0 alone.
+    `allocation` None: the dense model, round 0 alone. `costs`: layer -> FLOPs of one weight, where `search.budget` is flops.
     """
 
     spec: SweepSpec
     compute: Compute
     allocation: Allocation | None
     seed: int
+    costs: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -53,12 +56,13 @@ class Round:
     """Round `index` of a search, trained: its mask and the stage that holds its weights and EMA."""
 
     index: int
-    density: float  # the one asked for; the mask's is the nearest there is
+    density: float  # the one asked for, of weights or of FLOPs; the mask's is the nearest there is
     mask: Mask
     start: Stage  # the rewind point it was trained from
     stage: Stage
     manifest: Manifest
     unet_config: Mapping[str, Any]
+    mask_stage: Stage | None = None  # where the mask took more than a look at trained weights
 
     @cached_property
     def trained(self) -> dict[str, NamedTensors]:
@@ -80,23 +84,39 @@ def find_ticket(search: TicketSearch, images: ImageSet, store: Store, progress: 
     dense = previous = train_round(search, images, store, start, 0, mask, None, progress)
     yield dense
     for index in range(1, search.num_rounds):
-        mask = prune(search, dense, previous, index)
-        previous = train_round(search, images, store, start, index, mask, previous, progress)
+        mask, mask_stage = prune(search, images, store, start, dense, previous, index)
+        trained = train_round(search, images, store, start, index, mask, previous, progress)
+        previous = replace(trained, mask_stage=mask_stage)
         yield previous
 
 
-def prune(search: TicketSearch, dense: Round, previous: Round, index: int) -> Mask:
-    """The mask of round `index`: the largest weights of round `index - 1`, as many in each layer as the allocation says."""
-    assert search.allocation is not None
-    ticket = search.spec.ticket
-    weights = previous.trained["weights"]
-    pruning = Pruning(search.layers, ticket, previous.mask, weights, dense.trained["weights"])
+def prune(
+    search: TicketSearch, images: ImageSet, store: Store, start: Stage, dense: Round, previous: Round, index: int
+) -> tuple[Mask, Stage | None]:
+    """The mask of round `index`: the best of round `index - 1` by the criterion, as many a layer as the allocation says.
+
+    And the stage that remembers it, where the criterion is costly. Raises `InputError` where a density cannot be met.
+    """
+    spec, ticket = search.spec, search.spec.ticket
+    assert search.allocation is not None and bool(search.costs) == (spec.search.budget == "flops")
     allocation = Allocation("uniform") if index <= ticket.shared_rounds else search.allocation
-    counts = allocation.at(ticket.density_of(index), pruning)
-    scores = magnitude(weights, search.layers, previous.mask)
-    if ticket.scope == "block":
-        counts = pruning.pooled_by_block(counts, scores)
-    return top_k(scores, counts)
+
+    def choose(density: float, scores: Scores) -> Mask:
+        pruning = Pruning(search.layers, ticket, scores, dense.trained["weights"], search.costs)
+        return top_k(scores, allocation.at(density, pruning))
+
+    def make() -> Mask:
+        survivors = Survivors(
+            spec, search.compute, images, search.layers, previous.mask, search.seed, index, choose=choose,
+            trained=lambda: previous.trained, rewound=lambda: TrainState.from_bytes(start.read(START)).weights,
+        )  # fmt: skip
+        return choose(ticket.density_of(index), CRITERIA[ticket.criterion](survivors))
+
+    if ticket.criterion not in AT_REWIND_POINT:
+        return make(), None
+    stage = store.stage(_mask_key(search, allocation, start, dense, previous, index))
+    stage.make(lambda _: Output(files={MASK: pack(mask=make().pack())}))
+    return Mask.unpack(unpack(stage.read(MASK))["mask"], search.layers), stage
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -110,6 +130,19 @@ def _train_key(search: TicketSearch) -> dict[str, Any]:
     """What every training stage depends on. How often it is checkpointed and how `auto` was spelt decide nothing."""
     train = search.spec.train.model_dump(exclude={"checkpoint_every", "precision", "seed"})
     return {"model": search.spec.unet_config, "train": train, "flip": search.spec.data.flip, **search.compute.key()}
+
+
+def _mask_key(
+    search: TicketSearch, allocation: Allocation, start: Stage, dense: Round, previous: Round, index: int
+) -> dict[str, Any]:
+    """What a mask depends on that was not read off trained weights. (The dense stage's key has data, training and seed.)"""
+    ticket = search.spec.ticket
+    return {
+        "kind": "mask", "criterion": ticket.criterion, "start": start.digest, "dense": dense.stage.digest,
+        "within": previous.mask.digest, "allocation": asdict(allocation), "costs": dict(search.costs),
+        "densities": [*(ticket.density_of(i) for i in (index - 1, index)), ticket.final_density],
+        "scope": ticket.scope, "keep_dense": ticket.keep_dense, "min_kept": ticket.min_kept,
+    }  # fmt: skip
 
 
 def rewind_point(search: TicketSearch, images: ImageSet, store: Store) -> Stage:
@@ -149,7 +182,7 @@ def train_round(
     origin = (
         {"start": start.digest}
         if mode == "rewind" or previous is None
-        else {"start": start.digest, "from": previous.stage.digest}
+        else {"start": start.digest, "from": previous.stage.digest, "moments": "fresh"}
     )
     key = {
         "kind": "train", "data": data_key(spec, images), **_train_key(search), **origin, "mode": mode, "seed": search.seed,
@@ -166,7 +199,7 @@ def train_round(
         model = build_unet(spec.unet_config, spec.train.seed)
         state = _train(stage, model, search, images, state, spec.train.steps, mask, search.seed, report, mode)
         values = {"steps": state.step - first, "kept": mask.kept, "total": mask.total}
-        return Output(values, {TRAINED: pack(weights=state.weights, ema=state.ema), "mask.safetensors": pack(mask=mask.pack())})
+        return Output(values, {TRAINED: pack(weights=state.weights, ema=state.ema), MASK: pack(mask=mask.pack())})
 
     stage = store.stage(key)
     return Round(index, spec.ticket.density_of(index), mask, start, stage, stage.make(compute), spec.unet_config)
@@ -175,7 +208,8 @@ def train_round(
 def _masked(state: TrainState, mask: Mask) -> TrainState:
     """The state of a rewound ticket: pruned weights and moments exactly zero, an EMA that starts from here."""
     weights = mask.apply(state.weights)
-    return TrainState(state.step, weights, mask.apply(state.first_moments), mask.apply(state.second_moments), weights, 0)
+    first, second = mask.apply(state.first_moments), mask.apply(state.second_moments)
+    return TrainState(state.step, weights, first, second, weights, 0, state.moment_updates)
 
 
 def _train(

@@ -38,19 +38,24 @@ def _top_k(name: str, score: Tensor, count: int) -> Tensor:
     return keep.reshape(score.shape)
 
 
-def pooled_counts(scores: Mapping[str, Tensor], total: int, floors: Mapping[str, int]) -> dict[str, int]:
-    """How many weights each layer keeps when all layers compete for `total` places, each layer sure of its floor.
+def pooled_counts(
+    scores: Mapping[str, Tensor], budget: int, floors: Mapping[str, int], costs: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """How many weights each layer keeps when the survivors of all layers compete, each layer sure of its floor.
 
-    Every layer's `floors[layer]` best are in; the rest of the places go to the highest scores of all layers together.
-    Of equal scores the earlier layer's, then the earlier in C order, is kept.
+    Every layer's `floors[layer]` best are in. The other survivors follow from the highest score on, as far as `budget`
+    goes: one threshold for all layers. A weight takes `costs[layer]` of the budget, 1 by default. Of equal scores the
+    earlier layer's, then the earlier in C order, is kept.
     """
     names = list(scores)
-    owner, rest = [], []
-    for index, name in enumerate(names):
+    prices = [(costs or {}).get(name, 1) for name in names]
+    rest = []
+    for name in names:
         ranked = torch.sort(scores[name].reshape(-1), descending=True, stable=True).values
-        rest.append(ranked[floors[name] :])
-        owner.append(torch.full((rest[-1].numel(),), index))
-    places = total - sum(floors[name] for name in names)
-    order = torch.sort(torch.cat(rest), descending=True, stable=True).indices[:places]
-    won = torch.bincount(torch.cat(owner)[order], minlength=len(names)).tolist()
+        rest.append(ranked[floors[name] : int((ranked >= 0).sum())])
+    owner = torch.repeat_interleave(torch.tensor([competing.numel() for competing in rest]))
+    order = torch.sort(torch.cat(rest), descending=True, stable=True).indices
+    spent = torch.tensor(prices)[owner[order]].cumsum(0)
+    left = budget - sum(price * floors[name] for name, price in zip(names, prices, strict=True))
+    won = torch.bincount(owner[order[spent <= left]], minlength=len(names)).tolist()
     return {name: floors[name] + won[index] for index, name in enumerate(names)}

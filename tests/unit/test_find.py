@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import build_unet, layers_of, parameters_of
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import Compute, TrainState, learning_rate_at
 from raylt.errors import Diverged
 from raylt.store import Store
 from raylt.ticket import find
@@ -81,29 +82,55 @@ def test_the_second_time_nothing_is_trained_and_shared_rounds_are_shared(tiny_sp
     assert len(trained) == 8  # another seed shares the rewind point alone
 
 
-def test_modes_start_where_they_should(tiny_spec, tmp_path, monkeypatch):
-    rates: dict[str, list[float]] = {}
-    weights: dict[str, bool] = {}
+class _Watched(find.Trainer):
+    """A Trainer that notes where it starts and its learning rates, and looks at its mask after every step."""
+
+    seen: ClassVar[list[_Watched]] = []
+
+    def __init__(self, *args, state, masks, **rest):
+        self.start, self.given_masks, self.rates = state, masks, []
+        super().__init__(*args, state=state, masks=masks, **rest)
+        self.seen.append(self)
+
+    def run_step(self):
+        loss = super().run_step()
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        now = self.state()
+        for values in (now.weights, now.first_moments, now.second_moments, now.ema):
+            assert all(not values[name][~keep].any() for name, keep in self.given_masks.items())
+        return loss
+
+
+@pytest.mark.parametrize("rewind_step", [0, 2])
+@pytest.mark.parametrize("mode", ["rewind", "learning-rate-rewind", "fine-tune"])
+def test_modes_follow_renda_et_al(tiny_spec, tmp_path, monkeypatch, mode, rewind_step):
+    """Rewind: weights and schedule of step k. Learning-rate rewind: trained weights, schedule of step k. Fine-tune: trained
+    weights, the schedule's last rate. Each for steps k..T, on the batches of those steps."""
+    monkeypatch.setattr(_Watched, "seen", [])
+    monkeypatch.setattr(find, "Trainer", _Watched)
+    spec = tiny_spec(ticket={"mode": mode, "rounds": 2, "shared_rounds": 0, "rewind_step": rewind_step})
+    store = Store(str(tmp_path))
+    rounds = run_all(search_for(spec), store)
+    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    assert len(_Watched.seen) == 3 + (rewind_step > 0)
+    for index, trainer in enumerate(_Watched.seen[-2:], start=1):
+        mask, start = rounds[index].mask, trainer.start
+        origin = point.weights if mode == "rewind" else rounds[index - 1].trained["weights"]
+        moments = point.first_moments if mode == "rewind" else {n: torch.zeros_like(v) for n, v in origin.items()}
+        assert (start.step, start.ema_updates, trainer.step) == (rewind_step, 0, spec.train.steps)
+        for ours, expected in ((start.weights, origin), (start.first_moments, moments), (start.ema, origin)):
+            assert all(torch.equal(ours[n], value) for n, value in mask.apply(expected).items())
+        steps = range(rewind_step, spec.train.steps)
+        last = spec.train.steps - 1
+        assert trainer.rates == [learning_rate_at(spec.train, last if mode == "fine-tune" else step) for step in steps]
+
+
+def test_modes_share_the_dense_round_and_no_other(tiny_spec, tmp_path):
+    stages = []
     for mode in ("rewind", "learning-rate-rewind", "fine-tune"):
-        spec = tiny_spec(ticket={"mode": mode, "rounds": 1, "shared_rounds": 0, "rewind_step": 0})
-        original = find._train
-
-        def spy(stage, model, search, images, state, stop, mask, seed, progress, how="rewind", mode=mode, original=original):
-            if not mask.is_dense:
-                rates[mode] = [
-                    (find._last_learning_rate if how == "fine-tune" else find.learning_rate_at)(search.spec.train, s)
-                    for s in (0, 5)
-                ]
-                initial = mask.apply(parameters_of(build_unet(search.spec.unet_config, 0)))
-                weights[mode] = all(torch.equal(state.weights[n], v) for n, v in initial.items())
-            return original(stage, model, search, images, state, stop, mask, seed, progress, how)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(find, "_train", spy)
-            run_all(search_for(spec), Store(str(tmp_path)))
-    assert weights == {"rewind": True, "learning-rate-rewind": False, "fine-tune": False}
-    assert rates["rewind"] == rates["learning-rate-rewind"]
-    assert rates["fine-tune"][0] == rates["fine-tune"][1] < rates["rewind"][1]
+        spec = tiny_spec(ticket={"mode": mode, "shared_rounds": 0})
+        stages.append([trained.stage.digest for trained in run_all(search_for(spec), Store(str(tmp_path)))])
+    assert [len(set(digests)) for digests in zip(*stages, strict=True)] == [1, 3, 3]
 
 
 def test_keys_hold_what_decides_and_nothing_else(tiny_spec, tmp_path):

@@ -130,6 +130,7 @@ IDENTITY = {  # key -> another value; another sweep
     "ticket.densities": [0.5, 0.1],
     "ticket.rewind_step": 0,
     "ticket.mode": "fine-tune",
+    "ticket.criterion": "movement",
     "ticket.scope": "block",
     "ticket.keep_dense": ["conv_in"],
     "ticket.min_kept": 2,
@@ -141,6 +142,7 @@ IDENTITY = {  # key -> another value; another sweep
     "search.repeatable": False,
     "search.seed": 1,
     "search.objectives": ["loss"],
+    "search.budget": "flops",
     "search.pilots": 3,
     "search.baselines": ["erk", "uniform"],
     "search.groups.down": ["down_blocks.0", "down_blocks.1"],
@@ -157,7 +159,7 @@ IDENTITY = {  # key -> another value; another sweep
     "metrics.reference": 1000,
     "metrics.keep_samples": True,
 }
-ONE_VALUE = {"schema", "ticket.criterion", "search.rungs", "search.budget"}  # nothing else is offered yet
+ONE_VALUE = {"schema", "search.rungs"}  # nothing else is offered yet
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +293,11 @@ class TestGroups:
         ({"search__objectives": ["loss", "loss"]}, ["search.objectives"]),
         ({"search__baselines": ["erk", "erk"]}, ["search.baselines"]),
         ({"search__pilots": 1}, ["search.pilots"]),
+        ({"ticket__criterion": "snip"}, []),
+        ({"ticket__criterion": "snip", "ticket__mode": "fine-tune"}, ["ticket.mode"]),
+        ({"ticket__criterion": "movement", "ticket__mode": "fine-tune", "search__budget": "flops"}, []),
+        ({"ticket__criterion": "synflow"}, ["search.profile"]),
+        ({"ticket__criterion": "synflow", "search__profile": "movement"}, []),
         ({"search__pilots": 0, "search__profile": "movement"}, []),
         ({"search__pilots": 0, "search__sampler": "tpe"}, []),
         ({"search__pilots": 0, "search__trials": 0}, []),

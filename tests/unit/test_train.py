@@ -155,3 +155,20 @@ def test_ema_is_ramped(tiny_spec):
     train = tiny_spec(train={"ema_decay": 0.99}).train
     assert [ema_decay_at(train, k) for k in (0, 10)] == [pytest.approx(0.1), pytest.approx(11 / 20)]
     assert ema_decay_at(train, 10_000) == 0.99
+
+
+def test_empty_moments_are_corrected_for_from_where_they_began(tiny_spec):
+    """Adam's first step from empty moments is the learning rate wherever in the schedule it is, also through a checkpoint."""
+    spec = tiny_spec(train={"learning_rate": 1e-3, "gradient_clip": None, "schedule": "constant", "warmup_steps": 0})
+    weights = parameters_of(build_unet(spec.unet_config, 3))
+    for step in (0, 7):
+        trainer = trainer_for(spec, None, TrainState.fresh(weights, step))
+        trainer.run_step()
+        moved = torch.cat([(value - weights[name]).abs().flatten() for name, value in trainer.state().weights.items()])
+        assert float(moved.quantile(0.9)) == pytest.approx(1e-3, rel=1e-2)
+    whole = trainer_for(spec, None, TrainState.fresh(weights, 7))
+    whole.run_step()
+    resumed = trainer_for(spec, None, TrainState.from_bytes(whole.state().to_bytes()))
+    for trainer in (whole, resumed):
+        trainer.run_step()
+    assert all(torch.equal(whole.state().weights[name], value) for name, value in resumed.state().weights.items())
