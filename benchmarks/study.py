@@ -73,8 +73,8 @@ def section(document: Row) -> Iterable[str]:
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     counts = document["counts"]
     yield f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed ({document['state']})."
-    yield f"Fresh seeds: {', '.join(map(str, seeds))}. FID: {final['samples']} samples, {final['sampler']}, {final['steps']} steps,"
-    yield f"{final['features']} features, against all training images. ± is half of a 95 % interval."
+    yield f"Fresh seeds: {', '.join(map(str, seeds))}. FID: {final['samples']} samples by {final['sampler']} in"
+    yield f"{final['steps']} steps, {final['features']} features, all training images. ± is half of a 95 % interval."
     yield ""
     for steps in sorted({row["train_steps"] for row in rows}, reverse=True):
         mine = [row for row in rows if row["train_steps"] == steps]
