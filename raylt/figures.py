@@ -25,6 +25,13 @@ LOG_FROM_RATIO = 30.0  # an objective that spreads over more than this is drawn 
 FAR_RATIO = 2.0  # beyond this multiple of the largest ticket the dense model is a line
 _MARKERS = {"dense": "*", "pilot": "^", "baseline": "s", "search": "o", "control": "D"}
 _COLORS = {"dense": "black", "pilot": "tab:gray", "baseline": "tab:orange", "search": "tab:blue", "control": "tab:green"}
+_KAPPAS = {  # the bars of similarity.png
+    "kappa": ("kappa: two tickets (95 % interval)", "tab:blue"),
+    "kappa_start": ("kappa_start: ticket and largest weights of the start", "tab:gray"),
+    "kappa_partial": ("kappa_partial: two tickets, given the start's", "tab:green"),
+    "kappa_movement": ("kappa_movement: two masks of what moved most", "tab:orange"),
+}
+_HEAT_ROWS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_movement")
 _LABELS = {
     "loss": "held-out loss",
     "flops": "FLOPs of one forward pass",
@@ -107,29 +114,49 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
 
 
 def similarity_png(results: Mapping[str, Any]) -> bytes:
-    """kappa and kappa_start of each block as bars, its movement as a line on an axis of its own."""
+    """kappa of each block with its interval, and what it becomes once the start is taken into account, as bars."""
     similarity = results.get("similarity") or {}
     blocks = [block for block in in_forward_order(similarity) if similarity[block].get("kappa") is not None]
-    figure, axes = _figure(width=max(5.0, 0.9 * len(blocks) + 2))
-    pairs = max((similarity[block].get("pairs") or 0 for block in blocks), default=0)
-    where = np.arange(len(blocks))
+    figure, axes = _figure(width=max(6.0, 1.1 * len(blocks) + 2))
+    where, width = np.arange(len(blocks)), 0.8 / len(_KAPPAS)
+    for index, (name, (label, color)) in enumerate(_KAPPAS.items()):
+        x = where + (index - (len(_KAPPAS) - 1) / 2) * width
+        heights = _values(similarity, blocks, name)
+        axes.bar(x, heights, 0.9 * width, color=color, label=label)
+        if name == "kappa":
+            reach = np.abs([_values(similarity, blocks, end) - heights for end in ("kappa_low", "kappa_high")])
+            axes.errorbar(x, heights, reach, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    _name_blocks(axes, blocks)
     if blocks:
-        axes.bar(where - 0.2, _values(similarity, blocks, "kappa"), 0.4, label="kappa: two tickets", color="tab:blue")
-        axes.bar(
-            where + 0.2, _values(similarity, blocks, "kappa_start"), 0.4, label="kappa_start: with the start", color="tab:gray"
-        )
-        _name_blocks(axes, blocks)
-        other = axes.twinx()
-        other.plot(where, _values(similarity, blocks, "movement"), "o-", color="tab:red", label="movement (right)")
-        other.set_ylabel("movement")
-        other.set_ylim(bottom=0)
-        figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("kappa (0: chance, 1: equal)")
-    axes.set_title(
-        f"{results['name']}: similarity of the pilots' masks, {pairs} pair{'' if pairs == 1 else 's'}", fontsize="medium"
-    )
+    axes.set_title(f"{results['name']}: similarity of masks, {_pairs(similarity)}", fontsize="medium")
     return _png(figure)
+
+
+def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
+    """Measures of similarity (rows) of every block (columns, in the order of the forward pass), each number in its cell."""
+    similarity = results.get("similarity") or {}
+    blocks = in_forward_order(similarity)
+    figure, axes = _figure(width=max(6.0, 0.75 * len(blocks) + 2.5), height=3.4)
+    if blocks:
+        values = np.array([_values(similarity, blocks, name) for name in _HEAT_ROWS])
+        axes.set_facecolor("0.92")  # shows where there is no number
+        picture = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text, color = ("-", "0.4") if math.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.6 else "black")
+            axes.text(column, row, text, ha="center", va="center", fontsize="small", color=color)
+        figure.colorbar(picture, ax=axes, label="0: chance, 1: equal", pad=0.02)
+    axes.set_yticks(range(len(_HEAT_ROWS)), _HEAT_ROWS, fontsize="small")
+    _name_blocks(axes, blocks)
+    axes.set_title(f"{results['name']}: similarity by block, {_pairs(similarity)}", fontsize="medium")
+    return _png(figure)
+
+
+def _pairs(similarity: Mapping[str, Mapping[str, Any]]) -> str:
+    pairs = max((numbers.get("pairs") or 0 for numbers in similarity.values()), default=0)
+    return f"{pairs} pair{'' if pairs == 1 else 's'} of pilots"
 
 
 def trial_name(record: Mapping[str, Any]) -> str:
@@ -161,11 +188,11 @@ def shown(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def _figure(width: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float = 4.2) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: tables and CSV need no matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 

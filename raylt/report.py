@@ -104,17 +104,25 @@ def bytes_text(value: float | None) -> str:
 
 
 def similarity_rows(results: Record) -> list[Row]:
-    """Block, kappa, kappa_start, excess, movement, pairs: of every block, those kept dense with dashes."""
+    """The cells of `SIMILARITY_HEADER`, of every block, those kept dense with dashes."""
     similarity = results.get("similarity") or {}
-    rows = []
-    for block in in_forward_order(similarity):
-        kappa, start, moved, pairs = (similarity[block].get(key) for key in ("kappa", "kappa_start", "movement", "pairs"))
-        excess = None if kappa is None or start is None else kappa - start
-        rows.append([block, *(shown(value, 3) for value in (kappa, start, excess, moved)), str(pairs or 0)])
-    return rows
+    return [_similarity_row(block, similarity[block]) for block in in_forward_order(similarity)]
 
 
-SIMILARITY_HEADER = ["block", "kappa", "kappa_start", "excess", "movement", "pairs"]
+SIMILARITY_HEADER = [
+    "block", "kappa", "±95 %", "kappa\nstart", "excess", "kappa\npartial", "kappa\nmovement", "z", "movement", "pairs",
+]  # fmt: skip
+
+
+def _similarity_row(block: str, numbers: Record) -> Row:
+    def fixed(value: float | None, decimals: int = 3) -> str:
+        return "-" if value is None else f"{value:.{decimals}f}"
+
+    low, high = numbers.get("kappa_low"), numbers.get("kappa_high")
+    kappas = [fixed(numbers.get(name)) for name in ("kappa_start", "excess", "kappa_partial", "kappa_movement")]
+    reach = None if low is None or high is None else (high - low) / 2
+    tail = [fixed(numbers.get("z"), 1), shown(numbers.get("movement"), 3), str(numbers.get("pairs") or 0)]
+    return [block, fixed(numbers.get("kappa")), fixed(reach), *kappas, *tail]
 
 
 def failures(results: Record) -> list[str]:
@@ -148,9 +156,14 @@ def trials_table(results: Record, pareto_only: bool = False) -> Table:
     return table
 
 
+_SIMILARITY_NOTE = (
+    "kappa 0: chance, 1: equal; start: with the largest weights of the start; excess: over that; partial: given it"
+)
+
+
 def similarity_table(results: Record) -> Table:
     """Similarity of the pilots' masks, block by block."""
-    table = _table(f"{results['name']}: similarity of the pilots' masks", "kappa 0: chance, 1: equal; excess: over kappa_start")
+    table = _table(f"{results['name']}: similarity of the pilots' masks", _SIMILARITY_NOTE)
     for name in SIMILARITY_HEADER:
         table.add_column(Text(name), justify=_justify(name), overflow="fold")
     for row in similarity_rows(results):
@@ -237,8 +250,10 @@ def html_page(results: Record, spec_yaml: str) -> str:
         *(f'<p class="failed">{escape(line)}</p>' for line in failures(results)),
         _trials(results, results["trials"]),
         "<h2>Similarity</h2>",
-        "<p>kappa: overlap of two pilots' masks beyond chance (0: chance, 1: equal). kappa_start: with the largest weights of "
-        "the rewind point. excess: kappa - kappa_start. movement: how far the dense training moved the weights.</p>",
+        "<p>kappa: overlap of two pilots' masks beyond chance (0: chance, 1: equal), with its 95 % interval over pilots. kappa "
+        "start: of a mask with the largest weights of the rewind point. excess: kappa over that. kappa partial: of two masks, "
+        "given how much of those weights each keeps. kappa movement: of the masks of what moved most. z: overlap beyond chance "
+        "in its standard deviations by chance. movement: how far the dense training moved the weights.</p>",
         _html_table(SIMILARITY_HEADER, ((row, "") for row in similarity_rows(results))),
         pictures[1],
         "<h2>Spec</h2>",

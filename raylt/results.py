@@ -18,6 +18,12 @@ RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured
 SPEC_FILE, LOCK_FILE, SIMILARITY_FILE, RUNS_FILE = "spec.yaml", "spec.lock.json", "similarity.json", "mlflow.json"
 CONFIRM_FILE = "confirm.json"
 
+# Of a block and of a layer. Sweeps measured by an earlier raylt have the first four alone.
+SIMILARITY_NUMBERS = (
+    "kappa", "kappa_start", "movement", "pairs", "kappa_low", "kappa_high", "excess", "kappa_partial", "kappa_movement", "z",
+    "jaccard", "jaccard_chance",
+)  # fmt: skip
+
 _NUMBERS = (
     "density",
     "densities",
@@ -60,10 +66,21 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "protocols": {name: protocol_record(spec, name) for name in ("search", "final")},
         "counts": counts_of(trials),
         "steps": _add_steps([trial["steps"] for trial in trials]),
-        "similarity": similarity.get("blocks", {}),
+        "similarity": _similarity(similarity.get("blocks", {})),
+        "similarity_layers": _similarity(similarity.get("layers", {})),
         "confirmation": confirmation(trials),
         "trials": trials,
     }
+
+
+def _similarity(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Block or layer -> all its numbers, null where a sweep measured earlier lacks one."""
+    places = {place: {name: numbers.get(name) for name in SIMILARITY_NUMBERS} for place, numbers in measured.items()}
+    for numbers in places.values():
+        kappa, inherited = numbers["kappa"], numbers["kappa_start"]
+        if kappa is not None and inherited is not None:
+            numbers["excess"] = kappa - inherited
+    return places
 
 
 def protocol_record(spec: SweepSpec, name: Any) -> dict[str, Any]:

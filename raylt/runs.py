@@ -29,6 +29,7 @@ RECORD_TAG = "raylt.record"  # hash of what a run shows, its last write: a run t
 SWEEP_KIND = "sweep"
 PARAMS_AT_ONCE, POINTS_AT_ONCE = 100, 800  # MLflow's limits on a batch: 100 params, 100 tags, 1000 in all
 ROUND_METRICS = ("fid", "kid", "loss", "flops", "density", "ticket_bytes")
+SIMILARITY_METRICS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_movement", "z")  # of the parent, per block
 
 
 def tracking_uri(spec: SweepSpec) -> str:
@@ -185,16 +186,17 @@ def trial_points(result: Result) -> list[Point]:
 
 
 def sweep_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
-    """The points of the parent: kappa of each block, and the best numbers so far, trial by trial."""
-    return _kappa_points(spec, ledger) + _best_points(ledger)
+    """The points of the parent: similarity of each block, and the best numbers so far, trial by trial."""
+    return _similarity_points(spec, ledger) + _best_points(ledger)
 
 
-def _kappa_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
+def _similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
     blocks = (ledger.read(SIMILARITY_FILE) or {}).get("blocks", {})
     # the planned pilots alone: one that is retried later would move the time, and a replay would add points
     pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot" and p.trial.id in ledger.results]
     time_ms = max((ledger.results[number]["time_ms"] for number in pilots), default=0)
-    return _points(((f"kappa/{block}", numbers["kappa"]) for block, numbers in blocks.items()), time_ms, 0)
+    named = ((f"{name}/{block}", numbers.get(name)) for block, numbers in blocks.items() for name in SIMILARITY_METRICS)
+    return _points(named, time_ms, 0)
 
 
 def _best_points(ledger: Ledger) -> list[Point]:
@@ -252,7 +254,7 @@ def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
 
 def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> dict[str, bytes]:
     """The files of the parent run. `state`: as the driver knows it, which still holds the lease when it ends."""
-    from raylt.figures import pareto_png, similarity_png
+    from raylt.figures import pareto_png, similarity_heat_png, similarity_png
     from raylt.report import html_page
 
     document = {**results(spec, ledger), "state": state}
@@ -260,5 +262,6 @@ def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> 
         "spec.yaml": spec_yaml.encode(),
         "pareto.png": pareto_png(document),
         "similarity.png": similarity_png(document),
+        "similarity_heat.png": similarity_heat_png(document),
         "report.html": html_page(document, spec_yaml).encode(),
     }

@@ -14,27 +14,24 @@ from raylt.diffusion.train import TrainState
 from raylt.ledger import Ledger
 from raylt.results import SIMILARITY_FILE
 from raylt.spec import SweepSpec, matches
-from raylt.store import Store
+from raylt.store import Stage, Store
 from raylt.tensors import NamedTensors, unpack
-from raylt.ticket.find import START, TRAINED
+from raylt.ticket.find import START, TRAINED, round_0_among
 from raylt.ticket.mask import Mask
-from raylt.ticket.similarity import kappa_between, kappa_with_start, movement
+from raylt.ticket.pairs import Comparison, Numbers
+from raylt.ticket.similarity import most_moved, movement
 
 
 def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
-    """`{"blocks": {block: numbers}, "profile": {group: s_g}}`, measured once and kept in the ledger.
+    """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "profile": {group: s_g}}`, measured once, then in the ledger.
 
     Call it when dense and pilots have ended; trials of them that failed are left out.
     """
     known = ledger.read(SIMILARITY_FILE)
     if known is not None:
         return dict(known)
-    pilots, dense = ledger.complete("pilot"), ledger.complete("dense")
-    store = ledger.store
-    masks = [load_mask(store, result["final_stage"], layers_of(spec.unet_config)) for _, result in pilots]
-    start, trained = _start_and_trained(store, dense[0][1]) if dense else (None, None)
-    evidence = _Evidence(spec, masks, start, trained)
-    found = {"blocks": evidence.by_block(), "profile": evidence.profile()}
+    evidence = _Evidence(spec, ledger)
+    found = {"blocks": evidence.by_block(), "layers": evidence.by_layer(), "profile": evidence.profile()}
     ledger.write(SIMILARITY_FILE, found)
     return found
 
@@ -50,24 +47,51 @@ def _start_and_trained(store: Store, dense: Mapping[str, Any]) -> tuple[NamedTen
 
 
 class _Evidence:
-    """Masks of the pilots' last rounds, and the dense training's beginning and end."""
+    """What the pilots' last masks share, and the dense training's beginning and end."""
 
-    def __init__(self, spec: SweepSpec, masks: list[Mask], start: NamedTensors | None, trained: NamedTensors | None) -> None:
-        self.spec, self.masks, self.start, self.trained = spec, masks, start, trained
-        self.free = [layer for layer in layers_of(spec.unet_config) if not matches(layer.name, spec.ticket.keep_dense)]
+    def __init__(self, spec: SweepSpec, ledger: Ledger) -> None:
+        self.spec, self.layers = spec, layers_of(spec.unet_config)
+        self.free = [layer for layer in self.layers if not matches(layer.name, spec.ticket.keep_dense)]
+        store, dense = ledger.store, ledger.complete("dense")
+        self.start: NamedTensors | None = None
+        self.trained: NamedTensors | None = None
+        if dense:
+            self.start, self.trained = _start_and_trained(store, dense[0][1])
+        pilots = [result for _, result in ledger.complete("pilot")]
+        masks = [load_mask(store, result["final_stage"], self.layers) for result in pilots]
+        origins = [round_0_among(store, result["stages"]) for result in pilots]
+        self.comparison = Comparison.of(
+            masks,
+            self.free,
+            start=self.start,
+            moved=self._moved(masks, origins),
+            searches=[
+                result["final_stage"] if origin is None else origin.digest
+                for result, origin in zip(pilots, origins, strict=True)
+            ],
+        )
 
-    def numbers(self, layers: Sequence[Layer]) -> dict[str, float | int | None]:
-        """kappa, kappa_start, movement and the number of pairs behind them, of some layers pooled."""
-        pairs = len(self.masks) * (len(self.masks) - 1) // 2 if layers else 0
-        return {
-            "kappa": kappa_between(self.masks, layers) if layers else None,
-            "kappa_start": kappa_with_start(self.masks, self.start, layers) if layers and self.start is not None else None,
-            "movement": movement(self.start, self.trained, layers) if layers and self.start and self.trained else None,
-            "pairs": pairs,
-        }
+    def _moved(self, masks: Sequence[Mask], origins: Sequence[Stage | None]) -> list[Mask] | None:
+        """What moved most in each pilot's dense training, as much as its ticket keeps; None unless all are there to see."""
+        moved = []
+        for mask, origin in zip(masks, origins, strict=True):
+            if origin is None or self.start is None:
+                return None
+            trained = unpack(origin.read(TRAINED))["weights"]  # one at a time: they are as large as the model
+            moved.append(most_moved(mask, self.start, trained, self.free))
+        return moved
 
-    def by_block(self) -> dict[str, dict[str, float | int | None]]:
+    def numbers(self, layers: Sequence[Layer]) -> Numbers:
+        """What `Comparison.numbers` says of some layers pooled, and how far the dense training moved them."""
+        moved = movement(self.start, self.trained, layers) if self.start and self.trained else None
+        return {**self.comparison.numbers(layers), "movement": moved}
+
+    def by_block(self) -> dict[str, Numbers]:
         return {block: self.numbers([layer for layer in self.free if layer.block == block]) for block in self.spec.blocks}
+
+    def by_layer(self) -> dict[str, Numbers]:
+        """Of every prunable layer; those kept dense have no numbers."""
+        return {layer.name: self.numbers([layer] if layer in self.free else []) for layer in self.layers}
 
     def profile(self) -> dict[str, float]:
         """Group -> s_g: mean 0 and standard deviation 1 across groups; all 0 where there is nothing to tell them apart."""
@@ -92,7 +116,4 @@ class _Evidence:
         if name == "movement":
             moved = found["movement"]
             return math.log(moved) if moved else None
-        kappa, inherited = found["kappa"], found["kappa_start"]
-        if name == "kappa":
-            return kappa
-        return kappa - inherited if kappa is not None and inherited is not None else None
+        return found["excess" if name == "shuffled" else name]

@@ -5,7 +5,7 @@ What a search is, stands in a `TicketSearch`; this file does it. Every step begi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -203,6 +203,14 @@ def train_round(
 
     stage = store.stage(key)
     return Round(index, spec.ticket.density_of(index), mask, start, stage, stage.make(compute), spec.unet_config)
+
+
+def round_0_among(store: Store, stages: Iterable[str]) -> Stage | None:
+    """Of the stages that a result names, its search's round 0: the dense training that the first mask was cut from."""
+    for stage in map(store.find, stages):
+        if stage.key["kind"] == "train" and stage.key["mask"] is None and "from" not in stage.key:
+            return stage
+    return None
 
 
 def _masked(state: TrainState, mask: Mask) -> TrainState:

@@ -23,6 +23,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from raylt.presets import block_of
+from raylt.results import SIMILARITY_NUMBERS
 from raylt.specfile import dump_yaml
 from raylt.ticket.file import load_ticket
 from tests import sabotage
@@ -217,7 +219,7 @@ def document(finished: Sweep) -> dict[str, Any]:
 NUMBER = (int, float)
 DOCUMENT = {
     "schema": int, "name": str, "digest": str, "state": str, "objectives": list, "protocols": dict, "counts": dict,
-    "steps": dict, "similarity": dict, "trials": list,
+    "steps": dict, "similarity": dict, "similarity_layers": dict, "trials": list,
 }  # fmt: skip
 TRIAL = {
     "id": int, "kind": str, "rule": (str, type(None)), "control": type(None), "seed": int, "state": str, "protocol": str,
@@ -306,12 +308,16 @@ def test_similarity_has_a_number_for_every_block_that_may_be_pruned(document):
     assert set(document["similarity"]) == BLOCKS
     for block, numbers in document["similarity"].items():
         if block in KEPT_DENSE:
-            assert numbers == {"kappa": None, "kappa_start": None, "movement": None, "pairs": 0}
+            assert numbers == {**dict.fromkeys(SIMILARITY_NUMBERS), "pairs": 0}
         else:
-            assert_types(numbers, {"kappa": float, "kappa_start": float, "movement": float, "pairs": int})
+            interval = {"kappa_low": type(None), "kappa_high": type(None)}  # two pilots are too few for one
+            numeric = dict.fromkeys(set(SIMILARITY_NUMBERS) - set(interval), NUMBER)
+            assert set(numbers) == set(SIMILARITY_NUMBERS)
+            assert_types(numbers, interval | numeric)
             assert 0 < numbers["kappa"] < 1  # not by chance alone, and not one ticket twice
             assert numbers["movement"] > 0
             assert numbers["pairs"] == 1
+    assert {block_of(layer) for layer in document["similarity_layers"]} == BLOCKS
 
 
 def test_every_step_was_trained_once(finished, document):

@@ -86,9 +86,10 @@ def begin(root: Path, spec: SweepSpec) -> Ledger:
     for planned in plan(spec):
         ledger.ask(planned.trial)
         ledger.finish(planned.trial.id, complete(ledger.store, planned.trial.id))
-    numbers = {"kappa": 0.5, "kappa_start": 0.25, "movement": 0.1, "pairs": 1}
-    dense = {"kappa": None, "kappa_start": None, "movement": None, "pairs": 0}
-    ledger.write(SIMILARITY_FILE, {"blocks": {"conv_in": dense, "down_blocks.0": numbers, "mid_block": numbers}, "profile": {}})
+    old = {"kappa": 0.5, "kappa_start": 0.25, "movement": 0.1, "pairs": 1}  # as an earlier raylt measured
+    numbers = {**old, "excess": 0.25, "kappa_partial": 0.4, "kappa_movement": 0.3, "z": 12.5, "kappa_low": None}
+    dense = {**dict.fromkeys(numbers), "pairs": 0}
+    ledger.write(SIMILARITY_FILE, {"blocks": {"conv_in": dense, "down_blocks.0": old, "mid_block": numbers}, "profile": {}})
     return ledger
 
 
@@ -239,8 +240,12 @@ def test_metrics_have_rounds_as_steps_and_the_times_of_the_ledger(recorded: Any)
 def test_parent_metrics(recorded: Any) -> None:
     folder, _, ledger, runs = recorded
     uri, run_id = sqlite_uri(folder), runs["digits"].info.run_id
-    assert history(uri, run_id, "kappa/mid_block") == [(0, 0.5, ledger.results[2]["time_ms"])]
-    assert "kappa/conv_in" not in runs["digits"].data.metrics  # kept dense
+    shown = {"kappa": 0.5, "kappa_start": 0.25, "excess": 0.25, "kappa_partial": 0.4, "kappa_movement": 0.3, "z": 12.5}
+    for name, value in shown.items():
+        assert history(uri, run_id, f"{name}/mid_block") == [(0, value, ledger.results[2]["time_ms"])]
+    named = set(runs["digits"].data.metrics)
+    assert {name for name in named if name.endswith("/conv_in")} == set()  # kept dense
+    assert {name for name in named if name.endswith("/down_blocks.0")} == {"kappa/down_blocks.0", "kappa_start/down_blocks.0"}
     best = {step: value for step, value, _ in history(uri, run_id, "best_loss")}
     # 3 and 4 are baselines; 5 is better; 6 is pruned and 7 failed, and neither is ranked
     losses = {number: result.get("loss") for number, result in ledger.results.items()}
@@ -271,7 +276,8 @@ def test_artifacts_lie_beside_the_database(recorded: Any) -> None:
     assert (child / "ticket.safetensors").read_bytes() == b"ticket of 5"
     with Image.open(child / "samples.png") as picture:
         assert picture.width >= 256 and np.asarray(picture)[0, 0] == 5
-    assert sorted(path.name for path in parent.iterdir()) == ["pareto.png", "report.html", "similarity.png", "spec.yaml"]
+    files = ["pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"]
+    assert sorted(path.name for path in parent.iterdir()) == files
     assert (parent / "spec.yaml").read_text() == YAML
     assert not (artifacts / runs["0007-search"].info.run_id).exists()
 

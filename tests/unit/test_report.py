@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_png
+from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_heat_png, similarity_png
 from raylt.ledger import Ledger
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
@@ -29,6 +29,11 @@ from raylt.spec import SweepSpec
 from raylt.store import Store
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
+KAPPAS = ["kappa", "kappa_start", "kappa_partial", "kappa_movement"]
+FULL = {
+    "kappa": 0.512, "kappa_low": 0.362, "kappa_high": 0.662, "kappa_start": 0.3, "excess": 0.212, "kappa_partial": 0.4,
+    "kappa_movement": 0.45, "z": 12.0, "jaccard": 0.4, "jaccard_chance": 0.05, "movement": 0.2, "pairs": 3,
+}  # fmt: skip
 CAUSE = "a loss <script>alert('&')</script> that is not finite"
 
 
@@ -124,7 +129,17 @@ def test_the_similarity_table(document: dict[str, Any]) -> None:
     text = text_of(similarity_table(document))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith(tuple(BLOCKS))]
     assert [row[0] for row in rows] == BLOCKS  # in the order of the forward pass
-    assert rows[1] == ["time_embedding", "0.5", "0.3", "0.2", "0.2", "1"] and rows[0] == ["conv_in", "-", "-", "-", "-", "0"]
+    assert rows[0] == ["conv_in", *"--------", "0"]
+    # kappa, its interval, kappa_start, excess, partial, movement masks, z, movement, pairs; this one was measured earlier
+    assert rows[1] == ["time_embedding", "0.500", "-", "0.300", "0.200", "-", "-", "-", "0.2", "1"]
+
+
+def test_the_similarity_table_fits_80_columns_with_long_numbers(document: dict[str, Any]) -> None:
+    full = {**FULL, "kappa_partial": -0.123456, "kappa_movement": -0.12, "z": 1234.56, "movement": 0.0123456, "pairs": 10}
+    text = text_of(similarity_table({**document, "similarity": dict.fromkeys([*BLOCKS, "down_blocks.10"], full)}))
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    row = ["mid_block", "0.512", "0.150", "0.300", "0.212", "-0.123", "-0.120", "1234.6", "0.0123", "10"]
+    assert row in [line.split() for line in text.splitlines()]
 
 
 def test_html_is_one_file_and_escapes_what_it_shows(document: dict[str, Any]) -> None:
@@ -162,9 +177,23 @@ def test_pictures_open_and_repeat(document: dict[str, Any], bare: dict[str, Any]
     for shown in (document, one, three, bare, {**document, "trials": [], "similarity": {}}):
         assert Image.open(io.BytesIO(pareto_png(shown))).width > 300
         assert Image.open(io.BytesIO(similarity_png(shown))).width > 300
+        assert Image.open(io.BytesIO(similarity_heat_png(shown))).width > 300
     for trial in document["trials"]:
         assert Image.open(io.BytesIO(allocation_png(trial))).width > 300
     assert pareto_png(document) == pareto_png(document)
+
+
+def test_pictures_of_similarity_show_each_number_and_cope_with_none(document: dict[str, Any]) -> None:
+    """A picture that left a number out would not change with it."""
+    nothing = dict.fromkeys(FULL)
+    for draw, names in ((similarity_png, [*KAPPAS, "kappa_low", "kappa_high"]), (similarity_heat_png, [*KAPPAS, "excess"])):
+        whole = draw({**document, "similarity": {"conv_in": nothing, "mid_block": FULL}})
+        for name in names:
+            for value in (0.05, None):
+                other = {"conv_in": nothing, "mid_block": {**FULL, name: value}}
+                assert draw({**document, "similarity": other}) != whole, name
+        assert draw({**document, "similarity": {"conv_in": nothing, "mid_block": {"kappa": 0.5}}})
+        assert draw({**document, "similarity": {"conv_in": nothing}})
 
 
 @pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64, 3, 32, 32), (5, 1, 16, 16), (1, 3, 4, 4)])
