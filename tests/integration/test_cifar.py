@@ -17,16 +17,16 @@ import pytest
 from raylt.presets import PRESETS
 from raylt.specfile import load_spec
 
-UNET = {**PRESETS["ddpm-cifar10"], "block_out_channels": [4, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+UNET = {**PRESETS["ddpm-cifar10"], "block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}
 TOY = {
     "model.preset": None, "model.config": UNET,
-    "train.steps": 6, "train.batch_size": 4, "train.warmup_steps": 1, "train.checkpoint_every": 3,
+    "train.steps": 30, "train.batch_size": 8, "train.learning_rate": 1e-2, "train.warmup_steps": 2,
     "ticket.rounds": 2, "ticket.density": 0.3, "ticket.rewind_step": 2, "ticket.shared_rounds": 0,
     "search.trials": 1, "search.pilots": 2, "search.concurrency": 1,
     "metrics.reference": 64,
     **{f"metrics.{p}.{key}": value for p in ("search", "final") for key, value in (("samples", 8), ("steps", 3))},
     "metrics.final.sampler": "ddpm",
-    "confirm.seeds": 2, "confirm.top": 1, "confirm.steps": [6], "confirm.control_rounds": [2],
+    "confirm.seeds": 2, "confirm.top": 1, "confirm.steps": [30], "confirm.control_rounds": [2],
     "resources.cpus": 1, "resources.gpus": 0,
 }  # fmt: skip
 
