@@ -37,7 +37,6 @@ def main() -> None:
 def results_of(name: str, root: str) -> dict[str, Any]:
     """What the page rests on. Trials are left out: they are in the store."""
     from raylt.document import results, stored_spec
-
     from raylt.ledger import existing
     from raylt.store import Store
 

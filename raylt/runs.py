@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raylt.document import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure
 from raylt.ledger import FAIL, RUNNING, Ledger, Result
 from raylt.plan import TrialSpec, plan
-from raylt.results import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
 from raylt.spec import SweepSpec
 from raylt.store import Store
 

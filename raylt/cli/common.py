@@ -61,9 +61,9 @@ def lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
 
 
 def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
+    from raylt.document import results as document_of
+    from raylt.document import stored_spec
     from raylt.ledger import existing
-    from raylt.results import results as document_of
-    from raylt.results import stored_spec
 
     store, name = find_sweep(name, root)
     ledger = existing(store, name)

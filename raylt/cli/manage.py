@@ -25,7 +25,7 @@ def logs(
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
-    from raylt.results import state_of
+    from raylt.document import state_of
     from raylt.triallog import read_log
 
     spec, ledger, _ = find_results(name, root)

@@ -13,8 +13,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from raylt.document import results
 from raylt.ledger import Ledger
-from raylt.results import results
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from tests.chaos.drive import main

@@ -23,11 +23,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raylt.background import Pace
+from raylt.document import RUNS_FILE, SIMILARITY_FILE
 from raylt.errors import Fenced
 from raylt.ledger import Ledger
 from raylt.metrics.score import GRID, SAMPLES
 from raylt.plan import TrialSpec, plan
-from raylt.results import RUNS_FILE, SIMILARITY_FILE
 from raylt.runs import sweep_points
 from raylt.spec import SweepSpec
 from raylt.store import Output, Store

@@ -18,12 +18,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from raylt.document import results
 from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_heat_png, similarity_png
 from raylt.ledger import Ledger
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
 from raylt.report import bytes_text, csv_text, html_page, pareto_rows, similarity_table, trials_table
-from raylt.results import results
 from raylt.runs import split_sqlite, without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
