@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, find_results, find_sweep
+from raylt.cli.common import (
+    ClusterOption,
+    LocalOption,
+    NameArgument,
+    RootOption,
+    app,
+    ask_head,
+)
 from raylt.errors import EnvironmentFailure, InputError
+from raylt.lookup import find_results, find_sweep
 
 STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
 
