@@ -1,13 +1,13 @@
 """What a confirmation says, as tables: one of each number and training budget, never two protocols or budgets in one.
 
-The loss, the FID, and how far controls are from their tickets: three tables a budget, so that each fits a terminal.
+The loss, the FID, and comparisons of controls with their tickets, of rules with the uniform one: each fits a terminal.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -24,9 +24,16 @@ HEADERS = {
     "loss": ["rule", "density", "n", "loss", "- dense", "verdict", "FLOPs"],
     "fid": ["rule", "density", "n", "FID", "- dense", "verdict", "KID (sd)"],
 }
-CONTROLS_HEADER = ["rule", "density", "control", "loss - ticket", "verdict", "FID - ticket", "verdict"]
+COMPARISONS = {  # key of a row: what it compares, and a note
+    "vs_ticket": ("Controls against their tickets", ""),
+    "vs_uniform": ("Rules against the uniform one, at equal density", ""),
+    "vs_uniform_at_flops": (
+        "Rules against the uniform one, at equal FLOPs",
+        "Against the uniform rule's number at those FLOPs, between two of its rounds; - where it has no round on one side.",
+    ),
+}
 NOTES = (
-    "n: seeds (broken ones). Intervals: 95 % of a mean over seeds (Student t). - dense, - ticket: differences, paired by seed.",
+    "n: seeds (broken ones). Intervals: 95 % of a mean over seeds (Student t). Differences are paired by seed.",
     "winning: the whole interval lies below the dense model's own standard deviation from seed to seed; not winning: above it.",
     "better, worse: the whole interval lies below 0, above 0. undecided: neither, or too few seeds.",
     "small-dense: a whole U-Net, made smaller to the FLOPs of the ticket whose density its row has.",
@@ -71,9 +78,8 @@ def label_of(row: Record, rows: Sequence[Record]) -> str:
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 
-def cells(name: str, row: Record, rows: Sequence[Record], written: Written | None = None) -> Row:
-    """The cells of `HEADERS[name]`; means as `plus_minus`, unless they are to be written otherwise."""
-    written = written or plus_minus
+def cells(name: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+    """The cells of `HEADERS[name]`."""
     broken = f" ({row['broken']})" if name == "loss" and row["broken"] else ""
     against = row.get("vs_dense", {}).get(name)
     last = _flops(row, rows) if name == "loss" else _kid(row["kid"])
@@ -81,10 +87,16 @@ def cells(name: str, row: Record, rows: Sequence[Record], written: Written | Non
     return [label_of(row, rows), *numbers, *difference(against, written), last]
 
 
-def control_cells(row: Record, rows: Sequence[Record]) -> Row:
-    """The cells of `CONTROLS_HEADER`, of a control."""
-    differences = [cell for name in NUMBERS for cell in difference(row["vs_ticket"][name], plus_minus)]
-    return [name_of(row), shown(density_of(row, rows), 3), row["control"], *differences]
+def comparison_header(key: str) -> Row:
+    other = key.removeprefix("vs_").partition("_")[0]
+    differences = [part for title in NUMBERS.values() for part in (f"{title} - {other}", "verdict")]
+    return ["rule", "density", *(["control"] if key == "vs_ticket" else []), *differences]
+
+
+def comparison_cells(key: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+    """The cells of `comparison_header`, of a row that has the comparison."""
+    names = [name_of(row), shown(density_of(row, rows), 3), *([row["control"]] if key == "vs_ticket" else [])]
+    return [*names, *(cell for name in NUMBERS for cell in difference(row[key][name], written))]
 
 
 def difference(against: Record | None, written: Written) -> Row:
@@ -113,8 +125,9 @@ def interval(summary: Record, sign: str) -> str:
 
 
 def _decimals(error: float) -> int:
-    """Two digits of an error."""
-    return min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 4
+    """Those that show two digits of an error; one where it is so small that two would fill a terminal."""
+    two = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
+    return two if two <= 4 else min(6, max(4, two - 1))
 
 
 def _kid(summary: Record) -> str:
@@ -138,41 +151,48 @@ def margin_text(name: str, rows: Sequence[Record]) -> str:
     return "" if sd is None else f"The dense model's standard deviation from seed to seed: {shown(sd, 3)}."
 
 
-# --- tables for a terminal ------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+class Sheet(NamedTuple):
+    """A table before it is drawn, in a terminal or on a page."""
+
+    title: str
+    note: str
+    header: Row
+    body: list[Row]
+
+
+def sheets(results: Record, steps: int, written: Written) -> list[Sheet]:
+    """Every table of one training budget: the loss, the FID, and the comparisons that have anything to compare."""
+    rows = rows_at(results, steps)
+    behind = f"FID (final): {protocol_text(results, 'final')}"
+    numbers = [
+        Sheet(title, margin_text(name, rows), HEADERS[name], [cells(name, row, rows, written) for row in rows])
+        for name, title in (("loss", "Loss"), ("fid", behind))
+    ]
+    compared = [_compared(key, rows, behind, written) for key in COMPARISONS]
+    return [*numbers, *(sheet for sheet in compared if sheet.body)]
+
+
+def _compared(key: str, rows: Sequence[Record], behind: str, written: Written) -> Sheet:
+    title, note = COMPARISONS[key]
+    body = [comparison_cells(key, row, rows, written) for row in rows if key in row]
+    return Sheet(f"{title}. {behind}", note, comparison_header(key), body)
 
 
 def confirmation_tables(results: Record) -> list[Table]:
-    """Every table, of at most 80 columns: the loss, the FID and the controls, one training budget after the other."""
-    tables = []
-    for steps in budgets(results):
-        rows = rows_at(results, steps)
-        tables += [_number_table(results, name, steps, rows) for name in NUMBERS]
-        if any(row["control"] for row in rows):
-            tables.append(_controls_table(results, steps, rows))
+    """Every table, of at most 80 columns: one training budget after the other."""
+    tables = [_drawn(results, steps, sheet) for steps in budgets(results) for sheet in sheets(results, steps, plus_minus)]
     if tables:
         tables[-1].caption = Text("\n".join(NOTES))
     return tables
 
 
-def _number_table(results: Record, name: str, steps: int, rows: Sequence[Record]) -> Table:
-    title = f"{results['name']}: {NUMBERS[name]} after {steps} training steps, confirmed on fresh seeds"
-    title += _fid_behind(results) if name == "fid" else ""
-    return _filled(title, margin_text(name, rows), HEADERS[name], [cells(name, row, rows) for row in rows])
-
-
-def _controls_table(results: Record, steps: int, rows: Sequence[Record]) -> Table:
-    title = f"{results['name']}: controls against their tickets after {steps} training steps{_fid_behind(results)}"
-    return _filled(title, "", CONTROLS_HEADER, [control_cells(row, rows) for row in rows if row["control"]])
-
-
-def _fid_behind(results: Record) -> str:
-    return f"\nFID (final): {protocol_text(results, 'final')}"
-
-
-def _filled(title: str, caption: str, header: Row, body: Sequence[Row]) -> Table:
-    table = new_table(title, caption)
-    for name in header:
+def _drawn(results: Record, steps: int, sheet: Sheet) -> Table:
+    table = new_table(f"{results['name']}: confirmed at {steps} training steps\n{sheet.title}", sheet.note)
+    for name in sheet.header:
         table.add_column(Text(name), justify=justify(name), overflow="fold")
-    for row in body:
+    for row in sheet.body:
         table.add_row(*map(Text, row))
     return table

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from raylt.confirmtable import HEADERS, NOTES, NUMBERS, budgets, cells, difference, interval, margin_text, rows_at
+from raylt.confirmtable import NOTES, NUMBERS, budgets, interval, sheets
 from raylt.document import LOCK_FILE
 from raylt.figures import pareto_png, shown, similarity_png, trial_name
 from raylt.grids import Grid, sample_grids
@@ -107,24 +107,11 @@ def _confirmation(results: Record) -> list[str]:
     )
     sections = [head, _chart(confirmation_png(results), caption), *map(_p, NOTES)]
     for steps in budgets(results):
-        rows = rows_at(results, steps)
         sections.append(f"<h3>After {steps} training steps</h3>")
-        for number, title in NUMBERS.items():
-            behind = "" if number == "loss" else f" Protocol final: {protocol_text(results, 'final')}."
-            text = f"{title[0].upper()}{title[1:]}.{behind} {margin_text(number, rows)}".strip()
-            sections += [_p(text, "caption"), _verdicts(number, rows)]
+        for sheet in sheets(results, steps, interval):
+            sections.append(_p(f"{sheet.title}. {sheet.note}".strip(), "caption"))
+            sections.append(_table(sheet.header, [(row, "") for row in sheet.body]))
     return sections
-
-
-def _verdicts(number: str, rows: Sequence[Record]) -> str:
-    """The table of one number at one budget; controls are compared with their tickets as well."""
-    *header, last = HEADERS[number]
-    lines = []
-    for row in rows:
-        *mine, end = cells(number, row, rows, interval)
-        against = difference(row["vs_ticket"][number], interval) if row["control"] else ["", ""]
-        lines.append(([*mine, *against, end], "control" if row["control"] else "ticket"))
-    return _table([*header, "- ticket", "verdict", last], lines)
 
 
 def _front(results: Record) -> list[str]:
@@ -218,7 +205,7 @@ def _table(header: Row, rows: Iterable[tuple[Row, str]]) -> str:
 
 def _kind(name: str, cell: str) -> str:
     if name == "verdict":
-        return ' class="undecided"' if cell in ("undecided", "-", "") else ' class="decided"'
+        return ' class="undecided"' if cell in ("undecided", "-") else ' class="decided"'
     return ' class="number"' if justify(name) == "right" else ""
 
 

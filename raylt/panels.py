@@ -58,13 +58,13 @@ def _colors(rows: Sequence[Record]) -> dict[str, str]:
 
 def _draw(axes: Axes, name: str, rows: Sequence[Record], colors: Mapping[str, str]) -> None:
     """One number of one budget against density."""
-    known = [row for row in rows if row[name]["mean"] is not None]
+    known = [row for row in rows if row[name]["mean"] is not None and density_of(row, rows)]
     series = list(dict.fromkeys((name_of(row), row["control"]) for row in known if row["rule"]))
     dodge = min(DODGE, WIDEST ** (1 / max(1, len(series))))
     for index, (ticket, control) in enumerate(series):
         mine = [row for row in known if row["rule"] and (name_of(row), row["control"]) == (ticket, control)]
         shift = dodge ** (index - (len(series) - 1) / 2)
-        _draw_series(axes, name, mine, [density_of(row, rows) * shift for row in mine], colors[ticket], control)
+        _draw_series(axes, name, mine, [shift * (density_of(row, rows) or 1) for row in mine], colors[ticket], control)
     for dense in (row for row in known if row["rule"] is None):
         axes.axhline(dense[name]["mean"], color="black", linewidth=1, zorder=1)
         if dense[name]["sd"] is not None:

@@ -276,7 +276,7 @@ def test_artifacts_lie_beside_the_database(recorded: Any) -> None:
     assert (child / "ticket.safetensors").read_bytes() == b"ticket of 5"
     with Image.open(child / "samples.png") as picture:
         assert picture.width >= 256 and np.asarray(picture)[0, 0] == 5
-    files = ["pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"]
+    files = ["allocations.png", "pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"]
     assert sorted(path.name for path in parent.iterdir()) == files
     assert (parent / "spec.yaml").read_text() == YAML
     assert not (artifacts / runs["0007-search"].info.run_id).exists()
