@@ -132,7 +132,7 @@ def _allocations(results: Record) -> list[str]:
 
 def _samples(results: Record, grids: Sequence[Sequence[Grid]]) -> list[str]:
     """Grids of one protocol and budget beside each other."""
-    sections = ["<h2>Samples</h2>", _p("All from the same noise, image by image, so that they compare.")] if grids else []
+    sections = ["<h2>Samples</h2>", _p("All from the same noise, image by image, so that they compare.", "caption")] if grids else []
     for group in grids:
         first = group[0].trial
         budget = f" Seed {first['seed']}, {first['train_steps']} training steps." if first["protocol"] == "final" else ""
@@ -145,7 +145,7 @@ def _samples(results: Record, grids: Sequence[Sequence[Grid]]) -> list[str]:
 def _grid(grid: Grid) -> str:
     trial = grid.trial
     rule = " ".join(filter(None, (trial["rule"] or "dense", trial["control"])))
-    numbers = ", ".join(f"{title} {shown(trial[key], 3)}" for key, title in NUMBERS.items())
+    numbers = ", ".join(f"{title} {shown(trial[key])}" for key, title in NUMBERS.items())
     density = f"density {shown(grid.density, 3)}"
     text = f"<b>{escape(rule)}</b>, {density}<br>{trial_name(trial)}<br>{escape(numbers)}"
     picture = _image(grid.png, f"samples of {trial_name(trial)}") if grid.png else "<em>no longer in the store</em>"
