@@ -91,7 +91,7 @@ def allocation_png(record: Mapping[str, Any]) -> bytes:
     axes.set_title(
         f"{trial_name(record)} ({record.get('rule') or 'dense'}), overall density {shown(overall)}", fontsize="medium"
     )
-    return _png(figure)
+    return png_of(figure)
 
 
 def pareto_png(results: Mapping[str, Any]) -> bytes:
@@ -127,7 +127,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
         axes.legend(fontsize="small")
     others = f"; the front is that of {', '.join(objectives)}" if len(objectives) > 2 else ""
     axes.set_title(f"{results['name']}: {len(trials) + len(far)} trials{others} (hollow: broken)", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def similarity_png(results: Mapping[str, Any]) -> bytes:
@@ -149,7 +149,7 @@ def similarity_png(results: Mapping[str, Any]) -> bytes:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("kappa (0: chance, 1: equal)")
     axes.set_title(f"{results['name']}: similarity of masks, {_pairs(similarity)}", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
@@ -168,7 +168,7 @@ def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
     axes.set_yticks(range(len(_HEAT_ROWS)), _HEAT_ROWS, fontsize="small")
     _name_blocks(axes, blocks)
     axes.set_title(f"{results['name']}: similarity by block, {_pairs(similarity)}", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _pairs(similarity: Mapping[str, Mapping[str, Any]]) -> str:
@@ -206,15 +206,22 @@ def shown(value: float | None, digits: int = 4) -> str:
 
 
 def _figure(width: float, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure, axes = new_figure(1, 1, width=width, height=height, dpi=110)
+    return figure, axes[0, 0]
+
+
+def new_figure(rows: int, columns: int, *, width: float, height: float, dpi: int) -> tuple[Figure, Any]:
+    """A figure of rows x columns axes, free of pyplot, and its axes as an array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: tables and CSV need no matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """A figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib's would name its version
     return buffer.getvalue()

@@ -12,7 +12,7 @@ from typing import Any
 
 from raylt.confirmtable import NOTES, NUMBERS, budgets, interval, sheets
 from raylt.document import LOCK_FILE
-from raylt.figures import pareto_png, shown, similarity_png, trial_name
+from raylt.figures import pareto_png, shown, similarity_heat_png, similarity_png, trial_name
 from raylt.grids import Grid, sample_grids
 from raylt.ledger import Ledger
 from raylt.pagestyle import STYLE
@@ -34,6 +34,7 @@ Record = Mapping[str, Any]
 Row = list[str]
 
 SIMILARITY_PICTURES: list[tuple[Callable[[Record], bytes], str]] = [
+    (similarity_heat_png, "Measures of similarity, block by block."),
     (similarity_png, "Similarity of the pilots' masks, block by block."),
 ]
 
@@ -132,7 +133,8 @@ def _allocations(results: Record) -> list[str]:
 
 def _samples(results: Record, grids: Sequence[Sequence[Grid]]) -> list[str]:
     """Grids of one protocol and budget beside each other."""
-    sections = ["<h2>Samples</h2>", _p("All from the same noise, image by image, so that they compare.", "caption")] if grids else []
+    intro = _p("All from the same noise, image by image, so that they compare.", "caption")
+    sections = ["<h2>Samples</h2>", intro] if grids else []
     for group in grids:
         first = group[0].trial
         budget = f" Seed {first['seed']}, {first['train_steps']} training steps." if first["protocol"] == "final" else ""
@@ -156,8 +158,11 @@ def _similarity(results: Record) -> list[str]:
     return [
         "<h2>Similarity</h2>",
         _p(
-            "kappa: overlap of two pilots' masks beyond chance (0: chance, 1: equal). kappa_start: with the largest weights of "
-            "the rewind point. excess: kappa - kappa_start. movement: how far the dense training moved the weights."
+            "kappa: overlap of two pilots' masks beyond chance (0: chance, 1: equal), with its 95 % interval over "
+            "pilots. kappa start: of a mask with the largest weights of the rewind point. excess: kappa over that. "
+            "kappa partial: of two masks, given how much of those weights each keeps. kappa movement: of the masks of "
+            "what moved most. z: overlap beyond chance in its standard deviations by chance. movement: how far the "
+            "dense training moved the weights."
         ),
         _table(SIMILARITY_HEADER, [(row, "") for row in similarity_rows(results)]),
         *(_chart(draw(results), caption) for draw, caption in SIMILARITY_PICTURES),

@@ -5,14 +5,13 @@ As in `figures`: only `Figure` objects, every function copes with what a sweep l
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raylt.confirmtable import budgets, density_of, name_of, rows_at
-from raylt.figures import axis_label, in_forward_order, shown, trial_name
+from raylt.figures import axis_label, in_forward_order, new_figure, png_of, shown, trial_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ def confirmation_png(results: Record) -> bytes:
     A ticket's colour is its allocation's and its controls'; hollow: broken on some seed.
     """
     columns = budgets(results)
-    figure, axes = _panels(2, max(1, len(columns)), width=2.2 + 4.4 * max(1, len(columns)), height=8.4)
+    figure, axes = new_figure(2, max(1, len(columns)), width=2.2 + 4.4 * max(1, len(columns)), height=8.4, dpi=DPI)
     colors = _colors(results["confirmation"])
     for column, steps in enumerate(columns):
         rows = rows_at(results, steps)
@@ -47,7 +46,7 @@ def confirmation_png(results: Record) -> bytes:
         f"{results['name']}: confirmed on fresh seeds, mean and 95 % interval (hollow: broken on some seed)", fontsize="medium"
     )
     _legend(figure, colors, {row["control"] for row in results["confirmation"]})
-    return _png(figure)
+    return png_of(figure)
 
 
 def _colors(rows: Sequence[Record]) -> dict[str, str]:
@@ -127,7 +126,7 @@ def allocations_png(results: Record) -> bytes:
     """Density of every block (columns) under baselines and the Pareto front (rows, best first) in one heat map."""
     trials = allocated(results)
     blocks = in_forward_order({block for trial in trials for block in trial["densities"]})
-    figure, axes = _panels(1, 1, width=max(6.0, 0.8 * len(blocks) + 4.0), height=1.8 + 0.32 * max(2, len(trials)))
+    figure, axes = new_figure(1, 1, width=max(6.0, 0.8 * len(blocks) + 4.0), height=1.8 + 0.32 * max(2, len(trials)), dpi=DPI)
     heat = axes[0, 0]
     heat.set_title(f"{results['name']}: density of each block, by allocation (* on the Pareto front)", fontsize="medium")
     if trials:
@@ -138,7 +137,7 @@ def allocations_png(results: Record) -> bytes:
     else:
         heat.set_axis_off()
         heat.text(0.5, 0.5, "no allocation yet", ha="center", transform=heat.transAxes)
-    return _png(figure)
+    return png_of(figure)
 
 
 def allocated(results: Record) -> list[Record]:
@@ -165,18 +164,3 @@ def _heat_map(axes: Axes, values: Any) -> None:
             red, green, blue, _ = picture.cmap(picture.norm(value)) if value > 0 else (0, 0, 0, 1)
             color = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
             axes.text(column, row, shown(float(value), 2), ha="center", va="center", color=color, fontsize="small")
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

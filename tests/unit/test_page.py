@@ -72,8 +72,8 @@ def test_the_page_of_a_confirmed_sweep(sweep):
     spec, ledger, document = sweep
     page = sweep_page(document, ledger, "name: tiny  # <b>&\n")
     checker = checked(page)
-    # confirmation, front, allocations, similarity; dense, three tickets and two controls at each of two budgets
-    assert len(checker.links) == 4 + 2 * 6
+    # confirmation, front, allocations, similarity twice; dense, three tickets and two controls at each of two budgets
+    assert len(checker.links) == 5 + 2 * 6
     assert len(page) < 1_500_000
     for text in (
         "digits-cnn features, 80 samples, ddim in 2 steps",
@@ -113,7 +113,7 @@ def test_samples_that_were_collected_leave_a_note(sweep, tmp_path):
     grids = sample_grids(ledger, document)
     assert all(grid.png is None for group in grids for grid in group)
     page = sweep_page(document, ledger, "")
-    assert len(checked(page).links) == 4 and page.count("no longer in the store") == 12
+    assert len(checked(page).links) == 5 and page.count("no longer in the store") == 12
 
 
 def test_samples_share_a_seed_and_a_budget(sweep):
@@ -134,7 +134,7 @@ def test_before_a_confirmation_the_search_is_shown(tiny_spec, tmp_path):
     page = sweep_page(document, ledger, "")
     assert "raylt confirm tiny" in page and checked(page)
     assert sorted(sweep_files(spec, ledger, "", "running")) == [
-        "allocations.png", "pareto.png", "report.html", "similarity.png", "spec.yaml"
+        "allocations.png", "pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"
     ]  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_mlflow_has_the_same_figures(sweep):
     files = sweep_files(spec, ledger, "name: tiny\n", document["state"])
     assert files["confirmation.png"] == confirmation_png(document) and files["allocations.png"] == allocations_png(document)
     page = files["report.html"].decode()
-    for name in ("confirmation.png", "allocations.png", "pareto.png", "similarity.png"):
+    for name in ("confirmation.png", "allocations.png", "pareto.png", "similarity.png", "similarity_heat.png"):
         assert base64.b64encode(files[name]).decode() in page
     assert files == sweep_files(spec, ledger, "name: tiny\n", document["state"])
 

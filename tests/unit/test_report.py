@@ -150,7 +150,7 @@ def test_html_is_one_file_and_escapes_what_it_shows(document: dict[str, Any]) ->
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "# &lt;b&gt;&amp;" in page
     assert not re.search(r"(?:https?:)?//", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
-    assert re.findall(r'src="(.{5})', page) == ["data:"] * 3  # front, allocations, similarity
+    assert re.findall(r'src="(.{5})', page) == ["data:"] * 4  # front, allocations, similarity twice
     assert page.count("digits-cnn features, 1000 samples") >= 1
     assert all(f"<td>{name}</td>" in page for name in BLOCKS)
 
