@@ -38,11 +38,11 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from raylt.diffusion.model import layers_of
+from raylt.document import LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
-from raylt.results import LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.search.dispatch import Dispatcher
 from raylt.search.sampler import default_startup
 from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths

@@ -37,7 +37,6 @@ def main() -> None:
 def results_of(name: str, root: str) -> dict[str, Any]:
     """What the page rests on. Trials are left out: they are in the store."""
     from raylt.document import results, stored_spec
-
     from raylt.ledger import existing
     from raylt.store import Store
 
@@ -52,7 +51,8 @@ def results_of(name: str, root: str) -> dict[str, Any]:
 
 
 def draw(document: Row, folder: Path) -> None:
-    from raylt.figures import confirmation_png, similarity_heat_png
+    from raylt.figures import similarity_heat_png
+    from raylt.panels import confirmation_png
 
     (folder / f"{document['name']}-confirmation.png").write_bytes(confirmation_png(document))
     if any(block["kappa"] is not None for block in document["similarity"].values()):

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raylt.document import CONFIRM_FILE, confirmations, next_free_id, pareto_of
 from raylt.ledger import Ledger
 from raylt.plan import Planned, TrialSpec, plan
-from raylt.results import CONFIRM_FILE, confirmations, next_free_id, pareto_of
 from raylt.spec import SweepSpec
 
 FIRST_SEED = 1000  # above train.seed: no pilot gets there

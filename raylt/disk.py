@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from raylt.claim import CLAIM, Busy, read_claim, sole_maker
+from raylt.document import LOCK_FILE
 from raylt.lease import read_holder
 from raylt.ledger import FAIL, Ledger, sweep_names
-from raylt.results import LOCK_FILE
 from raylt.store import FAILED, KEY, MANIFEST, STAGES, Store, folder_of, is_leftover
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names

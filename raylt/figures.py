@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID_SIDE = 8  # images in a row and in a column of samples.png
+SMALL_GRID_PIXELS = 132  # of the images in a row of a small grid: 8 of 8 or 16 pixels, 4 of 32
 MIN_GRID_PIXELS = 512  # samples.png is scaled up by whole pixels until it is at least this wide
 LOG_FROM_RATIO = 30.0  # an objective that spreads over more than this is drawn on a log axis
 FAR_RATIO = 2.0  # beyond this multiple of the largest ticket the dense model is a line
@@ -42,16 +43,31 @@ _LABELS = {
 
 def samples_png(images_NCHW: Any) -> bytes:
     """The first 64 images (uint8, tensor or array, 1 or 3 channels) as an 8x8 grid, every pixel a square of several."""
-    images = np.asarray(images_NCHW, dtype=np.uint8)[: GRID_SIDE**2]
-    channels, height, width = images.shape[1:]
-    cells = np.full((GRID_SIDE**2, channels, height + 1, width + 1), 127, np.uint8)  # a grey line between two images
-    cells[: len(images), :, :height, :width] = images
-    grid_HWC = cells.reshape(GRID_SIDE, GRID_SIDE, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
-    grid_HWC = grid_HWC.reshape(GRID_SIDE * (height + 1), GRID_SIDE * (width + 1), channels)[:-1, :-1]
-    picture = Image.fromarray(grid_HWC[..., 0] if channels == 1 else np.ascontiguousarray(grid_HWC))
+    picture = _grid(images_NCHW, GRID_SIDE)
     scale = max(1, math.ceil(MIN_GRID_PIXELS / picture.width))
+    return _saved(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
+
+
+def small_grid_png(images_NCHW: Any) -> bytes:
+    """A grid for a page with many of them, a pixel a pixel: 64 images of digits, fewer of larger ones."""
+    side = min(GRID_SIDE, max(2, SMALL_GRID_PIXELS // np.shape(images_NCHW)[-1]))
+    return _saved(_grid(images_NCHW, side))
+
+
+def _grid(images_NCHW: Any, side: int) -> Image.Image:
+    """The first side x side images."""
+    images = np.asarray(images_NCHW, dtype=np.uint8)[: side**2]
+    channels, height, width = images.shape[1:]
+    cells = np.full((side**2, channels, height + 1, width + 1), 127, np.uint8)  # a grey line between two images
+    cells[: len(images), :, :height, :width] = images
+    grid_HWC = cells.reshape(side, side, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
+    grid_HWC = grid_HWC.reshape(side * (height + 1), side * (width + 1), channels)[:-1, :-1]
+    return Image.fromarray(grid_HWC[..., 0] if channels == 1 else np.ascontiguousarray(grid_HWC))
+
+
+def _saved(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -75,17 +91,18 @@ def allocation_png(record: Mapping[str, Any]) -> bytes:
     axes.set_title(
         f"{trial_name(record)} ({record.get('rule') or 'dense'}), overall density {shown(overall)}", fontsize="medium"
     )
-    return _png(figure)
+    return png_of(figure)
 
 
 def pareto_png(results: Mapping[str, Any]) -> bytes:
-    """All trials in the plane of the first two objectives, the Pareto front marked, broken tickets hollow.
+    """The search's trials in the plane of the first two objectives, the Pareto front marked, broken tickets hollow.
 
     With one objective: that objective against the trial's id.
     """
     objectives = list(results["objectives"])
     across, up = (objectives[1], objectives[0]) if len(objectives) > 1 else ("id", objectives[0])
-    trials = [t for t in results["trials"] if t.get(across) is not None and t.get(up) is not None]
+    search = [trial for trial in results["trials"] if trial["protocol"] == "search"]  # others do not compare with these
+    trials = [t for t in search if t.get(across) is not None and t.get(up) is not None]
     far = [trial for trial in trials if trial["kind"] == "dense" and _is_far(trial, trials, across)]
     figure, axes = _figure(width=7.0)
     for trial in far:
@@ -110,7 +127,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
         axes.legend(fontsize="small")
     others = f"; the front is that of {', '.join(objectives)}" if len(objectives) > 2 else ""
     axes.set_title(f"{results['name']}: {len(trials) + len(far)} trials{others} (hollow: broken)", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def similarity_png(results: Mapping[str, Any]) -> bytes:
@@ -132,7 +149,7 @@ def similarity_png(results: Mapping[str, Any]) -> bytes:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("kappa (0: chance, 1: equal)")
     axes.set_title(f"{results['name']}: similarity of masks, {_pairs(similarity)}", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
@@ -151,7 +168,7 @@ def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
     axes.set_yticks(range(len(_HEAT_ROWS)), _HEAT_ROWS, fontsize="small")
     _name_blocks(axes, blocks)
     axes.set_title(f"{results['name']}: similarity by block, {_pairs(similarity)}", fontsize="medium")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _pairs(similarity: Mapping[str, Mapping[str, Any]]) -> str:
@@ -189,15 +206,22 @@ def shown(value: float | None, digits: int = 4) -> str:
 
 
 def _figure(width: float, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure, axes = new_figure(1, 1, width=width, height=height, dpi=110)
+    return figure, axes[0, 0]
+
+
+def new_figure(rows: int, columns: int, *, width: float, height: float, dpi: int) -> tuple[Figure, Any]:
+    """A figure of rows x columns axes, free of pyplot, and its axes as an array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: tables and CSV need no matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """A figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib's would name its version
     return buffer.getvalue()

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
+from raylt.document import confirmations
 from raylt.ledger import COMPLETE, Ledger, Result
 from raylt.plan import TrialSpec, plan
-from raylt.results import confirmations
 from raylt.spec import SweepSpec
 
 

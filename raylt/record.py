@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from raylt.document import SPEC_FILE, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, RayltError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
-from raylt.results import SPEC_FILE, is_complete, stored_spec
 from raylt.runs import tracking_uri, without_secrets
 from raylt.store import Store
 from raylt.tracking import Recorder

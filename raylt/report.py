@@ -1,34 +1,29 @@
-"""`raylt results` and `raylt report`: one results document as tables, CSV, and one HTML page that needs nothing else.
+"""Trials as tables: what a row says, which trials share a table, and in what order.
 
-Wherever a FID stands, the features, samples and sampler behind it stand too: without them it is no number.
+Wherever a FID stands, the features, samples and sampler behind it stand too: without them it is no number. A table has
+trials of one protocol and one training budget: numbers of two do not compare, so nothing is sorted across them.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from raylt.figures import allocation_png, in_forward_order, pareto_png, shown, similarity_png, trial_name
+from raylt.errors import InputError
+from raylt.figures import in_forward_order, shown
 
 Record = Mapping[str, Any]
 Row = list[str]
+Protocol = Literal["search", "final"]
+SortKey = Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"]
 
-CSV_COLUMNS = (
-    "id", "kind", "rule", "control", "seed", "state", "protocol", "density", "loss", "fid", "kid", "flops", "flops_dense",
-    "ticket_bytes", "pareto", "broken", "error", "ticket", "mlflow_run_id",
-)  # fmt: skip
-_FEATURE_KEYS = ("features", "samples", "sampler", "steps", "reference")
-_HEADER = ["id", "kind", "rule", "state", "density", "loss", "FLOPs", "ticket", "Pareto"]  # FIDs stand before FLOPs
+_OF_A_PROTOCOL = ("loss", "fid", "kid")  # the others are properties of a ticket, however it is scored
 _UNITS = ("B", "kB", "MB", "GB")
+_WORDS = {"kind", "rule", "control", "state", "block", "Pareto", "verdict"}
 
 
 def pareto_rows(results: Record) -> list[Record]:
@@ -48,33 +43,65 @@ def protocol_text(results: Record, protocol: str) -> str:
 
 
 def used_protocols(results: Record) -> list[str]:
-    """The protocols that trials were scored under; `search` where there are none yet."""
+    """The protocols that trials were scored under, the search's first; that one alone where there are none yet."""
     return sorted({trial["protocol"] for trial in results["trials"]}, reverse=True) or ["search"]
+
+
+# --- which trials, and in what order --------------------------------------------------------------------------------
+
+
+def selected(
+    results: Record, *, protocol: Protocol | None = None, pareto: bool = False, sort: SortKey | None = None
+) -> dict[str, Any]:
+    """The document with the trials of one protocol, or of the front, alone; sorted within each protocol and budget.
+
+    Raises `InputError` where that would sort across protocols.
+    """
+    if pareto and protocol == "final":
+        raise InputError("--pareto is a front of the search's trials; it goes with --protocol search, or with none")
+    trials = [t for t in results["trials"] if protocol in (None, t["protocol"]) and (t["pareto"] or not pareto)]
+    chosen = {**results, "trials": trials}
+    if sort is None:
+        return chosen
+    if sort in _OF_A_PROTOCOL and len(used_protocols(chosen)) > 1:
+        raise InputError(
+            f"--sort {sort}: trials of the protocols search and final do not compare; choose with --protocol search, or with "
+            "--protocol final, where each training budget is sorted by itself"
+        )
+    return {**results, "trials": [trial for _, _, mine in comparable(chosen) for trial in in_order(mine, sort)]}
+
+
+def in_order(trials: Sequence[Record], key: str) -> list[Record]:
+    """The smallest first, those without the number last."""
+    return sorted(trials, key=lambda trial: (trial[key] is None, trial[key] or 0, trial["id"]))
+
+
+def comparable(results: Record) -> list[tuple[Protocol, int | None, list[Record]]]:
+    """(protocol, training budget, its trials in their order): the search's first, then the longest budget of the final."""
+    groups: dict[tuple[Protocol, int | None], list[Record]] = {}
+    for trial in results["trials"]:
+        groups.setdefault((trial["protocol"], trial["train_steps"]), []).append(trial)
+    in_turn = sorted(groups, key=lambda group: (group[0] == "final", -(group[1] or 0)))
+    return [(protocol, steps, groups[protocol, steps]) for protocol, steps in in_turn]
 
 
 # --- rows: what a trial shows, as text ------------------------------------------------------------------------------
 
-
-def trial_header(results: Record) -> Row:
-    """Column names of `trial_row`. Each protocol has a FID column of its own: its numbers compare with no other's."""
-    fids = [f"FID {results['protocols'][p]['features']}, {results['protocols'][p]['samples']}" for p in used_protocols(results)]
-    return _HEADER[:6] + fids + _HEADER[6:]
+TRIAL_HEADER = ["id", "kind", "rule", "state", "density", "loss", "FID", "FLOPs", "ticket", "Pareto"]
+CONFIRMING_HEADER = ["id", "rule", "control", "of", "seed", *TRIAL_HEADER[3:8]]  # a dense model has no rule
 
 
-def trial_row(results: Record, trial: Record) -> Row:
-    fids = [shown(trial["fid"]) if trial["protocol"] == protocol else "-" for protocol in used_protocols(results)]
-    return [
-        str(trial["id"]),
-        trial["kind"],
-        trial["rule"] or "-",
-        state_text(trial),
-        shown(trial["density"]),
-        shown(trial["loss"]),
-        *fids,
-        flops_text(trial),
-        bytes_text(trial["ticket_bytes"]),
-        "*" if trial["pareto"] else "",
-    ]
+def trial_row(trial: Record) -> Row:
+    """The cells of `TRIAL_HEADER`. Trials of two protocols belong into two tables."""
+    numbers = [state_text(trial), *(shown(trial[name]) for name in ("density", "loss", "fid")), flops_text(trial)]
+    names = [str(trial["id"]), trial["kind"], trial["rule"] or "-"]
+    return [*names, *numbers, bytes_text(trial["ticket_bytes"]), "*" if trial["pareto"] else ""]
+
+
+def confirming_row(trial: Record) -> Row:
+    """The cells of `CONFIRMING_HEADER`, of a trial that confirms another; `of` is the other's number."""
+    names = [str(trial["id"]), trial["rule"] or "-", trial["control"] or "-", shown(trial["confirms"]), str(trial["seed"])]
+    return [*names, *trial_row(trial)[3:8]]
 
 
 def state_text(trial: Record) -> str:
@@ -82,7 +109,7 @@ def state_text(trial: Record) -> str:
     return "broken" if trial["broken"] else "failed" if trial["state"] == "FAIL" else str(trial["state"]).lower()
 
 
-def _weight(trial: Record) -> str:
+def weight(trial: Record) -> str:
     """How a trial's row stands out: on the front, or as one that is not ranked."""
     return "dim" if trial["broken"] or trial["state"] != "COMPLETE" else "front" if trial["pareto"] else ""
 
@@ -125,10 +152,10 @@ def _similarity_row(block: str, numbers: Record) -> Row:
     return [block, fixed(numbers.get("kappa")), fixed(reach), *kappas, *tail]
 
 
-def failures(results: Record) -> list[str]:
+def failures(trials: Sequence[Record]) -> list[str]:
     """One line a cause: which trials it ended."""
     causes: dict[str, list[str]] = {}
-    for trial in results["trials"]:
+    for trial in trials:
         if trial["state"] == "FAIL":
             causes.setdefault(trial["error"] or "unknown cause", []).append(str(trial["id"]))
     return [f"trial{'s' if len(ids) > 1 else ''} {', '.join(ids)} failed: {cause}" for cause, ids in causes.items()]
@@ -137,22 +164,42 @@ def failures(results: Record) -> list[str]:
 # --- tables for a terminal ------------------------------------------------------------------------------------------
 
 
-def trials_table(results: Record, pareto_only: bool = False) -> Table:
-    """Trials as a table of at most 80 columns: all, by id, or the Pareto front, best first, under the dense model."""
-    dense = [trial for trial in results["trials"] if trial["kind"] == "dense"]
-    trials = [*dense, *pareto_rows(results)] if pareto_only else results["trials"]
-    protocols = used_protocols(results)
-    fids = "\n".join(f"FID ({protocol}): {protocol_text(results, protocol)}" for protocol in protocols)
-    what = f"Pareto front in {', '.join(results['objectives'])}" if pareto_only else f"{len(trials)} trials"
-    notes = [*failures(results), *(["* on the Pareto front"] if any(t["pareto"] for t in trials) else [])]
-    notes = ["under the dense model (not ranked)"] if pareto_only and dense else notes
-    table = _table(f"{results['name']} ({results['state']}): {what}\n{fids}", "\n".join(notes))
-    # the title has what stands behind each FID in full: features and 80 columns hold for one of them only
-    short = [f"FID\n{results['protocols'][p]['features'] if len(protocols) == 1 else p}" for p in protocols]
-    for name in _HEADER[:6] + short + _HEADER[6:]:
-        table.add_column(Text("" if name == "Pareto" else name), justify=_justify(name), no_wrap=True)
+def trials_tables(results: Record, protocol: Protocol = "search") -> list[Table]:
+    """The trials of a protocol in tables of at most 80 columns: one of the search, one of each budget of the final."""
+    if protocol == "search":
+        return [_search_table(results, [trial for trial in results["trials"] if trial["protocol"] == "search"])]
+    return [_final_table(results, steps, trials) for p, steps, trials in comparable(results) if p == "final"]
+
+
+def pareto_table(results: Record, sort: SortKey | None = None) -> Table:
+    """The Pareto front, best in the first objective first unless it is sorted otherwise, under the dense model."""
+    dense = [trial for trial in results["trials"] if trial["kind"] == "dense" and trial["protocol"] == "search"]
+    front = pareto_rows(results) if sort is None else in_order(pareto_rows(results), sort)
+    title = _title(results, f"Pareto front in {', '.join(results['objectives'])}", "search")
+    return _trials_table(title, "under the dense model (not ranked)" if dense else "", TRIAL_HEADER, [*dense, *front])
+
+
+def _search_table(results: Record, trials: Sequence[Record]) -> Table:
+    notes = [*failures(trials), *(["* on the Pareto front"] if any(t["pareto"] for t in trials) else [])]
+    return _trials_table(_title(results, f"{len(trials)} trials", "search"), "\n".join(notes), TRIAL_HEADER, trials)
+
+
+def _final_table(results: Record, steps: int | None, trials: Sequence[Record]) -> Table:
+    title = _title(results, f"{len(trials)} confirming trials, {steps} training steps", "final")
+    return _trials_table(title, "\n".join(failures(trials)), CONFIRMING_HEADER, trials)
+
+
+def _title(results: Record, what: str, protocol: str) -> str:
+    return f"{results['name']} ({results['state']}): {what}\nFID ({protocol}): {protocol_text(results, protocol)}"
+
+
+def _trials_table(title: str, caption: str, header: Row, trials: Sequence[Record]) -> Table:
+    row_of = trial_row if header is TRIAL_HEADER else confirming_row
+    table = new_table(title, caption)
+    for name in header:
+        table.add_column(Text("" if name == "Pareto" else name), justify=justify(name), overflow="fold")
     for trial in trials:
-        table.add_row(*map(Text, trial_row(results, trial)), style={"front": "bold"}.get(_weight(trial), _weight(trial)))
+        table.add_row(*map(Text, row_of(trial)), style={"front": "bold"}.get(weight(trial), weight(trial)))
     return table
 
 
@@ -163,128 +210,20 @@ _SIMILARITY_NOTE = (
 
 def similarity_table(results: Record) -> Table:
     """Similarity of the pilots' masks, block by block."""
-    table = _table(f"{results['name']}: similarity of the pilots' masks", _SIMILARITY_NOTE)
+    table = new_table(f"{results['name']}: similarity of the pilots' masks", _SIMILARITY_NOTE)
     for name in SIMILARITY_HEADER:
-        table.add_column(Text(name), justify=_justify(name), overflow="fold")
+        table.add_column(Text(name), justify=justify(name), overflow="fold")
     for row in similarity_rows(results):
         table.add_row(*map(Text, row))
     return table
 
 
-def _table(title: str, caption: str) -> Table:
+def new_table(title: str, caption: str) -> Table:
+    """A table with nothing in it yet, as plain as all of raylt's."""
     look: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
     return Table(title=Text(title), caption=Text(caption) if caption else None, **look)
 
 
-def _justify(name: str) -> Any:
-    return "left" if name in ("kind", "rule", "state", "block", "Pareto") else "right"
-
-
-# --- CSV ------------------------------------------------------------------------------------------------------------
-
-
-def csv_text(results: Record) -> str:
-    """One row a trial; nothing where there is no number. `fid_*` say what the FID of that row was measured with."""
-    trials = results["trials"]
-    blocks = in_forward_order({block for trial in trials for block in trial["densities"] or {}})
-    params = sorted({name for trial in trials for name in trial["params"]})
-    fid_columns = [f"fid_{key}" for key in _FEATURE_KEYS]
-    steps = ["asked", "trained", "shared"]
-    header = [
-        *CSV_COLUMNS,
-        *fid_columns,
-        *(f"steps_{key}" for key in steps),
-        "wall_s",
-        *params,
-        *(f"density/{b}" for b in blocks),
-    ]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for trial in trials:
-        behind = results["protocols"][trial["protocol"]]
-        values = [trial[name] for name in CSV_COLUMNS]
-        values += ["all" if key == "reference" and behind[key] is None else behind[key] for key in _FEATURE_KEYS]
-        values += [(trial["steps"] or {}).get(key) for key in steps]
-        values += [(trial["timing"] or {}).get("wall_s"), *(trial["params"].get(name) for name in params)]
-        writer.writerow([_cell(value) for value in [*values, *((trial["densities"] or {}).get(block) for block in blocks)]])
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-# --- one HTML page --------------------------------------------------------------------------------------------------
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-tr.front { font-weight: 600; } tr.dim { color: #888; }
-img { max-width: 100%; height: auto; } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
-p.failed { color: #a00; }
-"""
-
-
-def html_page(results: Record, spec_yaml: str) -> str:
-    """The whole sweep as one page: pictures inline, no script, nothing fetched from anywhere."""
-    name = escape(results["name"])
-    pictures = [_image(pareto_png(results), "Trials and Pareto front"), _image(similarity_png(results), "Similarity by block")]
-    front = pareto_rows(results)
-    sections = [
-        f"<h1>{name}</h1>",
-        _summary(results),
-        "<h2>What the numbers mean</h2>",
-        *(f"<p>FID and KID, protocol <b>{p}</b>: {escape(protocol_text(results, p))}.</p>" for p in used_protocols(results)),
-        "<p>Loss: denoising loss of the averaged weights on held-out images under fixed noise. FLOPs: of one forward pass, as "
-        "a share of the dense model's. Broken: loss above half of what predicting zero gives; such a ticket is not ranked.</p>",
-        "<h2>Pareto front</h2>",
-        f"<p>Objectives: {escape(', '.join(results['objectives']))}, all minimised, over baselines and search trials.</p>",
-        _trials(results, front),
-        pictures[0],
-        *(_image(allocation_png(trial), f"Allocation of {trial_name(trial)}") for trial in front[:1]),
-        "<h2>All trials</h2>",
-        *(f'<p class="failed">{escape(line)}</p>' for line in failures(results)),
-        _trials(results, results["trials"]),
-        "<h2>Similarity</h2>",
-        "<p>kappa: overlap of two pilots' masks beyond chance (0: chance, 1: equal), with its 95 % interval over pilots. kappa "
-        "start: of a mask with the largest weights of the rewind point. excess: kappa over that. kappa partial: of two masks, "
-        "given how much of those weights each keeps. kappa movement: of the masks of what moved most. z: overlap beyond chance "
-        "in its standard deviations by chance. movement: how far the dense training moved the weights.</p>",
-        _html_table(SIMILARITY_HEADER, ((row, "") for row in similarity_rows(results))),
-        pictures[1],
-        "<h2>Spec</h2>",
-        f"<pre>{escape(spec_yaml)}</pre>",
-    ]
-    head = f'<meta charset="utf-8"><title>raylt: {name}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{chr(10).join(sections)}\n</body></html>\n'
-
-
-def _summary(results: Record) -> str:
-    counts, steps = results["counts"], results["steps"]
-    trials = ", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed", "running") if counts[key])
-    return (
-        f"<p>Sweep {escape(results['name'])}, digest {escape(results['digest'][:12])}, {escape(results['state'])}: "
-        f"{counts['asked']} trials asked ({trials or 'none ended'}). Training steps: {steps['asked']} asked, "
-        f"{steps['trained']} trained, {steps['shared']} shared.</p>"
-    )
-
-
-def _trials(results: Record, trials: Sequence[Record]) -> str:
-    return _html_table(trial_header(results), ((trial_row(results, trial), _weight(trial)) for trial in trials))
-
-
-def _html_table(header: Row, rows: Iterable[tuple[Row, str]]) -> str:
-    def cells(tag: str, row: Row) -> str:
-        kinds = (' class="number"' if _justify(name) == "right" else "" for name in header)
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
-
-    body = "\n".join(f'<tr class="{style}">{cells("td", row)}</tr>' for row, style in rows)
-    return f"<table><thead><tr>{cells('th', header)}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def _image(png: bytes, caption: str) -> str:
-    return f'<p><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+def justify(name: str) -> Any:
+    """Words to the left, numbers to the right."""
+    return "left" if name in _WORDS else "right"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raylt.document import failed_trials, next_free_id, stored_spec
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
-from raylt.results import failed_trials, next_free_id, stored_spec
 from raylt.store import Store
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raylt.document import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure
 from raylt.ledger import FAIL, RUNNING, Ledger, Result
 from raylt.plan import TrialSpec, plan
-from raylt.results import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
 from raylt.spec import SweepSpec
 from raylt.store import Store
 
@@ -255,13 +255,17 @@ def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
 def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> dict[str, bytes]:
     """The files of the parent run. `state`: as the driver knows it, which still holds the lease when it ends."""
     from raylt.figures import pareto_png, similarity_heat_png, similarity_png
-    from raylt.report import html_page
+    from raylt.page import sweep_page
+    from raylt.panels import allocations_png, confirmation_png
 
     document = {**results(spec, ledger), "state": state}
+    confirmed = {"confirmation.png": confirmation_png(document)} if document["confirmation"] else {}
     return {
         "spec.yaml": spec_yaml.encode(),
         "pareto.png": pareto_png(document),
         "similarity.png": similarity_png(document),
         "similarity_heat.png": similarity_heat_png(document),
-        "report.html": html_page(document, spec_yaml).encode(),
+        "allocations.png": allocations_png(document),
+        **confirmed,
+        "report.html": sweep_page(document, ledger, spec_yaml).encode(),
     }

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from raylt import preflight
 from raylt.diffusion.train import Compute
+from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.ledger import FAIL, Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
-from raylt.results import trial_record
 from raylt.spec import Rule, SweepSpec
 from raylt.store import Store
 from raylt.tensors import unpack

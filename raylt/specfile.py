@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-import raylt
 from raylt.errors import InputError, Problem, SpecError, shown
 from raylt.spec import SweepSpec
 from raylt.speccheck import cross_key_problems
@@ -34,7 +33,7 @@ _MAX_BYTES = 100_000  # a spec has some 3 kB; what is larger is another file
 
 def builtin_sweeps() -> dict[str, Path]:
     """The sweeps that come with raylt: in an installed wheel inside the package, in a checkout beside it."""
-    package = Path(raylt.__file__).parent
+    package = Path(__file__).parent
     for folder in (package / "sweeps", package.parent / "sweeps"):
         found = list(folder.glob("*.yaml"))
         if found:

@@ -14,12 +14,12 @@ from rich.console import Console
 from raylt import cluster, preflight
 from raylt.confirm import Request, extend
 from raylt.diffusion.train import Compute
+from raylt.document import LOCK_FILE, SPEC_FILE, confirmations, failed_trials, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.progress import SweepProgress
-from raylt.results import LOCK_FILE, SPEC_FILE, confirmations, failed_trials, is_complete, stored_spec
 from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from raylt import runs
 from raylt.background import CLOSE_WITHIN_S, Background, Pace
+from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import TrialSpec
-from raylt.results import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, split_sqlite, tracking_uri, without_secrets
 from raylt.spec import SweepSpec, digest_of
 

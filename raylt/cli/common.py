@@ -1,8 +1,7 @@
-"""What several commands share: the app, its arguments, where specs and sweeps are found, tables."""
+"""What several commands share: the app, its arguments, where a sweep's head is, tables."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylt.errors import InputError, SpecError
+from raylt.lookup import name_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raylt.ledger import Ledger
-    from raylt.spec import SweepSpec
+    from raylt.report import Protocol, SortKey
     from raylt.ssh import Head
-    from raylt.store import Store
 
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",
@@ -37,16 +35,6 @@ ClusterOption = Annotated[
 ]
 
 
-def load(source: str | None, overrides: list[str] | None) -> SweepSpec:
-    """The spec, with the store that RAYLT_ROOT names where it is set."""
-    from raylt.specfile import load_spec
-
-    overrides = list(overrides or [])
-    if "RAYLT_ROOT" in os.environ:
-        overrides.append(f"storage.root={json.dumps(os.environ['RAYLT_ROOT'])}")
-    return load_spec(source, overrides)
-
-
 @contextmanager
 def lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
     """Gives problems that are found only once shapes, data or the cluster are known the lines of their keys."""
@@ -58,28 +46,6 @@ def lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
         from raylt.specfile import located
 
         raise located(error.problems, source, list(overrides or [])) from error
-
-
-def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
-    from raylt.ledger import existing
-    from raylt.results import results as document_of
-    from raylt.results import stored_spec
-
-    store, name = find_sweep(name, root)
-    ledger = existing(store, name)
-    spec = stored_spec(store, name)
-    return spec, ledger, document_of(spec, ledger)
-
-
-def find_sweep(name: str, root: str | None) -> tuple[Store, str]:
-    """The store and the sweep's name, from a name or a spec file."""
-    from raylt.store import Store
-
-    default = root or os.environ.get("RAYLT_ROOT")
-    if is_file(name):
-        spec = load(name, None)
-        return Store(default or spec.storage.root), spec.name
-    return Store(default or "./raylt-data"), name
 
 
 def head_to_ask(root: str | None, local: bool, cluster: str | None) -> Head | None:
@@ -120,25 +86,33 @@ def words_of(context: typer.Context) -> list[str]:
     return words
 
 
-def name_of(name: str) -> str:
-    """A sweep's name, of which a spec file is another."""
-    return load(name, None).name if is_file(name) else name
-
-
-def is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
 def console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
-def print_tables(document: dict[str, Any], pareto: bool) -> None:
-    from raylt.report import similarity_table, trials_table
+def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
+    """The front; or the search's trials with similarity, the confirmation, or both. Raises `InputError` for a wrong sort."""
+    from raylt.report import pareto_table, selected, similarity_table, trials_tables
 
-    out = console(stderr=False)
-    out.print(trials_table(document, pareto))
-    if not pareto and document["similarity"]:
+    out, chosen = console(stderr=False), selected(document, protocol=protocol, pareto=pareto, sort=sort)
+    if pareto:
+        out.print(pareto_table(document, sort))
+        return
+    for table in trials_tables(chosen, protocol or "search"):
+        out.print(table)
+    if protocol != "final" and document["similarity"]:
         out.print(similarity_table(document))
+    if protocol != "search":
+        print_confirmation(document)
+    if protocol == "final" and not chosen["trials"]:
+        typer.echo(f"nothing is confirmed yet; `raylt confirm {document['name']}` does it")
+
+
+def print_confirmation(document: dict[str, Any]) -> None:
+    """What `raylt confirm` has found so far; nothing where nothing was confirmed."""
+    from raylt.confirmtable import confirmation_tables
+
+    for table in confirmation_tables(document):
+        console(stderr=False).print(table)

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, find_results, find_sweep
+from raylt.cli.common import (
+    ClusterOption,
+    LocalOption,
+    NameArgument,
+    RootOption,
+    app,
+    ask_head,
+)
 from raylt.errors import EnvironmentFailure, InputError
+from raylt.lookup import find_results, find_sweep
 
 STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
 
@@ -25,7 +33,7 @@ def logs(
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
-    from raylt.results import state_of
+    from raylt.document import state_of
     from raylt.triallog import read_log
 
     spec, ledger, _ = find_results(name, root)

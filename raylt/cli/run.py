@@ -18,14 +18,12 @@ from raylt.cli.common import (
     SpecArgument,
     app,
     console,
-    find_results,
-    find_sweep,
-    is_file,
     lines_of,
-    load,
+    print_confirmation,
     print_tables,
 )
 from raylt.errors import InputError
+from raylt.lookup import find_results, find_sweep, is_file, load
 
 if TYPE_CHECKING:
     from raylt.jobs import Sent
@@ -212,13 +210,14 @@ def ticket(
 
 
 def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
-    """After a sweep: the Pareto table and where to look."""
+    """After a sweep: the Pareto table, what is confirmed, and where to look."""
     try:
         _, _, document = find_results(spec.name, spec.storage.root)
     except InputError:
         return  # stopped before the sweep had begun: there is nothing to show
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
+    print_confirmation(document)
     from raylt.runs import tracking_uri, without_secrets
 
     typer.echo(

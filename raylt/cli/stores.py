@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console, find_sweep
+from raylt.cli.common import (
+    ClusterOption,
+    LocalOption,
+    NameArgument,
+    RootOption,
+    app,
+    ask_head,
+    console,
+)
 from raylt.errors import LeaseHeld
+from raylt.lookup import find_sweep
 
 if TYPE_CHECKING:
     from raylt.disk import Garbage, Survey

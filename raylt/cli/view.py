@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,12 +16,11 @@ from raylt.cli.common import (
     RootOption,
     app,
     ask_head,
-    find_results,
     head_to_ask,
-    name_of,
     print_tables,
 )
 from raylt.errors import InputError
+from raylt.lookup import find_results, name_of
 
 if TYPE_CHECKING:
     from raylt.ssh import Head
@@ -63,22 +62,29 @@ def results(
     pareto: Annotated[bool, typer.Option("--pareto", help="The Pareto front alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
+    protocol: Annotated[
+        Literal["search", "final"] | None, typer.Option(help="The trials of the search, or those that confirm it, alone.")
+    ] = None,
+    sort: Annotated[
+        Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"] | None,
+        typer.Option(help="The smallest first; never across protocols or training budgets."),
+    ] = None,
 ) -> None:
-    """What a sweep has found."""
+    """What a sweep has found, and what was confirmed of it."""
     if as_json and as_csv:
         raise InputError("--json and --csv contradict each other; give one of them")
+    if as_json and sort is not None:
+        raise InputError("--json is by id, so --sort contradicts it; give --csv, or sort what --json prints")
     ask_head(context, root, local, cluster)
-    from raylt.report import csv_text
-
     _, _, document = find_results(name, root)
-    if pareto and (as_json or as_csv):
-        document = {**document, "trials": [trial for trial in document["trials"] if trial["pareto"]]}
-    if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
-    elif as_csv:
-        typer.echo(csv_text(document), nl=False)
-    else:
-        print_tables(document, pareto)
+    if not as_json and not as_csv:
+        print_tables(document, pareto, protocol, sort)
+        return
+    from raylt.flat import csv_text
+    from raylt.report import selected
+
+    chosen = selected(document, protocol=protocol, pareto=pareto, sort=sort)
+    typer.echo(csv_text(chosen) if as_csv else json.dumps(chosen, indent=1, allow_nan=False), nl=as_json)
 
 
 @app.command()
@@ -103,12 +109,12 @@ def report(
 
 
 def _page(name: str, root: str | None) -> str:
-    from raylt.report import html_page
+    from raylt.page import sweep_page
     from raylt.runs import without_secrets
     from raylt.specfile import dump_yaml
 
-    spec, _, document = find_results(name, root)
-    return html_page(document, without_secrets(dump_yaml(spec.dump())))
+    spec, ledger, document = find_results(name, root)
+    return sweep_page(document, ledger, without_secrets(dump_yaml(spec.dump())))
 
 
 def _page_of(head: Head, name: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from raylt.confirm import Request, confirm
+from raylt.document import confirmations, next_free_id
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
-from raylt.results import confirmations, next_free_id
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets

@@ -11,8 +11,8 @@ import numpy as np
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
+from raylt.document import SIMILARITY_FILE
 from raylt.ledger import Ledger
-from raylt.results import SIMILARITY_FILE
 from raylt.spec import SweepSpec, matches
 from raylt.store import Stage, Store
 from raylt.tensors import NamedTensors, unpack

@@ -16,8 +16,8 @@ from typing import Any
 
 import optuna
 
+from raylt.document import results, stored_spec
 from raylt.ledger import Ledger
-from raylt.results import results, stored_spec
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Store

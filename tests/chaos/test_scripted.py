@@ -13,8 +13,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from raylt.document import results
 from raylt.ledger import Ledger
-from raylt.results import results
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from tests.chaos.drive import main
@@ -26,7 +26,7 @@ CHECKPOINT_EVERY = TINY["train"]["checkpoint_every"]
 
 # A server that has imported everything once forks a process a drive: seconds instead of half a minute each.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.chaos.drive", "mlflow.tracking", "mlflow.store.db.utils", "raylt.figures", "raylt.report"])
+FORK.set_forkserver_preload(["tests.chaos.drive", "mlflow.tracking", "mlflow.store.db.utils", "raylt.figures", "raylt.page"])
 
 
 def drive(folder: Path, *kill: str) -> int:

@@ -24,10 +24,10 @@ from diffusers import DDPMPipeline
 from raylt import cli
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
+from raylt.document import LOCK_FILE, SPEC_FILE
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
 from raylt.metrics.score import SAMPLES
-from raylt.results import LOCK_FILE, SPEC_FILE
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec
 from raylt.specfile import builtin_sweeps, dump_yaml

@@ -12,11 +12,11 @@ import pytest
 from diffusers import DDPMPipeline
 
 from raylt.diffusion.data import load_images
+from raylt.document import results
 from raylt.footprint import footprint
 from raylt.inputs import Inputs
 from raylt.lease import Lease
 from raylt.ledger import Ledger
-from raylt.results import results
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Store

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from raylt.document import LOCK_FILE, SPEC_FILE
 from raylt.errors import InputError, LeaseHeld
 from raylt.lease import Lease, read_holder
 from raylt.record import record_sweep
-from raylt.results import LOCK_FILE, SPEC_FILE
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from tests.integration.test_tracking import (

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from raylt.document import results
 from raylt.files import Files
 from raylt.ledger import Ledger
-from raylt.results import results
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Store

@@ -23,8 +23,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from raylt.document import SIMILARITY_NUMBERS
 from raylt.presets import block_of
-from raylt.results import SIMILARITY_NUMBERS
 from raylt.specfile import dump_yaml
 from raylt.ticket.file import load_ticket
 from tests import sabotage

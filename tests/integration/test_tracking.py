@@ -23,11 +23,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raylt.background import Pace
+from raylt.document import RUNS_FILE, SIMILARITY_FILE
 from raylt.errors import Fenced
 from raylt.ledger import Ledger
 from raylt.metrics.score import GRID, SAMPLES
 from raylt.plan import TrialSpec, plan
-from raylt.results import RUNS_FILE, SIMILARITY_FILE
 from raylt.runs import sweep_points
 from raylt.spec import SweepSpec
 from raylt.store import Output, Store
@@ -276,7 +276,7 @@ def test_artifacts_lie_beside_the_database(recorded: Any) -> None:
     assert (child / "ticket.safetensors").read_bytes() == b"ticket of 5"
     with Image.open(child / "samples.png") as picture:
         assert picture.width >= 256 and np.asarray(picture)[0, 0] == 5
-    files = ["pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"]
+    files = ["allocations.png", "pareto.png", "report.html", "similarity.png", "similarity_heat.png", "spec.yaml"]
     assert sorted(path.name for path in parent.iterdir()) == files
     assert (parent / "spec.yaml").read_text() == YAML
     assert not (artifacts / runs["0007-search"].info.run_id).exists()

@@ -13,6 +13,7 @@ from raylt.cli import app, common
     [
         ("status s --cluster c.yaml", "status s"),
         ("results s --json --pareto --cluster c.yaml", "results s --pareto --json"),
+        ("results s --sort loss --protocol final --cluster c.yaml", "results s --protocol final --sort loss"),
         ("logs s 17 -f --cluster c.yaml", "logs s 17 -f"),
         ("stop s --cluster c.yaml", "stop s"),
         ("retry s --failed --cluster c.yaml", "retry s --failed"),

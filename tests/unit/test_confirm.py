@@ -8,9 +8,9 @@ import random
 import pytest
 
 from raylt.confirm import FIRST_SEED, Request, finalists
+from raylt.document import is_complete, pareto_of, results
 from raylt.ledger import COMPLETE, FAIL, Ledger
 from raylt.plan import plan
-from raylt.results import is_complete, pareto_of, results
 from raylt.retry import retry_failed
 from raylt.search import dispatch
 from raylt.search.dispatch import Dispatcher, Finished, Wait

@@ -7,9 +7,9 @@ import random
 import optuna
 import pytest
 
+from raylt.document import is_complete, pareto_of
 from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
 from raylt.plan import plan
-from raylt.results import is_complete, pareto_of
 from raylt.search import dispatch
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.search.sampler import default_startup

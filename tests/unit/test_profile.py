@@ -10,9 +10,9 @@ import pytest
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
+from raylt.document import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
 from raylt.ledger import COMPLETE, Ledger
 from raylt.plan import TrialSpec, plan
-from raylt.results import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
 from raylt.search.profile import load_mask, measure
 from raylt.spec import SweepSpec
 from raylt.store import Store

@@ -18,12 +18,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from raylt.document import results
 from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_heat_png, similarity_png
+from raylt.flat import csv_text
 from raylt.ledger import Ledger
+from raylt.page import html_page
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
-from raylt.report import bytes_text, csv_text, html_page, pareto_rows, similarity_table, trials_table
-from raylt.results import results
+from raylt.report import bytes_text, pareto_rows, pareto_table, similarity_table, trials_tables
 from raylt.runs import split_sqlite, without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
@@ -89,7 +91,7 @@ def text_of(table: Table, width: int = 80) -> str:
 
 
 def test_tables_fit_80_columns_and_lose_nothing(document: dict[str, Any]) -> None:
-    text = text_of(trials_table(document))
+    text = text_of(*trials_tables(document))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text and "\x1b" not in text
     for word in (
@@ -113,16 +115,17 @@ def test_tables_fit_80_columns_and_lose_nothing(document: dict[str, Any]) -> Non
 
 def test_the_pareto_table_shows_the_front_under_the_dense_model(document: dict[str, Any]) -> None:
     assert [trial["id"] for trial in pareto_rows(document)] == [5, 4, 3]
-    text = text_of(trials_table(document, pareto_only=True))
+    text = text_of(pareto_table(document))
     assert [line.split()[0] for line in text.splitlines() if re.match(r"\s*\d+ ", line)] == ["0", "5", "4", "3"]
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_two_protocols_have_two_columns(document: dict[str, Any]) -> None:
-    document["trials"][5]["protocol"] = "final"
-    text = text_of(trials_table(document))
-    assert max(map(len, text.splitlines())) <= 80
-    assert "50000" in text and "1000" in text and "…" not in text
+def test_two_protocols_have_two_tables(document: dict[str, Any]) -> None:
+    document["trials"][5] |= {"protocol": "final", "train_steps": 400, "confirms": 3}
+    (search,), (final,) = trials_tables(document), trials_tables(document, "final")
+    assert "50000" not in text_of(search) and "50000 samples" in text_of(final)
+    ids = [re.findall(r"^ *(\d+) \S", text_of(table), re.M) for table in (search, final)]
+    assert ids == [["0", "1", "2", "3", "4", "6", "7", "8", "1234"], ["5"]]
 
 
 def test_the_similarity_table(document: dict[str, Any]) -> None:
@@ -147,7 +150,7 @@ def test_html_is_one_file_and_escapes_what_it_shows(document: dict[str, Any]) ->
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "# &lt;b&gt;&amp;" in page
     assert not re.search(r"(?:https?:)?//", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
-    assert re.findall(r'src="(.{5})', page) == ["data:"] * 3
+    assert re.findall(r'src="(.{5})', page) == ["data:"] * 4  # front, allocations, similarity twice
     assert page.count("digits-cnn features, 1000 samples") >= 1
     assert all(f"<td>{name}</td>" in page for name in BLOCKS)
 
@@ -165,11 +168,11 @@ def test_csv_round_trips(document: dict[str, Any]) -> None:
 
 
 def test_a_sweep_without_numbers_is_shown(bare: dict[str, Any]) -> None:
-    assert "running" in text_of(trials_table(bare))
+    assert "running" in text_of(*trials_tables(bare))
     assert text_of(similarity_table(bare)) and pareto_rows(bare) == []
     assert csv_text(bare).splitlines()[1].startswith("0,dense,,,0,RUNNING,search,,,")
     assert html_page(bare, "").startswith("<!doctype html>")
-    assert html_page({**bare, "trials": []}, "") and csv_text({**bare, "trials": []}) and trials_table({**bare, "trials": []})
+    assert html_page({**bare, "trials": []}, "") and csv_text({**bare, "trials": []}) and trials_tables({**bare, "trials": []})
 
 
 def test_pictures_open_and_repeat(document: dict[str, Any], bare: dict[str, Any]) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from raylt.document import failed_trials, is_complete, results
 from raylt.errors import LeaseHeld
 from raylt.lease import Lease
 from raylt.ledger import FAIL, Ledger
-from raylt.results import failed_trials, is_complete, results
 from raylt.retry import retry_failed
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml

@@ -1,0 +1,198 @@
+"""What a confirmation says, as tables: one of each number and training budget, never two protocols or budgets in one.
+
+The loss, the FID, and comparisons of controls with their tickets, of rules with the uniform one: each fits a terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from raylt.figures import shown
+from raylt.report import justify, new_table, protocol_text
+
+Record = Mapping[str, Any]
+Row = list[str]
+Written = Callable[[Record, str], str]  # a summary with its interval as text; "+" as the sign of a difference
+
+NUMBERS = {"loss": "loss", "fid": "FID"}
+HEADERS = {
+    "loss": ["rule", "density", "n", "loss", "- dense", "verdict", "FLOPs"],
+    "fid": ["rule", "density", "n", "FID", "- dense", "verdict", "KID (sd)"],
+}
+COMPARISONS = {  # key of a row: what it compares, and a note
+    "vs_ticket": ("Controls against their tickets", ""),
+    "vs_uniform": ("Rules against the uniform one, at equal density", ""),
+    "vs_uniform_at_flops": (
+        "Rules against the uniform one, at equal FLOPs",
+        "Against the uniform rule's number at those FLOPs, between two of its rounds; - where it has no round on one side.",
+    ),
+}
+NOTES = (
+    "n: seeds (broken ones). Intervals: 95 % of a mean over seeds (Student t). Differences are paired by seed.",
+    "winning: the whole interval lies below the dense model's own standard deviation from seed to seed; not winning: above it.",
+    "better, worse: the whole interval lies below 0, above 0. undecided: neither, or too few seeds.",
+    "small-dense: a whole U-Net, made smaller to the FLOPs of the ticket whose density its row has.",
+)
+
+
+def budgets(results: Record) -> list[int]:
+    """The training budgets that were confirmed, in steps, the longest first."""
+    return sorted({row["train_steps"] for row in results["confirmation"]}, reverse=True)
+
+
+def rows_at(results: Record, steps: int) -> list[Record]:
+    """The rows of one budget: dense, then tickets from dense to sparse, each followed by its controls."""
+    return [row for row in results["confirmation"] if row["train_steps"] == steps]
+
+
+def ticket_of(row: Record, rows: Sequence[Record]) -> Record:
+    """The row of the ticket that a control is compared with; itself for any other, and where that one has no row yet."""
+    keys = ("confirms", "rule", "round")
+    return next((other for other in rows if other["control"] is None and all(other[k] == row[k] for k in keys)), row)
+
+
+def density_of(row: Record, rows: Sequence[Record]) -> float | None:
+    """The density a row is about. A small dense model keeps all of its own weights: its is that of the ticket beside it."""
+    ticket = ticket_of(row, rows)
+    return None if ticket["control"] == "small-dense" else ticket["density"]
+
+
+def name_of(row: Record) -> str:
+    """The rule of a ticket, a searched one with its trial's number."""
+    rule = row["rule"] or "dense"
+    return f"{rule} {row['confirms']}" if rule == "searched" else rule
+
+
+def label_of(row: Record, rows: Sequence[Record]) -> str:
+    """A ticket's name; a control's under it, or with it where the ticket has no row of its own."""
+    if row["control"] is None:
+        return name_of(row)
+    return f"  {row['control']}" if ticket_of(row, rows) is not row else f"{name_of(row)} {row['control']}"
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def cells(name: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+    """The cells of `HEADERS[name]`."""
+    broken = f" ({row['broken']})" if name == "loss" and row["broken"] else ""
+    against = row.get("vs_dense", {}).get(name)
+    last = _flops(row, rows) if name == "loss" else _kid(row["kid"])
+    numbers = [shown(density_of(row, rows), 3), f"{row[name]['n']}{broken}", written(row[name], "")]
+    return [label_of(row, rows), *numbers, *difference(against, written), last]
+
+
+def comparison_header(key: str) -> Row:
+    other = key.removeprefix("vs_").partition("_")[0]
+    differences = [part for title in NUMBERS.values() for part in (f"{title} - {other}", "verdict")]
+    return ["rule", "density", *(["control"] if key == "vs_ticket" else []), *differences]
+
+
+def comparison_cells(key: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+    """The cells of `comparison_header`, of a row that has the comparison."""
+    names = [name_of(row), shown(density_of(row, rows), 3), *([row["control"]] if key == "vs_ticket" else [])]
+    return [*names, *(cell for name in NUMBERS for cell in difference(row[key][name], written))]
+
+
+def difference(against: Record | None, written: Written) -> Row:
+    """A paired difference and its verdict; dashes where there is nothing to compare with."""
+    return ["-", "-"] if against is None else [written(against, "+"), against["verdict"]]
+
+
+def plus_minus(summary: Record, sign: str) -> str:
+    """A mean and half its interval: as many decimals as the interval has to say; the mean alone of one seed."""
+    mean, high = summary["mean"], summary["high"]
+    if mean is None:
+        return "-"
+    if high is None:
+        return f"{mean:{sign}.4g}"
+    decimals = _decimals(high - mean)
+    return f"{mean:{sign}.{decimals}f} ± {high - mean:.{decimals}f}"
+
+
+def interval(summary: Record, sign: str) -> str:
+    """A mean and the ends of its interval: `0.0907 [0.0889, 0.0925]`."""
+    mean, low, high = (summary[key] for key in ("mean", "low", "high"))
+    if mean is None or high is None:
+        return plus_minus(summary, sign)
+    decimals = _decimals(high - mean)
+    return f"{mean:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+
+
+def _decimals(error: float) -> int:
+    """Those that show two digits of an error; one where it is so small that two would fill a terminal."""
+    two = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
+    return two if two <= 4 else min(6, max(4, two - 1))
+
+
+def _kid(summary: Record) -> str:
+    mean, sd = summary["mean"], summary["sd"]
+    if mean is None or sd is None:
+        return shown(mean, 3)
+    decimals = _decimals(sd)
+    return f"{mean:.{decimals}f} ({sd:.{decimals}f})"
+
+
+def _flops(row: Record, rows: Sequence[Record]) -> str:
+    """FLOPs as a share of the dense model's."""
+    dense = next((other["flops"] for other in rows if other["rule"] is None), None)
+    return "-" if row["flops"] is None or not dense else f"{100 * row['flops'] / dense:.1f} %"
+
+
+def margin_text(name: str, rows: Sequence[Record]) -> str:
+    """The margin of `winning`, in words; nothing where it is not known."""
+    dense = next((row for row in rows if row["rule"] is None), None)
+    sd = dense[name]["sd"] if dense else None
+    return "" if sd is None else f"The dense model's standard deviation from seed to seed: {shown(sd, 3)}."
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+class Sheet(NamedTuple):
+    """A table before it is drawn, in a terminal or on a page."""
+
+    title: str
+    note: str
+    header: Row
+    body: list[Row]
+
+
+def sheets(results: Record, steps: int, written: Written) -> list[Sheet]:
+    """Every table of one training budget: the loss, the FID, and the comparisons that have anything to compare."""
+    rows = rows_at(results, steps)
+    behind = f"FID (final): {protocol_text(results, 'final')}"
+    numbers = [
+        Sheet(title, margin_text(name, rows), HEADERS[name], [cells(name, row, rows, written) for row in rows])
+        for name, title in (("loss", "Loss"), ("fid", behind))
+    ]
+    compared = [_compared(key, rows, behind, written) for key in COMPARISONS]
+    return [*numbers, *(sheet for sheet in compared if sheet.body)]
+
+
+def _compared(key: str, rows: Sequence[Record], behind: str, written: Written) -> Sheet:
+    title, note = COMPARISONS[key]
+    body = [comparison_cells(key, row, rows, written) for row in rows if key in row]
+    return Sheet(f"{title}. {behind}", note, comparison_header(key), body)
+
+
+def confirmation_tables(results: Record) -> list[Table]:
+    """Every table, of at most 80 columns: one training budget after the other."""
+    tables = [_drawn(results, steps, sheet) for steps in budgets(results) for sheet in sheets(results, steps, plus_minus)]
+    if tables:
+        tables[-1].caption = Text("\n".join(NOTES))
+    return tables
+
+
+def _drawn(results: Record, steps: int, sheet: Sheet) -> Table:
+    table = new_table(f"{results['name']}: confirmed at {steps} training steps\n{sheet.title}", sheet.note)
+    for name in sheet.header:
+        table.add_column(Text(name), justify=justify(name), overflow="fold")
+    for row in sheet.body:
+        table.add_row(*map(Text, row))
+    return table
