@@ -112,6 +112,12 @@ def confirm(
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
         parsed, code = run_sweep(parsed, place=place, confirm=request, console=console(stderr=True))
     _print_end(parsed, code, False)
+    if (
+        code in (0, 1)
+        and request.top
+        and not any(t["pareto"] for t in find_results(parsed.name, parsed.storage.root)[2]["trials"])
+    ):
+        typer.echo("  no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls", err=True)
     raise typer.Exit(code)
 
 
