@@ -16,21 +16,8 @@ from raylt import claim
 from raylt.claim import CLAIM, Busy, Claim, read_claim
 from raylt.errors import Fenced
 from raylt.store import Output, Store
-from tests import s3
 
 KEY = {"kind": "test", "value": 1}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3.running() as running:
-        yield running
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path) -> str:
-    bucket = f"b{abs(hash(request.node.name))}"
-    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("server").root(bucket)
 
 
 @pytest.fixture

@@ -15,19 +15,6 @@ from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.plan import TrialSpec
 from raylt.store import Output, Store
-from tests import s3
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3.running() as running:
-        yield running
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path) -> str:
-    bucket = f"b{abs(hash(request.node.name))}"
-    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("server").root(bucket)
 
 
 def made(root: str, owner: str, **key) -> str:

@@ -19,14 +19,7 @@ from raylt.files import Files
 from raylt.inputs import FILE, Address, Inputs, gather, get
 from raylt.metrics.features import InceptionFeatures, load_inception
 from raylt.store import Output, Store
-from tests import s3
 from tests.unit.test_features import inception_file, inception_state  # noqa: F401  (fixtures)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3.running() as running:
-        yield running
 
 
 @pytest.fixture
