@@ -33,8 +33,7 @@ def serve_ui(uri: str, port: int) -> int:
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
     # the URI not as an argument: it may carry a password, and anyone can list arguments
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
+    _heed_signals()
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for us to pass on, quietly
     try:
         return server.wait()
@@ -42,6 +41,12 @@ def serve_ui(uri: str, port: int) -> int:
         return 130
     finally:
         end_group(server)
+
+
+def _heed_signals() -> None:
+    """SIGTERM as Ctrl-C; and both where a shell put us in the background, which starts its commands without SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _bindable(port: int) -> int:
@@ -74,6 +79,7 @@ def serve_head_ui(head: ssh.Head, port: int) -> int:
     there = urlsplit(uri or "http://127.0.0.1:5000")
     if there.scheme != "http" or there.hostname not in ("127.0.0.1", "localhost"):
         raise InputError(f"{head} records at {uri}, not with a server of its own; open that, or run `raylt ui` there")
+    _heed_signals()
     with ssh.tunnel(head, there.port or 80, port) as local_port:
         url = f"http://127.0.0.1:{local_port}"
         try:
@@ -82,7 +88,7 @@ def serve_head_ui(head: ssh.Head, port: int) -> int:
             raise EnvironmentFailure(f"MLflow does not answer on {head}, port {there.port} of its loopback: {error}") from None
         print(f"MLflow of {head} at {url} (Ctrl-C ends it)", file=sys.stderr)
         try:
-            signal.pause()
+            while True:
+                signal.pause()
         except KeyboardInterrupt:
             return 130
-    return 0

@@ -32,6 +32,7 @@ def findings_of(sweep: Sweep, whole: Sweep):
     return check(sweep, whole, sweep.folder / "mlflow.db", 0, 1, [])
 
 
+@pytest.mark.slow
 def test_a_short_run_loses_nothing(harness):
     harness.tracking.wait()
     left = SHORT

@@ -20,9 +20,8 @@ SEARCH = {"trials": 0, "pilots": 0, "baselines": ["erk"]}
 
 
 def test_a_confirmation_through_a_kill(new_sweep):
-    """One command searches and confirms; killed among the controls, `raylt sweep` ends it, and nothing is trained twice."""
-    changes = {"search": SEARCH, "confirm": CONFIRM, "metrics": {"final": FINAL}}
-    sweep, undisturbed = new_sweep(**changes), new_sweep(**changes)
+    """One command searches and confirms; killed among the controls, `raylt sweep` ends it, and little is trained twice."""
+    sweep = new_sweep(search=SEARCH, confirm=CONFIRM, metrics={"final": FINAL})
     first = sweep.start("tiny.yaml", command="confirm", plan={5: HOLD})
     flag = sabotage.held(sweep.folder, 5)
     eventually(lambda: flag.exists() or first.poll() is not None, "trial 5 is at work")
@@ -40,18 +39,11 @@ def test_a_confirmation_through_a_kill(new_sweep):
     assert [t["seed"] for t in finals] == [1000] * 4 + [1001] * 4
     assert not any(t["pareto"] for t in finals)
 
-    whole = undisturbed.end(undisturbed.start("tiny.yaml", command="confirm"))
-    assert whole.code == 0, whole.err
-    free = ("steps", "timing", "mlflow_run_id")
-    ours, theirs = (
-        [{k: v for k, v in t.items() if k not in free} for t in s.results()["trials"]] for s in (sweep, undisturbed)
-    )
-    assert ours == theirs
-    assert document["confirmation"] == undisturbed.results()["confirmation"]
     rows = [(row["rule"], row["control"], row["round"]) for row in document["confirmation"]]
     assert rows == [(None, None, 0), ("erk", None, 1), ("erk", None, 2), ("erk", "shuffled", 2), ("erk", "small-dense", 2)]
     assert all(row["seeds"] == [1000, 1001] for row in document["confirmation"])
-    assert (sweep.steps() - undisturbed.steps()).total() <= 4 * 2  # a checkpoint interval of each worker, again
+    again = sweep.steps().total() - document["steps"]["trained"]
+    assert again <= 4 * 2  # a checkpoint interval of each worker
 
     # recorded as any other trial, under the protocol it was scored with
     record = sweep.record()
@@ -60,13 +52,10 @@ def test_a_confirmation_through_a_kill(new_sweep):
     assert (tags["raylt.protocol"], tags["raylt.control"]) == ("final", "shuffled")
     assert (tags["fid.sampler"], tags["fid.samples"]) == ("dpm++", "60")
 
-    # nothing is left to do; more seeds extend it, without the plan in the spec
+    # nothing is left to do: by its name, without the plan in the spec, it starts nothing
     before = sweep.files("sweeps/*/trials/*/*.json")
     assert sweep.end(sweep.start(NAME, command="confirm")).code == 0
     assert sweep.files("sweeps/*/trials/*/*.json") == before
-    assert sweep.end(sweep.start(NAME, "--seeds", "3", command="confirm")).code == 0
-    assert [t["seed"] for t in sweep.results()["trials"][10:]] == [1002] * 4
-    assert sweep.files("sweeps/*/trials/*/*.json").items() > before.items()
 
     # a control can be taken out of the store like any ticket
     sweep.read("export", NAME, "5", str(sweep.folder / "out"))
