@@ -46,8 +46,17 @@ def results_of(name: str, root: str) -> dict[str, Any]:
     lock = ledger.read("spec.lock.json") or {}
     numbers = ("name", "digest", "state", "protocols", "counts", "steps", "similarity", "confirmation", "objectives")
     slim = {key: document[key] for key in numbers}
+    spec, order = stored_spec(store, name), list(document["similarity"])
     dense = next(trial["flops_dense"] for trial in document["trials"] if trial["kind"] == "dense")
-    return {**slim, "flops_dense": dense, "versions": lock.get("versions"), "device": lock.get("device"), "trials": []}
+    slim["similarity"] = {block: document["similarity"][block] for block in sorted(order, key=spec.blocks.index)}
+    return {
+        **slim,
+        "flops_dense": dense,
+        "final_density": spec.ticket.final_density,
+        "versions": lock.get("versions"),
+        "device": lock.get("device"),
+        "trials": [],
+    }
 
 
 def draw(document: Row, folder: Path) -> None:
@@ -85,6 +94,7 @@ def section(document: Row) -> Iterable[str]:
         yield from uniform_table(mine)
     yield f"![Loss and FID against density](results/{document['name']}-confirmation.png)"
     yield ""
+    yield from similarity_table(document)
 
 
 def tickets_table(rows: Sequence[Row], flops_dense: float) -> Iterable[str]:
@@ -144,12 +154,30 @@ def uniform_table(rows: Sequence[Row]) -> Iterable[str]:
     yield ""
 
 
+def similarity_table(document: Row) -> Iterable[str]:
+    blocks = {block: found for block, found in document["similarity"].items() if found["kappa"] is not None}
+    if not blocks:
+        return
+    pairs = max(found["pairs"] for found in blocks.values())
+    yield f"### Similarity of tickets at {share(document['final_density'])}, {pairs} pairs of pilots from one start"
+    yield ""
+    yield "| block | kappa | with the start | excess | given the start | of movement masks | z |"
+    yield "|---|---|---|---|---|---|---|"
+    for block, found in blocks.items():
+        low = f" ({found['kappa_low']:.2f} to {found['kappa_high']:.2f})" if found["kappa_low"] is not None else ""
+        rest = (found[key] for key in ("kappa_start", "excess", "kappa_partial", "kappa_movement"))
+        yield f"| {block} | {found['kappa']:.2f}{low} | {' | '.join(f'{x:.2f}' for x in rest)} | {found['z']:.0f} |"
+    yield ""
+    yield f"![Similarity by block](results/{document['name']}-similarity.png)"
+    yield ""
+
+
 def interval(found: Row, digits: int = 4, sign: bool = False) -> str:
     """mean +- half the width of its interval."""
     if found["mean"] is None:
         return "-"
     mean = f"{found['mean']:{'+' if sign else ''}.{digits}f}"
-    return mean if found["low"] is None else f"{mean} ± {found['high'] - found['mean']:.{digits}f}"
+    return f"{mean} (1 seed)" if found["low"] is None else f"{mean} ± {found['high'] - found['mean']:.{digits}f}"
 
 
 def share(value: float) -> str:
