@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from raylt.figures import shown
 from raylt.report import justify, new_table, protocol_text
+from raylt.wording import shown
 
 Record = Mapping[str, Any]
 Row = list[str]
@@ -50,29 +50,18 @@ def rows_at(results: Record, steps: int) -> list[Record]:
     return [row for row in results["confirmation"] if row["train_steps"] == steps]
 
 
-def ticket_of(row: Record, rows: Sequence[Record]) -> Record:
-    """The row of the ticket that a control is compared with; itself for any other, and where that one has no row yet."""
-    keys = ("confirms", "rule", "round")
-    return next((other for other in rows if other["control"] is None and all(other[k] == row[k] for k in keys)), row)
-
-
-def density_of(row: Record, rows: Sequence[Record]) -> float | None:
-    """The density a row is about. A small dense model keeps all of its own weights: its is that of the ticket beside it."""
-    ticket = ticket_of(row, rows)
-    return None if ticket["control"] == "small-dense" else ticket["density"]
-
-
 def name_of(row: Record) -> str:
     """The rule of a ticket, a searched one with its trial's number."""
     rule = row["rule"] or "dense"
     return f"{rule} {row['confirms']}" if rule == "searched" else rule
 
 
-def label_of(row: Record, rows: Sequence[Record]) -> str:
+def label_of(row: Record) -> str:
     """A ticket's name; a control's under it, or with it where the ticket has no row of its own."""
     if row["control"] is None:
         return name_of(row)
-    return f"  {row['control']}" if ticket_of(row, rows) is not row else f"{name_of(row)} {row['control']}"
+    has_ticket = row["vs_ticket"]["loss"]["n"] > 0
+    return f"  {row['control']}" if has_ticket else f"{name_of(row)} {row['control']}"
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
@@ -83,8 +72,8 @@ def cells(name: str, row: Record, rows: Sequence[Record], written: Written) -> R
     broken = f" ({row['broken']})" if name == "loss" and row["broken"] else ""
     against = row.get("vs_dense", {}).get(name)
     last = _flops(row, rows) if name == "loss" else _kid(row["kid"])
-    numbers = [shown(density_of(row, rows), 3), f"{row[name]['n']}{broken}", written(row[name], "")]
-    return [label_of(row, rows), *numbers, *difference(against, written), last]
+    numbers = [shown(row["density"], 3), f"{row[name]['n']}{broken}", written(row[name], "")]
+    return [label_of(row), *numbers, *difference(against, written), last]
 
 
 def comparison_header(key: str) -> Row:
@@ -93,9 +82,9 @@ def comparison_header(key: str) -> Row:
     return ["rule", "density", *(["control"] if key == "vs_ticket" else []), *differences]
 
 
-def comparison_cells(key: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+def comparison_cells(key: str, row: Record, written: Written) -> Row:
     """The cells of `comparison_header`, of a row that has the comparison."""
-    names = [name_of(row), shown(density_of(row, rows), 3), *([row["control"]] if key == "vs_ticket" else [])]
+    names = [name_of(row), shown(row["density"], 3), *([row["control"]] if key == "vs_ticket" else [])]
     return [*names, *(cell for name in NUMBERS for cell in difference(row[key][name], written))]
 
 
@@ -177,7 +166,7 @@ def sheets(results: Record, steps: int, written: Written) -> list[Sheet]:
 
 def _compared(key: str, rows: Sequence[Record], behind: str, written: Written) -> Sheet:
     title, note = COMPARISONS[key]
-    body = [comparison_cells(key, row, rows, written) for row in rows if key in row]
+    body = [comparison_cells(key, row, written) for row in rows if key in row]
     return Sheet(f"{title}. {behind}", note, comparison_header(key), body)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from raylt.wording import axis_label, in_forward_order, shown, trial_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,12 +35,6 @@ _KAPPAS = {  # the bars of similarity.png
     "kappa_movement": ("kappa_movement: two masks of what moved most", "tab:orange"),
 }
 _HEAT_ROWS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_movement")
-_LABELS = {
-    "loss": "held-out loss",
-    "flops": "FLOPs of one forward pass",
-    "ticket_bytes": "ticket size in bytes",
-    "density": "overall density",
-}
 
 
 def samples_png(images_NCHW: Any) -> bytes:
@@ -160,10 +156,7 @@ def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
     if blocks:
         values = np.array([_values(similarity, blocks, name) for name in _HEAT_ROWS])
         axes.set_facecolor("0.92")  # shows where there is no number
-        picture = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            text, color = ("-", "0.4") if math.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.6 else "black")
-            axes.text(column, row, text, ha="center", va="center", fontsize="small", color=color)
+        picture = heat_map(axes, values, "{:.2f}".format, cmap="RdBu_r", vmin=-1, vmax=1)
         figure.colorbar(picture, ax=axes, label="0: chance, 1: equal", pad=0.02)
     axes.set_yticks(range(len(_HEAT_ROWS)), _HEAT_ROWS, fontsize="small")
     _name_blocks(axes, blocks)
@@ -174,35 +167,6 @@ def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
 def _pairs(similarity: Mapping[str, Mapping[str, Any]]) -> str:
     pairs = max((numbers.get("pairs") or 0 for numbers in similarity.values()), default=0)
     return f"{pairs} pair{'' if pairs == 1 else 's'} of pilots"
-
-
-def trial_name(record: Mapping[str, Any]) -> str:
-    """The name a trial has everywhere: `0017-search`."""
-    return f"{record['id']:04d}-{record['kind']}"
-
-
-def axis_label(name: str, results: Mapping[str, Any], protocol: str = "search") -> str:
-    """An objective in words. FID and KID mean nothing without the features and samples behind them."""
-    if name in ("fid", "kid"):
-        behind = results["protocols"][protocol]
-        return f"{name.upper()} ({behind['features']} features, {behind['samples']} samples)"
-    return _LABELS.get(name, "trial" if name == "id" else name)
-
-
-def in_forward_order(blocks: Iterable[str]) -> list[str]:
-    """Block names in the order of the forward pass; JSON keeps them in the order of the alphabet."""
-    order = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
-
-    def place(block: str) -> tuple[int, int, str]:
-        part, _, index = block.partition(".")
-        return order.index(part) if part in order else len(order), int(index) if index.isdigit() else 0, block
-
-    return sorted(blocks, key=place)
-
-
-def shown(value: float | None, digits: int = 4) -> str:
-    """A number for people; `-` where there is none."""
-    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _figure(width: float, height: float = 4.2) -> tuple[Figure, Axes]:
@@ -218,6 +182,17 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, dpi: int
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def heat_map(axes: Axes, values: NDArray[np.float64], text: Callable[[float], str], **look: Any) -> Any:
+    """Cells in the colours of `look`, each with its number in black or white, whichever can be read; `-` without one."""
+    picture: Any = axes.imshow(values, aspect="auto", **look)
+    for (row, column), value in np.ndenumerate(values):
+        red, green, blue, _ = (1, 1, 1, 1) if math.isnan(value) else picture.cmap(picture.norm(value))
+        color = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+        cell = "-" if math.isnan(value) else text(float(value))
+        axes.text(column, row, cell, ha="center", va="center", color=color, fontsize="small")
+    return picture
 
 
 def png_of(figure: Figure) -> bytes:

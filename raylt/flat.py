@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raylt.figures import in_forward_order
+from raylt.wording import in_forward_order
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure
@@ -33,7 +33,7 @@ def sample_grids(ledger: Ledger, results: Record) -> list[list[Grid]]:
     final = [trials for protocol, _, trials in comparable(results) if protocol == "final"]
     groups = [_of_first_seed(trials) for trials in final] or [_of_the_search(results)]
     return [
-        [Grid(trial, _density(trial, group), _grid_png(ledger, trial["id"])) for trial in group[:MOST]]
+        [Grid(trial, _density(trial, results), _grid_png(ledger, trial["id"])) for trial in group[:MOST]]
         for group in groups
         if group
     ]
@@ -51,14 +51,14 @@ def _of_the_search(results: Record) -> list[Record]:
     return [*dense, *pareto_rows(results)]
 
 
-def _density(trial: Record, group: Sequence[Record]) -> float | None:
-    """A trial's own; of a small dense model, that of the round of the ticket it was made small for."""
-    if trial["control"] != "small-dense":
-        density: float | None = trial["density"]
-        return density
-    tickets = [other for other in group if other["confirms"] == trial["confirms"] and other["control"] is None]
-    last = trial["rounds"][-1]["round"]
-    return next((r["density"] for ticket in tickets for r in ticket["rounds"] if r["round"] == last), None)
+def _density(trial: Record, results: Record) -> float | None:
+    """Of a confirming trial, what its row of the confirmation is about; of the search's, its own."""
+    if trial["protocol"] == "search":
+        own: float | None = trial["density"]
+        return own
+    keys = ("train_steps", "confirms", "control")
+    rows = (row for row in results["confirmation"] if all(row[key] == trial[key] for key in keys))
+    return next((row["density"] for row in rows if row["round"] == trial["rounds"][-1]["round"]), None)
 
 
 def _grid_png(ledger: Ledger, number: int) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raylt.confirmtable import NOTES, NUMBERS, budgets, interval, sheets
 from raylt.document import LOCK_FILE
-from raylt.figures import pareto_png, shown, similarity_heat_png, similarity_png, trial_name
+from raylt.figures import pareto_png, similarity_heat_png, similarity_png
 from raylt.grids import Grid, sample_grids
 from raylt.ledger import Ledger
 from raylt.pagestyle import STYLE
@@ -29,6 +29,7 @@ from raylt.report import (
     used_protocols,
     weight,
 )
+from raylt.wording import shown, trial_name
 
 Record = Mapping[str, Any]
 Row = list[str]

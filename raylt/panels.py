@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raylt.confirmtable import budgets, density_of, name_of, rows_at
-from raylt.figures import axis_label, in_forward_order, new_figure, png_of, shown, trial_name
+from raylt.confirmtable import budgets, name_of, rows_at
+from raylt.figures import heat_map, new_figure, png_of
+from raylt.wording import axis_label, in_forward_order, shown, trial_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,19 +58,19 @@ def _colors(rows: Sequence[Record]) -> dict[str, str]:
 
 def _draw(axes: Axes, name: str, rows: Sequence[Record], colors: Mapping[str, str]) -> None:
     """One number of one budget against density."""
-    known = [row for row in rows if row[name]["mean"] is not None and density_of(row, rows)]
+    known = [row for row in rows if row[name]["mean"] is not None and row["density"] is not None]
     series = list(dict.fromkeys((name_of(row), row["control"]) for row in known if row["rule"]))
     dodge = min(DODGE, WIDEST ** (1 / max(1, len(series))))
     for index, (ticket, control) in enumerate(series):
         mine = [row for row in known if row["rule"] and (name_of(row), row["control"]) == (ticket, control)]
         shift = dodge ** (index - (len(series) - 1) / 2)
-        _draw_series(axes, name, mine, [shift * (density_of(row, rows) or 1) for row in mine], colors[ticket], control)
+        _draw_series(axes, name, mine, [shift * row["density"] for row in mine], colors[ticket], control)
     for dense in (row for row in known if row["rule"] is None):
         axes.axhline(dense[name]["mean"], color="black", linewidth=1, zorder=1)
         if dense[name]["sd"] is not None:
             low, high = (dense[name]["mean"] + sign * dense[name]["sd"] for sign in (-1, 1))
             axes.axhspan(low, high, color="black", alpha=0.12, linewidth=0, zorder=0)
-    _scale(axes, name, known, rows)
+    _scale(axes, name, known)
 
 
 def _draw_series(axes: Axes, name: str, rows: Sequence[Record], x: Sequence[float], color: str, control: str | None) -> None:
@@ -83,10 +84,10 @@ def _draw_series(axes: Axes, name: str, rows: Sequence[Record], x: Sequence[floa
     axes.scatter(x, means, s=26, marker=marker, facecolors=faces, edgecolors=color, zorder=3)
 
 
-def _scale(axes: Axes, name: str, known: Sequence[Record], rows: Sequence[Record]) -> None:
+def _scale(axes: Axes, name: str, known: Sequence[Record]) -> None:
     """Axes that show every mean; the interval of a few seeds may be cut off, lest it press all else into a line."""
     axes.grid(alpha=0.25)
-    densities = sorted({density for row in known if row["rule"] and (density := density_of(row, rows))}, reverse=True)
+    densities = sorted({row["density"] for row in known if row["rule"]}, reverse=True)
     if not densities:
         axes.text(0.5, 0.5, "no number yet", ha="center", transform=axes.transAxes)
         return
@@ -124,6 +125,8 @@ def _legend(figure: Figure, colors: Mapping[str, str], controls: set[str | None]
 
 def allocations_png(results: Record) -> bytes:
     """Density of every block (columns) under baselines and the Pareto front (rows, best first) in one heat map."""
+    from matplotlib.colors import LogNorm
+
     trials = allocated(results)
     blocks = in_forward_order({block for trial in trials for block in trial["densities"]})
     figure, axes = new_figure(1, 1, width=max(6.0, 0.8 * len(blocks) + 4.0), height=1.8 + 0.32 * max(2, len(trials)), dpi=DPI)
@@ -131,7 +134,8 @@ def allocations_png(results: Record) -> bytes:
     heat.set_title(f"{results['name']}: density of each block, by allocation (* on the Pareto front)", fontsize="medium")
     if trials:
         values = np.array([[trial["densities"].get(block, np.nan) for block in blocks] for trial in trials], dtype=float)
-        _heat_map(heat, values)
+        lowest = min(values[values > 0], default=0.1)  # black holes are empty
+        heat_map(heat, values, lambda density: shown(density, 2), cmap="viridis", norm=LogNorm(min(lowest, 0.5), 1.0))
         heat.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
         heat.set_yticks(range(len(trials)), [_allocation_label(trial) for trial in trials], fontsize="small")
     else:
@@ -151,16 +155,3 @@ def allocated(results: Record) -> list[Record]:
 def _allocation_label(trial: Record) -> str:
     star = " *" if trial["pareto"] else ""
     return f"{trial_name(trial)} ({trial['rule']}), overall {shown(trial['density'], 3)}{star}"
-
-
-def _heat_map(axes: Axes, values: Any) -> None:
-    """Cells coloured by the logarithm of their density, each with its number."""
-    from matplotlib.colors import LogNorm
-
-    lowest = np.nanmin(np.where(values > 0, values, np.nan)) if (values > 0).any() else 0.1
-    picture = axes.imshow(values, cmap="viridis", norm=LogNorm(min(lowest, 0.5), 1.0), aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            red, green, blue, _ = picture.cmap(picture.norm(value)) if value > 0 else (0, 0, 0, 1)
-            color = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            axes.text(column, row, shown(float(value), 2), ha="center", va="center", color=color, fontsize="small")

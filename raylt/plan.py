@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from raylt.spec import Control, SweepSpec
+from raylt.wording import Protocol
 
 Kind = Literal["dense", "pilot", "baseline", "search", "control"]
 SEARCHED = "searched"
@@ -20,7 +21,7 @@ class TrialSpec:
     kind: Kind
     rule: str | None  # None: dense
     seed: int  # of order, noise and timesteps
-    protocol: Literal["search", "final"] = "search"
+    protocol: Protocol = "search"
     control: Control | None = None
     params: Mapping[str, float] = field(default_factory=dict)  # gamma, delta/GROUP
     offsets: Mapping[str, float] = field(default_factory=dict)  # block -> what params and profile add to its logits

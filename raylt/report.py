@@ -7,19 +7,17 @@ trials of one protocol and one training budget: numbers of two do not compare, s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from raylt.errors import InputError
-from raylt.figures import in_forward_order, shown
+from raylt.wording import Protocol, SortKey, in_forward_order, shown
 
 Record = Mapping[str, Any]
 Row = list[str]
-Protocol = Literal["search", "final"]
-SortKey = Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"]
 
 _OF_A_PROTOCOL = ("loss", "fid", "kid")  # the others are properties of a ticket, however it is scored
 _UNITS = ("B", "kB", "MB", "GB")

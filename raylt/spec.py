@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raylt.presets import PRESETS, block_names, block_of
+from raylt.wording import Protocol
 
 SCHEMA = 1
 
@@ -218,7 +219,7 @@ class SweepSpec(_Model):
         """Group -> its blocks, without those kept dense. Default: down, mid (with the time embedding), up, ends."""
         return resolve_groups(self)
 
-    def protocol(self, name: Literal["search", "final"]) -> ProtocolSpec:
+    def protocol(self, name: Protocol) -> ProtocolSpec:
         """A metrics protocol with its features named."""
         protocol: ProtocolSpec = getattr(self.metrics, name)
         default: FeaturesName = "digits-cnn" if self.data.name == "digits" else "inception"

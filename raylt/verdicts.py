@@ -17,8 +17,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raylt.intervals import student_t
+
 Record = Mapping[str, Any]
-CONFIDENCE = 0.95
 JUDGED = ("loss", "fid")  # lower is better
 _SHOWN = (*JUDGED, "kid")
 
@@ -58,12 +59,14 @@ def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
     mine = rows[key]
     dense = next((rounds for other, rounds in rows.items() if other[0] == steps and other[2] is None), {})
     row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}
-    row |= {name: _mean_of(r[name] for r in mine.values()) for name in ("density", "flops")}
+    ticket = rows.get((steps, confirms, rule, None, index), {})
+    # a smaller dense net keeps all weights of its own: what it is about is the density of its ticket
+    row["density"] = _mean_of(r["density"] for r in (ticket if control == "small-dense" else mine).values())
+    row["flops"] = _mean_of(r["flops"] for r in mine.values())
     row |= {name: summary([r[name] for r in mine.values() if r[name] is not None]) for name in _SHOWN}
     if rule is not None:
         row["vs_dense"] = {name: _against_dense(name, mine, dense) for name in JUDGED}
     if control is not None:
-        ticket = rows.get((steps, confirms, rule, None, index), {})
         row["vs_ticket"] = {name: _against(name, mine, ticket) for name in JUDGED}
     elif rule not in (None, "uniform"):
         curves = {seed: rounds for (budget, seed), rounds in uniform.items() if budget == steps}
@@ -93,14 +96,8 @@ def summary(values: Sequence[float]) -> dict[str, float | int | None]:
     if n < 2:
         return {"n": n, "mean": values[0] if n else None, "sd": None, "low": None, "high": None}
     mean, sd = statistics.fmean(values), statistics.stdev(values)
-    half = _student_t(n - 1) * sd / math.sqrt(n)
+    half = student_t(n - 1) * sd / math.sqrt(n)
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
-
-
-def _student_t(degrees: int) -> float:
-    from scipy.stats import t  # here: it takes half a second to import
-
-    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
 
 
 def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, float | int | None]:

@@ -15,8 +15,8 @@ from raylt.lookup import name_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raylt.report import Protocol, SortKey
     from raylt.ssh import Head
+    from raylt.wording import Protocol, SortKey
 
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",

@@ -7,14 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import (
-    ClusterOption,
-    LocalOption,
-    NameArgument,
-    RootOption,
-    app,
-    ask_head,
-)
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, find_sweep
 

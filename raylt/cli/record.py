@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import (
-    ClusterOption,
-    LocalOption,
-    RootOption,
-    app,
-    ask_head,
-)
+from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head
 from raylt.errors import LeaseHeld
 from raylt.lookup import find_sweep
 

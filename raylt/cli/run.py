@@ -29,12 +29,23 @@ if TYPE_CHECKING:
     from raylt.jobs import Sent
     from raylt.spec import SweepSpec
     from raylt.ssh import Head
+    from raylt.where import Place
 
 
 AddressOption = Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")]
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="On a cluster reached over SSH: send the sweep, and leave it to itself.")
 ]
+
+
+def _place(local: bool, address: str | None, cluster: str | None, detach: bool) -> Place:
+    """Where to run. Raises `InputError` where the options contradict each other or the place."""
+    from raylt.where import decide
+
+    place = decide(local=local, address=address, cluster=cluster)
+    if detach and place.head is None:
+        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+    return place
 
 
 @app.command()
@@ -53,12 +64,8 @@ def sweep(
     It runs where --local, --address or --cluster says; else at RAY_ADDRESS; else on the cluster whose head this machine is;
     else on the cluster of ./cluster.yaml, if `ray up` has started it from here; else on this machine.
     """
-    from raylt.where import decide
-
     parsed = load(spec, set_)
-    place = decide(local=local, address=address, cluster=cluster)
-    if detach and place.head is None:
-        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+    place = _place(local, address, cluster, detach)
     if place.head is not None:
         typer.echo(str(place), err=True)
         raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach))
@@ -93,11 +100,7 @@ def confirm(
 
     The same command again resumes it; more seeds extend it. A sweep that has not ended is run to its end first.
     """
-    from raylt.where import decide
-
-    place = decide(local=local, address=address, cluster=cluster)
-    if detach and place.head is None:
-        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+    place = _place(local, address, cluster, detach)
     if place.head is not None and root is not None:
         raise InputError("--root is for this machine: on a cluster reached over SSH, the head's environment names the store")
     if place.head is not None:
@@ -112,12 +115,6 @@ def confirm(
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
         parsed, code = run_sweep(parsed, place=place, confirm=request, console=console(stderr=True))
     _print_end(parsed, code, False)
-    if (
-        code in (0, 1)
-        and request.top
-        and not any(t["pareto"] for t in find_results(parsed.name, parsed.storage.root)[2]["trials"])
-    ):
-        typer.echo("  no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls", err=True)
     raise typer.Exit(code)
 
 
@@ -139,14 +136,17 @@ def _confirm_on(head: Head, name: str, overrides: list[str] | None, *, top: int 
 
 def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
     """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take."""
-    from raylt.ledger import sweep_names
+    from raylt.document import stored_spec
+    from raylt.ledger import existing, sweep_names
+    from raylt.spec import StorageSpec
     from raylt.specfile import builtin_sweeps, dump_yaml, parse_spec
 
     store, begun = find_sweep(name, root)
     if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
-        return load(name, [*(overrides or []), *([f"storage.root={json.dumps(root)}"] if root else [])])
-    spec, ledger, _ = find_results(name, root)
-    return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(ledger.store.root)}"])
+        parsed = load(name, overrides)
+        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=root)})
+    spec = stored_spec(existing(store, begun).store, begun)
+    return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(store.root)}"])
 
 
 def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool) -> int:
@@ -223,6 +223,8 @@ def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
         return  # stopped before the sweep had begun: there is nothing to show
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
+    elif document["confirmation"]:
+        typer.echo("no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls")
     print_confirmation(document)
     from raylt.runs import tracking_uri, without_secrets
 

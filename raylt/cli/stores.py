@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import (
-    ClusterOption,
-    LocalOption,
-    NameArgument,
-    RootOption,
-    app,
-    ask_head,
-    console,
-)
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console
 from raylt.errors import LeaseHeld
 from raylt.lookup import find_sweep
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from raylt.cli.common import (
 )
 from raylt.errors import InputError
 from raylt.lookup import find_results, name_of
+from raylt.wording import Protocol, SortKey
 
 if TYPE_CHECKING:
     from raylt.ssh import Head
@@ -63,10 +64,10 @@ def results(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
     protocol: Annotated[
-        Literal["search", "final"] | None, typer.Option(help="The trials of the search, or those that confirm it, alone.")
+        Protocol | None, typer.Option(help="The trials of the search, or those that confirm it, alone.")
     ] = None,
     sort: Annotated[
-        Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"] | None,
+        SortKey | None,
         typer.Option(help="The smallest first; never across protocols or training budgets."),
     ] = None,
 ) -> None:

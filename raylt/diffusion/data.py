@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ MIN_IMAGES = 20  # of a folder: two of them are held out
 HELD_OUT_EVERY = 10
 DIGITS_TEST = 360  # of the 1797 digits of scikit-learn
 MAX_PROBLEMS = 10  # unreadable images named at once
+# What torchvision raises for files that are missing, cut off or not to be had; anything else is a fault of ours.
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, AssertionError, TypeError, LookupError, zlib.error)
 
 # data set -> (class in torchvision.datasets, where it keeps its files under data.root)
 _TORCHVISION = {
@@ -132,11 +135,11 @@ def _load_torchvision(data: DataSpec) -> ImageSet:
     try:
         try:
             return _read_torchvision(data.name, root, download=False)
-        except Exception:
+        except _UNREADABLE:
             # Another process on this machine may be downloading it just now: wait for it, then look again.
             with _download_lock(root, data.name):
                 return _read_torchvision(data.name, root, download=True)
-    except Exception as error:
+    except _UNREADABLE as error:
         raise SpecError([_missing(data.name, root, error)]) from error
 
 

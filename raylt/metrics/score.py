@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.find import Round, data_key
+from raylt.wording import Protocol
 
 BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
 KID_REFERENCES = 10_000  # real features kept for KID
@@ -49,7 +50,7 @@ class Scorer:
     """Scores the rounds of one sweep's trials under one protocol; keeps features and reference between them."""
 
     def __init__(
-        self, spec: SweepSpec, compute: Compute, images: ImageSet, protocol: Literal["search", "final"],
+        self, spec: SweepSpec, compute: Compute, images: ImageSet, protocol: Protocol,
         inception: NamedTensors | None = None,
     ) -> None:  # fmt: skip
         """`inception`: its weights, where its features are used; None: those of this machine."""

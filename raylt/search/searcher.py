@@ -9,11 +9,11 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from raylt import nodes
@@ -118,7 +118,7 @@ class WorkerDeaths(_Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.searcher.live:
             return
-        number, error = self.searcher.live[trial.trial_id].id, _error_of(trial)
+        number, error = self.searcher.live[trial.trial_id].id, _errors.pop(trial.trial_id, None)
         is_lost = nodes.left_with_its_node(error)
         counter, bound, what = (
             (self.losses, MAX_LOSSES, "its node was lost") if is_lost else (self.deaths, MAX_DEATHS, "the worker died")
@@ -141,10 +141,21 @@ def _why(error: BaseException | None) -> str:
     return cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
 
 
-def _error_of(trial: Any) -> BaseException | None:
-    """What Tune's trial failed with. Tune reads it from its storage alone, where its own file of it arrives later."""
-    path = trial.pickled_error_file
-    return cloudpickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
+_errors: dict[str, BaseException] = {}  # Tune's trial -> what it failed with, until its callback takes it
+_handle_error = Trial.handle_error
+
+
+def _keep_error(trial: Any, exc: BaseException | None = None) -> None:
+    """In place of `Trial.handle_error`, whose callbacks are not told the error.
+
+    Tune leaves it in a pickle below Ray's temporary folder, which others on the machine may write to.
+    """
+    if exc is not None:
+        _errors[trial.trial_id] = exc
+    _handle_error(trial, exc)
+
+
+Trial.handle_error = _keep_error
 
 
 class StopEarly(_Unsaved, tune.Stopper):

@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
 from raylt.diffusion.model import Layer
+from raylt.intervals import student_t
 from raylt.tensors import NamedTensors
 from raylt.ticket.mask import Mask
 from raylt.ticket.similarity import (
@@ -22,8 +21,6 @@ from raylt.ticket.similarity import (
     pooled,
     refuse_nested,
 )
-
-CONFIDENCE = 0.95
 
 Numbers = dict[str, float | int | None]
 
@@ -106,5 +103,5 @@ def jackknife_interval(values: Mapping[Pair, float | None], num_tickets: int) ->
     without = [mean(value for pair, value in known.items() if left_out not in pair) for left_out in range(num_tickets)]
     squares = sum((value - middle) ** 2 for value in without if value is not None)
     error = math.sqrt((num_tickets - 1) / num_tickets * squares)
-    reach = float(stdtrit(num_tickets - 1, (1 + CONFIDENCE) / 2)) * error
+    reach = student_t(num_tickets - 1) * error
     return middle - reach, middle + reach

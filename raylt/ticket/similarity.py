@@ -125,29 +125,6 @@ def compare(a: Mask, b: Mask, layers: Iterable[Layer]) -> Overlaps:
     return {layer.name: layer_overlap(a, b, layer.name) for layer in layers}
 
 
-def pooled_kappa(a: Mask, b: Mask, layers: Sequence[Layer]) -> float | None:
-    """kappa of two tickets over several layers: sum(o - e) / sum(min(k1, k2) - e). Raises `NestedMasks`."""
-    refuse_nested([a, b])
-    return pooled(compare(a, b, layers), layers).kappa
-
-
-def kappa_between(tickets: Sequence[Mask], layers: Sequence[Layer]) -> float | None:
-    """Mean pooled kappa over all pairs of independent tickets; None without a pair or without anything pruned.
-
-    Raises `NestedMasks`.
-    """
-    refuse_nested(tickets)
-    return mean(pooled(compare(a, b, layers), layers).kappa for a, b in itertools.combinations(tickets, 2))
-
-
-def kappa_with_start(tickets: Sequence[Mask], start: NamedTensors, layers: Sequence[Layer]) -> float | None:
-    """Mean pooled kappa between each ticket and the top-k of |rewind weights| at the same counts per layer.
-
-    What two tickets share beyond this, training found; the rest they inherit from their common start.
-    """
-    return mean(pooled(compare(ticket, inherited(ticket, start, layers), layers), layers).kappa for ticket in tickets)
-
-
 def inherited(ticket: Mask, start: NamedTensors, layers: Sequence[Layer]) -> Mask:
     """The top-k of |rewind weights|, k being what the ticket keeps of each layer."""
     counts = {layer.name: ticket.counts[layer.name][0] for layer in layers}

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class SynapticFlow:
         return {name: w.detach() * gradient for name, w, gradient in zip(names, wanted, flow, strict=True)}
 
 
-def linearise(model: nn.Module) -> None:
+def linearise(model: UNet2DModel) -> None:
     """Make a U-Net in place the network that R is read from; its weights are still to be set."""
     for module in model.modules():
         for name, child in module.named_children():
@@ -64,7 +65,7 @@ def linearise(model: nn.Module) -> None:
             module.bias.data.zero_()
         if isinstance(module, Attention):
             module.set_processor(_SumOfProjections())
-    model.time_proj = _Ones(model.time_embedding.linear_1.in_features)  # type: ignore[union-attr, arg-type]
+    model.time_proj = _Ones(model.time_embedding.linear_1.in_features)
 
 
 class _Ones(nn.Module):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 
 from raylt.confirm import FIRST_SEED, Request, finalists
 from raylt.document import is_complete, pareto_of, results
-from raylt.ledger import COMPLETE, FAIL, Ledger
+from raylt.ledger import COMPLETE, FAIL
 from raylt.plan import plan
 from raylt.retry import retry_failed
 from raylt.search import dispatch
-from raylt.search.dispatch import Dispatcher, Finished, Wait
-from raylt.search.sampler import default_startup
 from raylt.specfile import dump_yaml
 from raylt.store import Store
+from tests.unit.driving import asked, drive
 
 REQUEST = Request(top=2, seeds=2)
 CONFIRM = {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rounds": [1, 2]}
@@ -33,39 +31,19 @@ def outcome(trial):
     return {"state": COMPLETE, "cause": None, **shown, "broken": False, "rounds": [], "timing": None, "steps": None}
 
 
-def drive(spec, root, request=None, crash_after=None, order_seed=0, results=outcome):
-    """Up to `concurrency` trials at a time that end in random order; None where the driver dies first."""
-    ledger = Ledger(Store(str(root)), spec.name, lambda: None)
-    dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: None, request)
-    draw, live, ended = random.Random(order_seed), {}, 0
-    while True:
-        while len(live) < spec.search.concurrency:
-            chosen = dispatcher.next_trial(live)
-            if isinstance(chosen, (Wait, Finished)):
-                break
-            assert chosen.id not in live
-            live[chosen.id] = chosen
-        if not live:
-            assert isinstance(chosen, Finished)
-            return ledger
-        if ended == crash_after:
-            return None
-        number = draw.choice(sorted(live))
-        dispatcher.ended(number, results(live.pop(number)))
-        ended += 1
+def run(spec, root, request=None, crash_after=None, order_seed=0, results=outcome):
+    """The ledger of a sweep driven to its end; None where the driver dies first."""
+    ended = drive(spec, root, results, request=request, crash_after=crash_after, order_seed=order_seed)
+    return ended and ended[0]
 
 
 def confirming(ledger):
     return [trial for _, trial in sorted(ledger.asked.items()) if trial.is_confirmation]
 
 
-def asked(ledger):
-    return [trial.dump() for _, trial in sorted(ledger.asked.items())]
-
-
 def test_what_is_trained_anew(tiny_spec, tmp_path):
     spec = tiny_spec(confirm=CONFIRM)
-    ledger = drive(spec, tmp_path, REQUEST)
+    ledger = run(spec, tmp_path, REQUEST)
     trials, chosen = confirming(ledger), finalists(spec, ledger, 2)
     assert chosen == sorted(pareto_of(spec, ledger), reverse=True)[:2]  # the lowest losses
     assert all(ledger.asked[number].is_search for number in chosen)
@@ -93,10 +71,10 @@ def test_what_is_trained_anew(tiny_spec, tmp_path):
 @pytest.mark.parametrize("crash_after", [0, 7, 9, 12, 20, 40])
 def test_neither_crashes_nor_races_change_it(tiny_spec, tmp_path, crash_after):
     spec = tiny_spec(confirm=CONFIRM, search={"concurrency": 3})
-    undisturbed = drive(spec, tmp_path / "a", REQUEST)
-    assert drive(spec, tmp_path / "b", REQUEST, crash_after, order_seed=1) is None
+    undisturbed = run(spec, tmp_path / "a", REQUEST)
+    assert run(spec, tmp_path / "b", REQUEST, crash_after, order_seed=1) is None
     began = (tmp_path / "b" / "sweeps" / spec.name / "confirm.json").exists()
-    resumed = drive(spec, tmp_path / "b", None if began else REQUEST, order_seed=2)  # `raylt sweep` goes on with it, too
+    resumed = run(spec, tmp_path / "b", None if began else REQUEST, order_seed=2)  # `raylt sweep` goes on with it, too
     assert asked(resumed) == asked(undisturbed)
 
 
@@ -108,7 +86,7 @@ def test_tickets_wait_for_their_dense_model_and_controls_for_their_ticket(tiny_s
         order.append(trial)
         return outcome(trial)
 
-    drive(spec, tmp_path, REQUEST, results=note)
+    run(spec, tmp_path, REQUEST, results=note)
     for place, trial in enumerate(order):
         if trial.is_confirmation and trial.kind != "dense":
             wanted = ("dense", 0, None) if trial.control is None else (None, trial.confirms, None)
@@ -118,21 +96,21 @@ def test_tickets_wait_for_their_dense_model_and_controls_for_their_ticket(tiny_s
 
 def test_more_seeds_extend_it_and_the_same_request_adds_nothing(tiny_spec, tmp_path):
     spec = tiny_spec(confirm=CONFIRM)
-    first = asked(drive(spec, tmp_path, REQUEST))
-    assert asked(drive(spec, tmp_path, REQUEST)) == first
-    more = asked(drive(spec, tmp_path, Request(top=2, seeds=3)))
+    first = asked(run(spec, tmp_path, REQUEST))
+    assert asked(run(spec, tmp_path, REQUEST)) == first
+    more = asked(run(spec, tmp_path, Request(top=2, seeds=3)))
     assert more[: len(first)] == first
     assert {trial["seed"] for trial in more[len(first) :]} == {FIRST_SEED + 2}
-    fewer = asked(drive(spec, tmp_path, Request(top=1, seeds=1)))
+    fewer = asked(run(spec, tmp_path, Request(top=1, seeds=1)))
     assert fewer == more
 
 
 def test_a_longer_search_goes_on_beside_a_confirmation(tiny_spec, tmp_path):
     """More search trials get ids that nobody has, planned ones included, and a driver that dies leaves both whole."""
     spec = tiny_spec(confirm=CONFIRM)
-    assert drive(spec, tmp_path, REQUEST, crash_after=12) is None  # the confirmation is planned, and has begun
+    assert run(spec, tmp_path, REQUEST, crash_after=12) is None  # the confirmation is planned, and has begun
     longer = tiny_spec(confirm=CONFIRM, search={"trials": 5})
-    ledger = drive(longer, tmp_path)
+    ledger = run(longer, tmp_path)
     assert sum(trial.is_search for trial in ledger.asked.values()) == 5
     assert len(confirming(ledger)) == len(ledger.read("confirm.json"))
     assert is_complete(longer, ledger)
@@ -140,7 +118,7 @@ def test_a_longer_search_goes_on_beside_a_confirmation(tiny_spec, tmp_path):
 
 def test_final_numbers_never_rank(tiny_spec, tmp_path):
     spec = tiny_spec(confirm=CONFIRM)
-    ledger = drive(spec, tmp_path, REQUEST)
+    ledger = run(spec, tmp_path, REQUEST)
     front = pareto_of(spec, ledger)
     assert front and not any(ledger.asked[number].is_confirmation for number in front)
     document = json.loads(json.dumps(results(spec, ledger)))
@@ -155,7 +133,7 @@ def test_equal_tickets_are_one_finalist(tiny_spec, tmp_path):
     def same(trial):
         return {**outcome(trial), "ticket": "one mask", "loss": 0.1, "flops": 1}
 
-    ledger = drive(spec, tmp_path, REQUEST, results=same)
+    ledger = run(spec, tmp_path, REQUEST, results=same)
     assert len(finalists(spec, ledger, 5)) == 1
     assert ledger.asked[finalists(spec, ledger, 5)[0]].kind == "baseline"
 
@@ -166,7 +144,7 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     def one_fails(trial):
         return {**outcome(trial), "state": FAIL, "cause": "x"} if trial.id == 12 else outcome(trial)
 
-    ledger = drive(spec, tmp_path, REQUEST, results=one_fails)
+    ledger = run(spec, tmp_path, REQUEST, results=one_fails)
     store = Store(str(tmp_path))
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
     store.write_json(f"sweeps/{spec.name}/spec.lock.json", {})

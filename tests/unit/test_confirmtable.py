@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from raylt.cli import app
 from raylt.cli.common import print_confirmation
-from raylt.confirmtable import confirmation_tables, density_of, interval, plus_minus, rows_at
+from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
 from raylt.document import results
 from raylt.errors import InputError, RayltError
 from raylt.report import selected, trials_tables
+from raylt.verdicts import confirmation
 from tests.confirmed import begun, confirmed
 
 SPEC = {"confirm": {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rounds": [1, 2]}}
@@ -79,10 +80,10 @@ def test_a_row_says_what_the_document_says(document):
 def test_a_small_dense_model_stands_at_the_density_of_its_ticket(document):
     rows = rows_at(document, 12)
     small = [row for row in rows if row["control"] == "small-dense"]
-    assert [row["density"] for row in small] == [1.0, 1.0]
-    assert [density_of(row, rows) for row in small] == pytest.approx([0.2**0.5, 0.2])
-    alone = [row for row in rows if row["control"]]  # its ticket has not ended yet
-    assert density_of(small[0], alone) is None
+    assert [trial["density"] for trial in document["trials"] if trial["control"] == "small-dense"] == [1.0] * 6
+    assert [row["density"] for row in small] == pytest.approx([0.2**0.5, 0.2])
+    alone = confirmation([trial for trial in document["trials"] if trial["control"]])  # its ticket has not ended yet
+    assert [row["density"] for row in alone if row["control"] == "small-dense"] == [None] * 4
     assert all(text_of(table) for table in confirmation_tables({**document, "confirmation": alone}))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import optuna
 import pytest
 
@@ -16,6 +14,7 @@ from raylt.search.sampler import default_startup
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.store import Store
+from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
 
@@ -33,28 +32,7 @@ def outcome(trial):
 
 
 def run(spec, root, order_seed=0, crash_after=None, results=outcome):
-    """Drive a sweep without Ray: up to `concurrency` live trials that end in random order. Returns whether it ended."""
-    ledger = Ledger(Store(str(root)), spec.name, lambda: None)
-    dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: None)
-    draw, live, ended = random.Random(order_seed), {}, 0
-    while True:
-        while len(live) < spec.search.concurrency:
-            chosen = dispatcher.next_trial(live)
-            if isinstance(chosen, (Wait, Finished)):
-                break
-            live[chosen.id] = chosen
-        if not live:
-            assert isinstance(chosen, Finished)
-            return ledger, dispatcher
-        number = draw.choice(sorted(live))
-        if crash_after is not None and ended == crash_after:
-            return None  # the live ones were asked and never ended
-        dispatcher.ended(number, results(live.pop(number)))
-        ended += 1
-
-
-def asked(ledger):
-    return [trial.dump() for _, trial in sorted(ledger.asked.items())]
+    return drive(spec, root, results, crash_after=crash_after, order_seed=order_seed)
 
 
 @pytest.mark.parametrize("sampler", ["similarity", "tpe", "random"])

@@ -14,7 +14,8 @@ from raylt.diffusion.model import Layer
 from raylt.ticket.mask import Mask
 from raylt.ticket.pairs import Comparison, jackknife_interval
 from raylt.ticket.prune import top_k
-from raylt.ticket.similarity import NestedMasks, inherited, kappa_between, kappa_with_start
+from raylt.ticket.similarity import NestedMasks, inherited
+from tests.unit.kappas import kappa_between, kappa_with_start
 
 LAYERS = [Layer("mid_block.a", (50, 40)), Layer("mid_block.b", (30, 20, 3, 3))]
 T_975 = {2: 4.302653, 3: 3.182446, 4: 2.776445}  # Student's t, from a table

@@ -19,7 +19,8 @@ from raylt.store import Store
 from raylt.tensors import unpack
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import START, TRAINED, TicketSearch, find_ticket, rewind_point
-from raylt.ticket.similarity import NestedMasks, kappa_between, kappa_with_start, movement
+from raylt.ticket.similarity import NestedMasks, movement
+from tests.unit.kappas import kappa_between, kappa_with_start
 
 KEPT_DENSE = ("conv_in", "conv_out")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raylt.document import results
-from raylt.figures import allocation_png, in_forward_order, pareto_png, samples_png, similarity_heat_png, similarity_png
+from raylt.figures import allocation_png, pareto_png, samples_png, similarity_heat_png, similarity_png
 from raylt.flat import csv_text
 from raylt.ledger import Ledger
 from raylt.page import html_page
@@ -29,6 +29,7 @@ from raylt.report import bytes_text, pareto_rows, pareto_table, similarity_table
 from raylt.runs import split_sqlite, without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
+from raylt.wording import in_forward_order
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 KAPPAS = ["kappa", "kappa_start", "kappa_partial", "kappa_movement"]

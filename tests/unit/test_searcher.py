@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from raylt.errors import Fenced, Preempted, StoreFailure
@@ -42,8 +41,8 @@ class OneTrial:
 class Tune:
     """What Tune does when an actor is gone: it gives the trial up, and asks for another one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.dispatcher, self.asked, self.reported = folder, OneTrial(), 0, []
+    def __init__(self) -> None:
+        self.dispatcher, self.asked, self.reported = OneTrial(), 0, []
         self.searcher = LedgerSearcher(self.dispatcher, lambda trial, report: self.reported.append(report))
         self.deaths = WorkerDeaths(self.searcher)
 
@@ -52,16 +51,15 @@ class Tune:
         return self.searcher.suggest(f"t{self.asked}")
 
     def lose(self, error: BaseException) -> None:
-        path = self.folder / f"{self.asked}.pkl"
-        path.write_bytes(cloudpickle.dumps(error))
-        self.searcher.on_trial_complete(f"t{self.asked}", error=True)
-        trial = SimpleNamespace(trial_id=f"t{self.asked}", pickled_error_file=str(path))
+        trial = MagicMock(trial_id=f"t{self.asked}", local_path=None, is_restoring=False)
+        Trial.handle_error(trial, error)  # as Tune's controller does, before it asks its callbacks
+        self.searcher.on_trial_complete(trial.trial_id, error=True)
         self.deaths.on_trial_error(0, [], trial)
 
 
 @pytest.fixture
-def tune(tmp_path):
-    return Tune(tmp_path)
+def tune():
+    return Tune()
 
 
 @pytest.mark.parametrize("error", [CRASHED, NEVER_BEGAN, RayTaskError("train", "", ValueError("Tune's own"))], ids=str)
@@ -77,13 +75,11 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
     assert tune.suggest() == Searcher.FINISHED
 
 
-def test_the_cause_is_the_same_however_ray_words_a_death(tmp_path, monkeypatch):
+def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
     monkeypatch.setattr("raylt.nodes.left_with_its_node", lambda error: False)
     causes = set()
-    for number, error in enumerate([CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        tune = Tune(folder)
+    for error in [CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]:
+        tune = Tune()
         for _ in range(MAX_DEATHS):
             tune.suggest()
             tune.lose(error)

@@ -20,17 +20,15 @@ from raylt.ticket.similarity import (
     add_up,
     compare,
     inherited,
-    kappa_between,
-    kappa_with_start,
     layer_overlap,
     layer_overlap_given,
     most_moved,
     movement,
     overlap,
     pooled,
-    pooled_kappa,
     refuse_nested,
 )
+from tests.unit.kappas import kappa_between, kappa_with_start, pooled_kappa
 
 LAYERS = [Layer("mid_block.a", (50, 40)), Layer("mid_block.b", (30, 20, 3, 3))]
 

@@ -1,0 +1,45 @@
+"""Names and numbers as people read them, in tables, pictures and pages alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+Protocol = Literal["search", "final"]  # what a trial is scored under; numbers of two do not compare
+SortKey = Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"]
+
+_LABELS = {
+    "loss": "held-out loss",
+    "flops": "FLOPs of one forward pass",
+    "ticket_bytes": "ticket size in bytes",
+    "density": "overall density",
+}
+
+
+def trial_name(record: Mapping[str, Any]) -> str:
+    """The name a trial has everywhere: `0017-search`."""
+    return f"{record['id']:04d}-{record['kind']}"
+
+
+def axis_label(name: str, results: Mapping[str, Any], protocol: str = "search") -> str:
+    """An objective in words. FID and KID mean nothing without the features and samples behind them."""
+    if name in ("fid", "kid"):
+        behind = results["protocols"][protocol]
+        return f"{name.upper()} ({behind['features']} features, {behind['samples']} samples)"
+    return _LABELS.get(name, "trial" if name == "id" else name)
+
+
+def in_forward_order(blocks: Iterable[str]) -> list[str]:
+    """Block names in the order of the forward pass; JSON keeps them in the order of the alphabet."""
+    order = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
+
+    def place(block: str) -> tuple[int, int, str]:
+        part, _, index = block.partition(".")
+        return order.index(part) if part in order else len(order), int(index) if index.isdigit() else 0, block
+
+    return sorted(blocks, key=place)
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    """A number for people; `-` where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"
