@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 Row = Mapping[str, Any]
-CONTROLS = ("reinit", "shuffled", "random", "small-dense")
 
 
 def main() -> None:
@@ -44,19 +43,9 @@ def results_of(name: str, root: str) -> dict[str, Any]:
     ledger = existing(store, name)
     document = results(stored_spec(store, name), ledger)
     lock = ledger.read("spec.lock.json") or {}
-    numbers = ("name", "digest", "state", "protocols", "counts", "steps", "similarity", "confirmation", "objectives")
-    slim = {key: document[key] for key in numbers}
-    spec, order = stored_spec(store, name), list(document["similarity"])
-    dense = next(trial["flops_dense"] for trial in document["trials"] if trial["kind"] == "dense")
-    slim["similarity"] = {block: document["similarity"][block] for block in sorted(order, key=spec.blocks.index)}
-    return {
-        **slim,
-        "flops_dense": dense,
-        "final_density": spec.ticket.final_density,
-        "versions": lock.get("versions"),
-        "device": lock.get("device"),
-        "trials": [],
-    }
+    kept = ("name", "digest", "state", "protocols", "counts", "steps", "similarity", "confirmation", "objectives")
+    resolved = {key: lock.get(key) for key in ("versions", "device")}
+    return {**{key: document[key] for key in kept}, **resolved, "trials": []}
 
 
 def draw(document: Row, folder: Path) -> None:
@@ -64,7 +53,7 @@ def draw(document: Row, folder: Path) -> None:
     from raylt.panels import confirmation_png
 
     (folder / f"{document['name']}-confirmation.png").write_bytes(confirmation_png(document))
-    if any(block["kappa"] is not None for block in document["similarity"].values()):
+    if _has_similarity(document):
         (folder / f"{document['name']}-similarity.png").write_bytes(similarity_heat_png(document))
 
 
@@ -77,111 +66,37 @@ def with_section(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def section(document: Row) -> Iterable[str]:
-    rows, final = document["confirmation"], document["protocols"]["final"]
-    seeds = sorted({seed for row in rows for seed in row["seeds"]})
-    counts = document["counts"]
+def section(document: Row) -> Iterator[str]:
+    """The tables of `raylt results` and `raylt report`, as Markdown."""
+    from raylt.confirmtable import NOTES, budgets, plus_minus, sheets
+    from raylt.report import SIMILARITY_HEADER, similarity_rows
+
+    counts, name = document["counts"], document["name"]
+    seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
     yield f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed ({document['state']})."
-    yield f"Fresh seeds: {', '.join(map(str, seeds))}. FID: {final['samples']} samples by {final['sampler']} in"
-    yield f"{final['steps']} steps, {final['features']} features, all training images. ± is half of a 95 % interval."
-    yield ""
-    for steps in sorted({row["train_steps"] for row in rows}, reverse=True):
-        mine = [row for row in rows if row["train_steps"] == steps]
-        yield f"### {steps:,} steps"
-        yield ""
-        yield from tickets_table(mine, document["flops_dense"])
-        yield from controls_table(mine)
-        yield from uniform_table(mine)
-    yield f"![Loss and FID against density](results/{document['name']}-confirmation.png)"
-    yield ""
-    yield from similarity_table(document)
+    yield f"Fresh seeds: {', '.join(map(str, seeds))}.\n"
+    yield from (f"- {note}" for note in NOTES)
+    for steps in budgets(document):
+        yield f"\n### {steps:,} steps\n"
+        for sheet in sheets(document, steps, plus_minus):
+            yield f"{sheet.title}. {sheet.note}\n"
+            yield from table(sheet.header, sheet.body)
+    yield f"![Loss and FID against density](results/{name}-confirmation.png)\n"
+    if _has_similarity(document):
+        yield "### Similarity of the pilots' masks\n"
+        yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
+        yield f"![Similarity by block](results/{name}-similarity.png)\n"
 
 
-def tickets_table(rows: Sequence[Row], flops_dense: float) -> Iterable[str]:
-    dense = next(row for row in rows if row["rule"] is None)
-    loss, fid = dense["loss"], dense["fid"]
-    yield f"Dense: loss {interval(loss)} (sd {loss['sd']:.4f}), FID {interval(fid, 0)} (sd {fid['sd']:.0f})."
-    yield ""
-    yield "| density | rule | FLOPs | loss | - dense | verdict | FID | - dense | verdict |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row in rows:
-        if row["rule"] is not None and row["control"] is None:
-            loss, fid = row["vs_dense"]["loss"], row["vs_dense"]["fid"]
-            broken = f" ({row['broken']} broken)" if row["broken"] else ""
-            cells = [
-                *(share(row["density"]), row["rule"], share(row["flops"] / flops_dense)),
-                *(interval(row["loss"]) + broken, interval(loss, 4, sign=True), loss["verdict"]),
-                *(interval(row["fid"], 0), interval(fid, 0, sign=True), fid["verdict"]),
-            ]
-            yield f"| {' | '.join(cells)} |"
+def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(cells)} |".replace("|   ", "| &nbsp;&nbsp;") for cells in body)  # controls are indented
     yield ""
 
 
-def controls_table(rows: Sequence[Row]) -> Iterable[str]:
-    of = sorted({(row["round"], row["rule"]) for row in rows if row["control"] is not None})
-    if not of:
-        return
-    yield "Controls, loss and FID minus their ticket's (paired by seed):"
-    yield ""
-    yield "| ticket | number | " + " | ".join(CONTROLS) + " |"
-    yield "|---|---|---|---|---|---|"
-    for index, rule in of:
-        ticket = next(row for row in rows if (row["round"], row["rule"], row["control"]) == (index, rule, None))
-        found = {row["control"]: row for row in rows if (row["round"], row["rule"]) == (index, rule) and row["control"]}
-        for name, digits in (("loss", 4), ("fid", 0)):
-            cells = [
-                f"{interval(found[c]['vs_ticket'][name], digits, sign=True)} {found[c]['vs_ticket'][name]['verdict']}"
-                for c in CONTROLS
-                if c in found
-            ]
-            yield f"| {rule}, {share(ticket['density'])} | {name} | {' | '.join(cells)} |"
-    yield ""
-
-
-def uniform_table(rows: Sequence[Row]) -> Iterable[str]:
-    others = [row for row in rows if "vs_uniform" in row]
-    if not others:
-        return
-    yield "Loss minus the uniform rule's (paired by seed), at equal density and at equal FLOPs:"
-    yield ""
-    yield "| density | rule | at equal density | verdict | at equal FLOPs | verdict |"
-    yield "|---|---|---|---|---|---|"
-    for row in others:
-        same, flops = row["vs_uniform"]["loss"], row["vs_uniform_at_flops"]["loss"]
-        at_flops = [interval(flops, 4, sign=True), flops["verdict"]] if flops["n"] else ["outside", "-"]
-        cells = [share(row["density"]), row["rule"], interval(same, 4, sign=True), same["verdict"], *at_flops]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-
-
-def similarity_table(document: Row) -> Iterable[str]:
-    blocks = {block: found for block, found in document["similarity"].items() if found["kappa"] is not None}
-    if not blocks:
-        return
-    pairs = max(found["pairs"] for found in blocks.values())
-    yield f"### Similarity of tickets at {share(document['final_density'])}, {pairs} pairs of pilots from one start"
-    yield ""
-    yield "| block | kappa | with the start | excess | given the start | of movement masks | z |"
-    yield "|---|---|---|---|---|---|---|"
-    for block, found in blocks.items():
-        low = f" ({found['kappa_low']:.2f} to {found['kappa_high']:.2f})" if found["kappa_low"] is not None else ""
-        rest = (found[key] for key in ("kappa_start", "excess", "kappa_partial", "kappa_movement"))
-        yield f"| {block} | {found['kappa']:.2f}{low} | {' | '.join(f'{x:.2f}' for x in rest)} | {found['z']:.0f} |"
-    yield ""
-    yield f"![Similarity by block](results/{document['name']}-similarity.png)"
-    yield ""
-
-
-def interval(found: Row, digits: int = 4, sign: bool = False) -> str:
-    """mean +- half the width of its interval."""
-    if found["mean"] is None:
-        return "-"
-    mean = f"{found['mean']:{'+' if sign else ''}.{digits}f}"
-    return f"{mean} (1 seed)" if found["low"] is None else f"{mean} ± {found['high'] - found['mean']:.{digits}f}"
-
-
-def share(value: float) -> str:
-    return f"{100 * value:.3g} %"
+def _has_similarity(document: Row) -> bool:
+    return any(block["kappa"] is not None for block in document["similarity"].values())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from raylt.ledger import Ledger
 from raylt.spec import SweepSpec, matches
 from raylt.store import Stage, Store
 from raylt.tensors import NamedTensors, unpack
-from raylt.ticket.find import START, TRAINED, round_0_among
+from raylt.ticket.find import MASK, START, TRAINED, round_0_among
 from raylt.ticket.mask import Mask
 from raylt.ticket.pairs import Comparison, Numbers
 from raylt.ticket.similarity import most_moved, movement
@@ -38,7 +38,7 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
 
 def load_mask(store: Store, stage: str, layers: Sequence[Layer]) -> Mask:
     """The mask of a training stage."""
-    return Mask.unpack(unpack(store.find(stage).read("mask.safetensors"))["mask"], layers)
+    return Mask.unpack(unpack(store.find(stage).read(MASK))["mask"], layers)
 
 
 def _start_and_trained(store: Store, dense: Mapping[str, Any]) -> tuple[NamedTensors, NamedTensors]:

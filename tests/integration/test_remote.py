@@ -143,6 +143,25 @@ def test_a_sweep_from_the_laptop(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_a_confirmation_from_the_laptop(lab: Lab) -> None:
+    """Of a spec file: the search comes first. Then by its name alone, since the head has its spec: more seeds extend it."""
+    learns = {"train": {"learning_rate": 2e-2, "batch_size": 16}, "metrics": {"final": {"samples": 60, "steps": 3}}}
+    name = spec(lab, "judged", confirm={"controls": ["shuffled"]}, **learns)
+    done = run(lab, "confirm", name, "--seeds", "1")
+    assert done.process.returncode == 0, done.out + done.err
+    assert done.err.splitlines()[0] == WHERE and "job raylt-judged-confirm-" in done.err
+    assert "judged: confirmed at 12 training steps" in " ".join(done.out.split())
+    more = run(lab, "confirm", "judged", "--seeds", "2")
+    assert more.process.returncode == 0, more.out + more.err
+    trials = json.loads(run(lab, "results", "judged", "--json").out)["trials"]
+    final = [(t["seed"], t["kind"], t["control"]) for t in trials if t["protocol"] == "final"]
+    of_a_seed = [("dense", None), ("search", None), ("control", "shuffled")]
+    assert final == [(seed, *one) for seed in (1000, 1001) for one in of_a_seed]
+    wrong = run(lab, "confirm", "judged", "--root", "elsewhere")
+    assert wrong.process.returncode == 2 and "--root is for this machine" in wrong.err
+
+
+@pytest.mark.slow
 def test_what_the_head_refuses_comes_back(lab: Lab) -> None:
     """Exit 2 with the file's own line; and what only reads, with the head's words on stderr."""
     name = spec(lab, "greedy", resources={"cpus": 64, "gpus": 0})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from raylt.cli import app, common
+from raylt.specfile import dump_yaml
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,21 @@ def test_the_head_is_sent_the_very_command(typed, sent, monkeypatch):
     monkeypatch.setattr("raylt.ssh.run", lambda head, words: ran.append((head, " ".join(words))) or 7)
     assert CliRunner().invoke(app, typed.split()).exit_code == 7
     assert ran == [("the head", sent)]
+
+
+def test_what_is_confirmed_lies_in_the_store_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """--root comes before RAYLT_ROOT, for a sweep that comes with raylt, for a file, and for one that was begun."""
+    from raylt.cli.run import _spec_to_confirm
+    from tests.confirmed import begun
+
+    root = tmp_path / "here"
+    monkeypatch.setenv("RAYLT_ROOT", str(tmp_path / "elsewhere"))
+    builtin = _spec_to_confirm("digits", ["search.seed=7"], str(root))
+    assert (builtin.storage.root, builtin.search.seed) == (str(root), 7)
+    assert _spec_to_confirm("digits", None, None).storage.root == str(tmp_path / "elsewhere")
+    file = tmp_path / "mine.yaml"
+    file.write_text(dump_yaml({**builtin.dump(), "name": "mine"}))
+    assert _spec_to_confirm(str(file), None, str(root)).storage.root == str(root)
+    begun(root, builtin)
+    again = _spec_to_confirm("digits", ["confirm.seeds=5"], str(root))
+    assert (again.search.seed, again.storage.root, again.confirm.seeds) == (7, str(root), 5)
