@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import raylt
 from raylt.document import results
 from raylt.figures import pareto_png, small_grid_png
 from raylt.grids import sample_grids
 from raylt.ledger import Ledger
 from raylt.page import html_page, sweep_page
-from raylt.pagestyle import STYLE
 from raylt.panels import allocated, allocations_png, confirmation_png
 from raylt.plan import TrialSpec
 from raylt.runs import sweep_files
@@ -26,6 +26,7 @@ from raylt.store import Store
 from raylt.verdicts import confirmation
 from tests.confirmed import LOCK, begun, confirmed
 
+STYLE = (Path(raylt.__file__).parent / "templates/report.css").read_text()
 VOID = {"meta", "img", "br"}
 
 
