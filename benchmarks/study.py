@@ -1,9 +1,10 @@
 """The tables and figures of docs/results.md, from a confirmed sweep: nothing in them is typed by hand.
 
-    python benchmarks/study.py digits-results [--root STORE]
+    python benchmarks/study.py digits-results [--root STORE [--beside OTHER]]
 
 keeps the sweep's results in docs/results/NAME.json (with --root: taken from that store), draws docs/results/NAME-*.png, and
-replaces what stands between the markers of NAME in docs/results.md.
+replaces what stands between the markers of NAME in docs/results.md. With --beside, the tickets of another sweep are put
+beside those of this one, seed by seed.
 """
 
 from __future__ import annotations
@@ -22,37 +23,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("--root", help="the store to take the results from; left out: what is kept is drawn again")
+    parser.add_argument("--beside", help="another confirmed sweep of that store, with the same rules, rounds and seeds")
     given = parser.parse_args()
     kept = DOCS / "results" / f"{given.name}.json"
     if given.root:
         kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(results_of(given.name, given.root), indent=1, allow_nan=False) + "\n")
+        kept.write_text(json.dumps(results_of(given.name, given.root, given.beside), indent=1, allow_nan=False) + "\n")
     document = json.loads(kept.read_text())
     draw(document, kept.parent)
     page = DOCS / "results.md"
     page.write_text(with_section(page.read_text(), given.name, "\n".join(section(document))))
 
 
-def results_of(name: str, root: str) -> dict[str, Any]:
+def results_of(name: str, root: str, other: str | None) -> dict[str, Any]:
     """What the page rests on. Trials are left out: they are in the store."""
-    from raylt.document import results, stored_spec
-    from raylt.ledger import existing
-    from raylt.store import Store
+    from raylt.lookup import find_results
 
-    store = Store(root)
-    ledger = existing(store, name)
-    document = results(stored_spec(store, name), ledger)
+    _, ledger, document = find_results(name, root)
     lock = ledger.read("spec.lock.json") or {}
     kept = ("name", "digest", "state", "protocols", "counts", "steps", "similarity", "confirmation", "objectives")
     resolved = {key: lock.get(key) for key in ("versions", "device")}
-    return {**{key: document[key] for key in kept}, **resolved, "trials": []}
+    found = {**{key: document[key] for key in kept}, **resolved, "trials": []}
+    if other is not None:
+        rows = beside(document["trials"], find_results(other, root)[2]["trials"])
+        found["beside"] = {"name": other, "rows": rows}
+    return found
+
+
+def beside(mine: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mine - other's, paired by seed: of every rule and round that both have; of the dense model, round 0."""
+    from raylt.verdicts import JUDGED, paired
+
+    here, there = rounds_of(mine), rounds_of(others)
+    both = sorted(here.keys() & there.keys(), key=lambda row: (row[1], row[0] or ""))
+    return [
+        {"rule": rule, "density": next(iter(here[rule, index].values()))["density"]}
+        | {name: paired(name, here[rule, index], there[rule, index]) for name in JUDGED}
+        for rule, index in both
+    ]
+
+
+def rounds_of(trials: Sequence[Row]) -> dict[tuple[str | None, int], dict[int, Row]]:
+    """(rule, round) -> seed -> its numbers: of confirming trials without controls."""
+    found: dict[tuple[str | None, int], dict[int, Row]] = {}
+    for trial in trials:
+        if trial["protocol"] == "final" and trial["control"] is None and trial["state"] == "COMPLETE":
+            for scored in trial["rounds"]:
+                if scored["round"] > 0 or trial["kind"] == "dense":
+                    found.setdefault((trial["rule"], scored["round"]), {})[trial["seed"]] = scored
+    return found
 
 
 def draw(document: Row, folder: Path) -> None:
     from raylt.figures import similarity_heat_png
     from raylt.panels import confirmation_png
 
-    (folder / f"{document['name']}-confirmation.png").write_bytes(confirmation_png(document))
+    if document["confirmation"]:
+        (folder / f"{document['name']}-confirmation.png").write_bytes(confirmation_png(document))
     if _has_similarity(document):
         (folder / f"{document['name']}-similarity.png").write_bytes(similarity_heat_png(document))
 
@@ -68,12 +95,18 @@ def with_section(page: str, name: str, text: str) -> str:
 
 def section(document: Row) -> Iterator[str]:
     """The tables of `raylt results` and `raylt report`, as Markdown."""
-    from raylt.confirmtable import NOTES, budgets, plus_minus, sheets
-    from raylt.report import SIMILARITY_HEADER, similarity_rows
-
-    counts, name = document["counts"], document["name"]
-    seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
+    counts = document["counts"]
     yield f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed ({document['state']})."
+    if document["confirmation"]:
+        yield from confirmation_section(document)
+    if _has_similarity(document):
+        yield from similarity_section(document)
+
+
+def confirmation_section(document: Row) -> Iterator[str]:
+    from raylt.confirmtable import NOTES, budgets, plus_minus, sheets
+
+    seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
     yield f"Fresh seeds: {', '.join(map(str, seeds))}.\n"
     yield from (f"- {note}" for note in NOTES)
     for steps in budgets(document):
@@ -81,11 +114,31 @@ def section(document: Row) -> Iterator[str]:
         for sheet in sheets(document, steps, plus_minus):
             yield f"{sheet.title}. {sheet.note}\n"
             yield from table(sheet.header, sheet.body)
-    yield f"![Loss and FID against density](results/{name}-confirmation.png)\n"
-    if _has_similarity(document):
-        yield "### Similarity of the pilots' masks\n"
-        yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
-        yield f"![Similarity by block](results/{name}-similarity.png)\n"
+    if "beside" in document:
+        yield from beside_table(document["beside"])
+    yield f"![Loss and FID against density](results/{document['name']}-confirmation.png)\n"
+
+
+def similarity_section(document: Row) -> Iterator[str]:
+    from raylt.report import SIMILARITY_HEADER, similarity_rows
+
+    yield "### Similarity of the pilots' masks\n"
+    yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
+    yield f"![Similarity by block](results/{document['name']}-similarity.png)\n"
+
+
+def beside_table(found: Row) -> Iterator[str]:
+    from raylt.confirmtable import plus_minus
+    from raylt.wording import shown
+
+    yield f"### Beside {found['name']}\n"
+    yield f"Difference to the same rule and density of {found['name']}, paired by seed.\n"
+    numbers = {"loss": "loss", "fid": "FID"}
+    body = [
+        [row["rule"] or "dense", shown(row["density"], 3), *(plus_minus(row[name], "+") for name in numbers)]
+        for row in found["rows"]
+    ]
+    yield from table(["rule", "density", *(f"{title} - {found['name']}" for title in numbers.values())], body)
 
 
 def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:

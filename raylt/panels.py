@@ -44,7 +44,7 @@ def confirmation_png(results: Record) -> bytes:
     for row, name in enumerate(("loss", "fid")):
         axes[row, 0].set_ylabel(axis_label(name, results, "final"))
     figure.suptitle(
-        f"{results['name']}: confirmed on fresh seeds, mean and 95 % interval (hollow: broken on some seed)", fontsize="medium"
+        f"{results['name']}: confirmed on fresh seeds\nmean and 95 % interval (hollow: broken on some seed)", fontsize="medium"
     )
     _legend(figure, colors, {row["control"] for row in results["confirmation"]})
     return png_of(figure)

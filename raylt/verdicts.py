@@ -68,7 +68,7 @@ def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
         row["vs_dense"] = {name: _against_dense(name, mine, dense) for name in JUDGED}
     if control is not None:
         row["vs_ticket"] = {name: _against(name, mine, ticket) for name in JUDGED}
-    elif rule not in (None, "uniform"):
+    elif rule not in (None, "uniform") and uniform:
         curves = {seed: rounds for (budget, seed), rounds in uniform.items() if budget == steps}
         same = {seed: r for seed, rounds in curves.items() for r in rounds if r["round"] == index}
         row["vs_uniform"] = {name: _against(name, mine, same) for name in JUDGED}

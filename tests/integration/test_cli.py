@@ -188,7 +188,7 @@ def test_a_spec_left_out_is_that_of_the_environment_then_of_the_folder_then_digi
 
 
 def test_the_sweeps_that_come_with_raylt_are_known_by_name(call):
-    of_the_studies = {"digits-results", "mnist-results", "mnist-rewind"}
+    of_the_studies = {"digits-results", "mnist-results", "mnist-rewind", "mnist-similarity"}
     assert set(builtin_sweeps()) == {"digits", "mnist", "cifar10", "cifar100", "cifar10-uniform"} | of_the_studies
     for name in builtin_sweeps():
         assert call("validate", name).out.startswith(f"{name}: valid (")

@@ -143,3 +143,11 @@ def test_a_verdict_follows_from_the_interval(values, margin):
 def test_only_seeds_that_both_have_make_a_pair():
     mine, other = {1: {"fid": 3.0}, 2: {"fid": 5.0}, 4: {"fid": None}}, {2: {"fid": 1.0}, 3: {"fid": 0.0}, 4: {"fid": 1.0}}
     assert paired("fid", mine, other) == {"n": 1, "mean": 4.0, "sd": None, "low": None, "high": None}
+
+
+def test_without_a_uniform_rule_nothing_is_compared_with_it():
+    dense, erk = (trial(i, 7, {0: 1.0, 1: 0.9}, rule=rule) for i, rule in enumerate([None, "erk"]))
+    alone = row(confirmation([dense, erk]), rule="erk")
+    assert "vs_dense" in alone and not {"vs_uniform", "vs_uniform_at_flops"} & alone.keys()
+    beside = row(confirmation([dense, erk, trial(2, 7, {0: 1.0, 1: 0.95}, rule="uniform")]), rule="erk")
+    assert beside["vs_uniform"]["loss"]["mean"] == pytest.approx(-0.05)
