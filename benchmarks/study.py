@@ -122,7 +122,7 @@ def confirmation_section(document: Row) -> Iterator[str]:
 def similarity_section(document: Row) -> Iterator[str]:
     from raylt.report import SIMILARITY_HEADER, similarity_rows
 
-    yield "### Similarity of the pilots' masks\n"
+    yield "\n### Similarity of the pilots' masks\n"
     yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
     yield f"![Similarity by block](results/{document['name']}-similarity.png)\n"
 

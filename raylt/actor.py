@@ -55,9 +55,8 @@ class TrialActor(tune.Trainable):
         try:
             run, rounds = self._begin(log)
             report = next(rounds)
-            done = report["round"] == run.last_round
             log.scored(report)
-            return _message(report=report, result=run.result if done else None)
+            return _message(report=report, result=run.result if run.has_ended else None)
         except Fenced as error:
             log.say(str(error))
             return _message(fenced=str(error))

@@ -29,7 +29,7 @@ Criterion = Literal["magnitude", "magnitude-ema", "movement", "random", "snip", 
 Budget = Literal["density", "flops"]
 Base = Literal["uniform", "erk", "lamp"]
 ProfileName = Literal["excess", "kappa", "movement", "size", "shuffled"]
-SamplerName = Literal["similarity", "tpe", "random"]
+SamplerName = Literal["similarity", "tpe", "gp", "nsga2", "random"]
 Objective = Literal["loss", "fid", "kid", "flops", "ticket_bytes", "density"]
 FeaturesName = Literal["inception", "digits-cnn", "mnist-cnn"]
 ImageSampler = Literal["ddim", "ddpm", "dpm++"]
@@ -42,6 +42,9 @@ IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as
     "cifar10": (3, 32),
     "cifar100": (3, 32),
 }
+
+
+NEEDS_PILOTS: tuple[ProfileName, ...] = ("excess", "kappa", "shuffled")  # profiles
 
 
 class _Model(BaseModel):
@@ -117,7 +120,7 @@ class SearchSpec(_Model):
     sampler: SamplerName = "similarity"
     base: Base = "erk"
     profile: ProfileName = "excess"
-    rungs: Literal[False] = False
+    rungs: bool = False  # poor trials are stopped between rounds: search/rungs.py
     trials: Annotated[int, Field(ge=0)] = 8
     startup: Annotated[int, Field(ge=0)] | None = None
     concurrency: Annotated[int, Field(ge=1)] = 2

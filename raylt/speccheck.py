@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
-from raylt.spec import CREDENTIALS_ADVICE, SweepSpec, has_credentials, matches
+from raylt.spec import CREDENTIALS_ADVICE, NEEDS_PILOTS, SweepSpec, has_credentials, matches
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
-_NEEDS_PILOTS = ("excess", "kappa", "shuffled")  # profiles
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
 
 
@@ -118,11 +117,15 @@ def _group_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
-    search = spec.search
+    search, ticket = spec.search, spec.ticket
     for key, values in (("objectives", search.objectives), ("baselines", search.baselines)):
         if len(set(values)) < len(values):
             yield _problem(f"search.{key}", "names one twice", "each once", list(values))
-    guided = search.sampler == "similarity" and search.trials > 0 and search.profile in _NEEDS_PILOTS
+    if search.rungs and search.trials and ticket.rounds - ticket.shared_rounds < 2:
+        what = "leaves no round to stop at: a rung is a round between the shared ones and the last"
+        expected = f"false, or ticket.rounds of {ticket.shared_rounds + 2} or more"
+        yield _problem("search.rungs", what, expected, search.rungs, "ticket.rounds", "ticket.shared_rounds")
+    guided = search.sampler == "similarity" and search.trials > 0 and search.profile in NEEDS_PILOTS
     if guided and search.pilots < 2:
         expected = "2 or more: similarity is measured between pilots (or profile: movement, or sampler: tpe)"
         about = ("search.sampler", "search.trials", "search.profile")

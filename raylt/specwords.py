@@ -39,12 +39,6 @@ _WHAT = {  # pydantic's error type -> what is wrong
 }
 _NAME = "letters, digits, - and _"
 
-# FORMATS knows these; this version does not have them yet.
-_NOT_YET: dict[Path, list[object]] = {
-    ("search", "rungs"): [True],
-    ("search", "sampler"): ["gp", "nsga2"],
-}
-
 
 def wrong_keys(error: ValidationError, data: dict[str, Any]) -> dict[Path, Problem]:
     """One problem for each key that is wrong; `data` is what was validated."""
@@ -91,8 +85,6 @@ def _problem(path: Path, detail: Any) -> Problem:
         return Problem(key, "is missing", f"a line `{path[-1]}: VALUE`, where VALUE is {_right(path, None)}")
     if detail["loc"][-1] == "[key]":
         return Problem(key, "is no name", _NAME)
-    if any(given is later or given == later for later in _NOT_YET.get(path, [])):
-        return Problem(key, "is not available in this version", _describe(_schema_at(path)), given, has_given=True)
     what = _WHAT.get(kind) or detail["msg"].replace("Input should", "should").replace("String should", "should")
     return Problem(key, what, _right(path, given), given, has_given=True)
 

@@ -14,7 +14,7 @@ from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import RayltError, cause_of
 from raylt.inputs import Inputs
-from raylt.ledger import COMPLETE, FAIL, Result
+from raylt.ledger import COMPLETE, FAIL, PRUNED, Result
 from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec
@@ -89,6 +89,24 @@ class TrialRun:
         """Train and score round after round; yields each round's numbers."""
         for trained in self._rounds():
             yield self._score(trained)
+            if self.has_ended:
+                return
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last scored round was the trial's last: of all, or the rung that it did not pass."""
+        return bool(self.rounds) and (self.rounds[-1]["round"] == self.last_round or self._stopped_by is not None)
+
+    @property
+    def _stopped_by(self) -> str | None:
+        """Why the trial ends at the last scored round, if it does."""
+        scored = self.rounds[-1]
+        bar = self.trial.bars.get(str(scored["round"]))
+        if bar is None:
+            return None
+        is_poor = scored["broken"] or scored["loss"] is None or scored["loss"] > bar
+        loss = "no loss" if scored["loss"] is None else f"loss {scored['loss']:.6g}{' (broken)' if scored['broken'] else ''}"
+        return f"stopped at round {scored['round']}: {loss}, and the bar was {bar:.6g}" if is_poor else None
 
     @property
     def last_round(self) -> int:
@@ -171,7 +189,9 @@ class TrialRun:
 
     @property
     def result(self) -> Result:
-        """What the ledger keeps of a trial that ran to its end."""
+        """What the ledger keeps of a trial that ran to its end, or to the rung that it did not pass."""
+        if self._stopped_by is not None:
+            return {"state": PRUNED, "cause": self._stopped_by, **self.numbers, **self._record()}
         values = [self.numbers[objective] for objective in self.bench.spec.search.objectives]
         if any(value is None for value in values):
             return self.failed(

@@ -15,6 +15,7 @@ from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
+from raylt.search.rungs import bars
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec
 
@@ -106,8 +107,11 @@ class Dispatcher:
             if trial.is_search and n <= seen and n in results
         ]
         params, attrs = self._proposer.propose(number, history)
-        bend = offsets(self.spec, params, profile)
-        return TrialSpec(trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs)
+        baselines = [result for _, result in self.ledger.complete("baseline")]
+        return TrialSpec(
+            trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=offsets(self.spec, params, profile),
+            sampler_attrs=attrs, bars=bars(self.spec, [*baselines, *(result for _, result in history)]),
+        )  # fmt: skip
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:
         self.ledger.ask(trial)

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.plan import TrialSpec
-from raylt.search.sampler import fixed_proposal, make_sampler
+from raylt.search.sampler import fixed_proposal, make_sampler, remembers
 from raylt.search.space import at_base, distributions
 from raylt.spec import SweepSpec
 
@@ -38,12 +38,13 @@ class Proposer:
 
         A function of spec, startup, number and history alone.
         """
-        fixed = fixed_proposal(self.spec, number)
-        if fixed is not None:
-            return fixed, {}
         self._extend(history)
         self._study.sampler = make_sampler(self.spec, number, self.startup)
+        fixed = fixed_proposal(self.spec, number)
+        if fixed is not None:
+            self._study.enqueue_trial({name: fixed[name] for name in self._space})
         asked = self._study.ask(fixed_distributions=self._space)
+        _ = asked.relative_params  # drawn also where all are fixed: NSGA-II then notes the generation
         proposed = self._study.get_trials(deepcopy=False)[-1]
         # It stays in the study, as one that failed: samplers learn from trials with values.
         self._study.tell(asked, state=TrialState.FAIL)
@@ -51,7 +52,7 @@ class Proposer:
 
     def _extend(self, history: History) -> None:
         """Bring the study to `history`. Where that does not go on from what it holds (an older trial ended), begin anew."""
-        if list(history[: len(self._known)]) != self._known:
+        if remembers(self.spec) or list(history[: len(self._known)]) != self._known:
             self._begin()
         new = history[len(self._known) :]
         self._study.add_trials([frozen(self.spec, self._space, trial, result) for trial, result in new])
@@ -62,11 +63,18 @@ def frozen(spec: SweepSpec, space: dict[str, Any], trial: TrialSpec, result: Res
     """A search trial, running or ended, as Optuna keeps it. `space`: `distributions(spec)`."""
     state = _STATES[RUNNING if result is None else result["state"]]
     values = [float(result[o]) for o in spec.search.objectives] if result is not None and state == TrialState.COMPLETE else None
+    # Optuna's samplers look at these of a PRUNED trial, and cannot where there are several objectives.
+    rungs = {r["round"]: float(r["loss"]) for r in (result or {}).get("rounds", []) if r["loss"] is not None}
     return create_trial(
         state=state,
         values=values,
         params={name: trial.params[name] for name in space},
         distributions=space,
         system_attrs=dict(trial.sampler_attrs),
-        user_attrs={"raylt.trial": trial.id, "params": dict(trial.params)},
+        user_attrs={
+            "raylt.trial": trial.id,
+            "params": dict(trial.params),
+            "rungs": {str(r): loss for r, loss in rungs.items()},
+        },
+        intermediate_values=rungs if len(spec.search.objectives) == 1 else None,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.search.space import GAMMA, at_base
 from raylt.spec import SweepSpec
 
 FIRST_GAMMA = 0.7  # second proposal of sampler `similarity`: half a range along the profile; the others choose the sign
+MIN_POPULATION = 4  # of NSGA-II, where `startup` is smaller
 
 
 def default_startup(spec: SweepSpec) -> int:
@@ -30,10 +31,24 @@ def fixed_proposal(spec: SweepSpec, number: int) -> dict[str, float] | None:
 
 
 def make_sampler(spec: SweepSpec, number: int, startup: int) -> BaseSampler:
-    """A sampler whose proposal is a function of (search seed, number, history): it survives any restart."""
+    """A sampler whose proposal is a function of (search seed, number, history): it survives any restart.
+
+    `similarity` and `tpe`: multivariate TPE (Bergstra et al. 2011), with and without gamma. `gp`: a Gaussian process with log
+    EI, or EHVI of several objectives. `nsga2`: Deb et al. 2002, in generations of `startup`.
+    """
     seed = seed_of(spec.search.seed, Draw.PROPOSAL, number) % 2**32
-    if spec.search.sampler == "random":
+    name = spec.search.sampler
+    if name == "random":
         return RandomSampler(seed=seed)
+    if name == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=max(startup, MIN_POPULATION))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        if name == "gp":
+            return GPSampler(seed=seed, n_startup_trials=startup)
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+
+
+def remembers(spec: SweepSpec) -> bool:
+    """Whether a sampler leaves more in a study than its trials: NSGA-II the parents of a generation, as it first saw them."""
+    return spec.search.sampler == "nsga2"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from raylt.spec import SweepSpec
+from raylt.spec import NEEDS_PILOTS, SweepSpec
 
 GAMMA, DELTA = "gamma", "delta/"
 GAMMA_RANGE = 1.5  # logits per standard deviation of the profile: beyond, small groups are full or empty
@@ -18,11 +18,19 @@ def parameter_names(spec: SweepSpec) -> list[str]:
 
 
 def distributions(spec: SweepSpec) -> dict[str, BaseDistribution]:
-    """The space of the study, fixed for its life. Sampler `tpe` knows no similarity: its gamma is 0."""
+    """The space of the study, fixed for its life."""
     space: dict[str, BaseDistribution] = {
         f"{DELTA}{group}": FloatDistribution(-DELTA_RANGE, DELTA_RANGE) for group in spec.groups
     }
-    return space if spec.search.sampler == "tpe" else {GAMMA: FloatDistribution(-GAMMA_RANGE, GAMMA_RANGE), **space}
+    return {GAMMA: FloatDistribution(-GAMMA_RANGE, GAMMA_RANGE), **space} if _has_gamma(spec) else space
+
+
+def _has_gamma(spec: SweepSpec) -> bool:
+    """Sampler `tpe` knows no similarity: its gamma is 0. So is that of `gp` and `nsga2` where there is nothing to bend by."""
+    search = spec.search
+    if search.sampler in ("gp", "nsga2"):
+        return search.pilots > 1 or search.profile not in NEEDS_PILOTS
+    return search.sampler != "tpe"
 
 
 def at_base(spec: SweepSpec) -> dict[str, float]:

@@ -69,6 +69,9 @@ class StudyFile:
             if result is not None:
                 step()
                 ended = frozen(self.spec, self._space, trials[number], result)
+                self._storage.set_trial_user_attr(optuna_id, "rungs", ended.user_attrs["rungs"])
+                for rung, loss in ended.intermediate_values.items():
+                    self._storage.set_trial_intermediate_value(optuna_id, rung, loss)
                 self._storage.set_trial_state_values(optuna_id, ended.state, ended.values)
                 del self._running[number]
         for number in range(len(self._held), len(trials)):

@@ -482,6 +482,30 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert again <= 3 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
 
 
+def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_sweep):
+    changes = {"ticket": {"rounds": 3}, "search": {"rungs": True, "trials": 5, "concurrency": 1}}
+    whole, sweep = new_sweep(**changes), new_sweep(**changes)
+    done = whole.run()
+    assert done.code == 0, done.err
+    killed = sweep.start("tiny.yaml")
+    eventually(lambda: sweep.has_ended(6) or killed.poll() is not None, "the second search trial ends")
+    killed.kill()
+    killed.wait()
+    assert not sweep.has_ended(9)
+    done = sweep.run()
+    assert done.code == 0, done.err
+    document = sweep.results()
+    assert comparable(document) == comparable(whole.results())
+    assert sweep.study() == whole.study()
+    assert values_only(sweep.record()) == values_only(whole.record())
+    assert document["counts"]["pruned"] > 0
+    for trial in document["trials"]:
+        if trial["state"] == "PRUNED":
+            assert len(trial["rounds"]) == 3
+            assert trial["error"].startswith("stopped at round 2: loss ")
+            assert not trial["pareto"]
+
+
 def test_an_interrupt_before_anything_began_is_one(new_sweep):
     sweep = new_sweep()
     driver = sweep.start("tiny.yaml")

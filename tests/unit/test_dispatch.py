@@ -35,7 +35,7 @@ def run(spec, root, order_seed=0, crash_after=None, results=outcome):
     return drive(spec, root, results, crash_after=crash_after, order_seed=order_seed)
 
 
-@pytest.mark.parametrize("sampler", ["similarity", "tpe", "random"])
+@pytest.mark.parametrize("sampler", ["similarity", "tpe", "random", "nsga2"])
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
 def test_proposals_depend_neither_on_races_nor_on_crashes(tiny_spec, tmp_path, sampler, concurrency):
     spec = tiny_spec(search={"sampler": sampler, "concurrency": concurrency, "trials": 9})

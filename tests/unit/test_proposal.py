@@ -34,18 +34,40 @@ def end(number, params, attrs, draw):
     return trial, {"state": state, "loss": loss, "flops": 1000 + round(100 * params["gamma"])}
 
 
-@pytest.mark.parametrize("sampler", ["similarity", "tpe", "random"])
+@pytest.mark.parametrize(
+    ("sampler", "trials"), [("similarity", 60), ("tpe", 60), ("random", 60), ("nsga2", 60), ("gp", STARTUP + 5)]
+)
 @pytest.mark.parametrize("objectives", [["loss"], ["loss", "flops"]])
-def test_a_proposal_depends_on_its_number_and_history_alone(tiny_spec, sampler, objectives):
+def test_a_proposal_depends_on_its_number_and_history_alone(tiny_spec, sampler, trials, objectives):
     """Histories grow, and where trials end out of order also shrink and differ in the middle."""
-    spec = tiny_spec(search={"sampler": sampler, "objectives": objectives, "trials": 60})
+    spec = tiny_spec(search={"sampler": sampler, "objectives": objectives, "trials": trials})
     kept, history, draw = Proposer(spec, STARTUP), [], random.Random(0)
-    for number in range(2, 60):
+    for number in range(2, trials):
         seen = [item for item in history if number % 7 or draw.random() < 0.8]
         proposed = kept.propose(number, seen)
         assert proposed == from_scratch(spec, number, seen)
         assert kept.propose(number, seen) == proposed
         history.append(end(number, *proposed, draw))
+
+
+def test_the_base_is_of_nsga2s_first_generation_and_its_generations_follow(tiny_spec):
+    spec = tiny_spec(search={"sampler": "nsga2", "trials": 30})
+    kept, history, draw = Proposer(spec, STARTUP), [], random.Random(2)
+    for number in range(3 * STARTUP):
+        trial, result = end(number, *kept.propose(number, history), draw)
+        history.append((trial, {**result, "state": COMPLETE}))
+    generations = [trial.sampler_attrs["NSGAIISampler:generation"] for trial, _ in history]
+    assert generations == [0] * STARTUP + [1] * STARTUP + [2] * STARTUP
+    assert set(history[0][0].params.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("pilots", "profile", "bends"), [(2, "excess", True), (0, "excess", False), (0, "movement", True)])
+@pytest.mark.parametrize("sampler", ["gp", "nsga2"])
+def test_gamma_is_searched_where_there_is_a_profile(tiny_spec, sampler, pilots, profile, bends):
+    spec = tiny_spec(search={"sampler": sampler, "pilots": pilots, "profile": profile})
+    assert ("gamma" in distributions(spec)) == bends
+    params, _ = Proposer(spec, STARTUP).propose(3, [])
+    assert (params["gamma"] != 0) == bends
 
 
 def test_a_late_end_of_an_older_trial_begins_anew(tiny_spec):

@@ -138,6 +138,7 @@ IDENTITY = {  # key -> another value; another sweep
     "search.sampler": "tpe",
     "search.base": "lamp",
     "search.profile": "size",
+    "search.rungs": True,
     "search.startup": 3,
     "search.repeatable": False,
     "search.seed": 1,
@@ -159,7 +160,7 @@ IDENTITY = {  # key -> another value; another sweep
     "metrics.reference": 1000,
     "metrics.keep_samples": True,
 }
-ONE_VALUE = {"schema", "search.rungs"}  # nothing else is offered yet
+ONE_VALUE = {"schema"}
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ ticket:
   rewind_step: 400
   keep_dense: [conv_in, 5]
 search:
-  sampler: gp
+  sampler: gpp
 metrics:
   search: {samples: true}
 learning_rate: 1e-4
@@ -59,7 +59,7 @@ TEN_MESSAGES = [
     "10: ticket.densty: unknown key; did you mean 'density'?",
     "11: ticket.rewind_step: lies at or after the end of training (got 400); less than train.steps, which is 400",
     "12: ticket.keep_dense.1: is not text (got 5); text, in quotes",
-    "14: search.sampler: is not available in this version (got 'gp'); one of similarity, tpe, random",
+    "14: search.sampler: is not known (got 'gpp'); did you mean 'gp'? one of similarity, tpe, gp, nsga2, random",
     "16: metrics.search.samples: is not a whole number (got true); a whole number, at least 2",
     "17: learning_rate: unknown key; did you mean 'train.learning_rate'?",
 ]
@@ -83,10 +83,10 @@ def test_planted_errors_are_all_reported_at_once() -> None:
         ("model: {preset: smal}\n", "3: model.preset: is not known (got 'smal'); did you mean 'small'? one of digits, tiny"),
         ("model: {preset: tiny, config: {}}\n", "3: model: has both preset and config; one of them"),
         ("model: {config: {down_block_types: 3}}\n", "3: model.config.down_block_types: is not a list of block types"),
-        ("search: {rungs: true}\n", "3: search.rungs: is not available in this version (got true); false"),
+        ("search: {rungs: median}\n", "3: search.rungs: is not true or false (got 'median'); true or false"),
         ("search: {budget: flop}\n", "3: search.budget: is not known (got 'flop'); did you mean 'flops'? one of density"),
         ("ticket: {criterion: snpi}\n", "3: ticket.criterion: is not known (got 'snpi'); did you mean 'snip'? one of "),
-        ("search:\n  sampler: nsga2\n", "4: search.sampler: is not available in this version (got 'nsga2'); one of"),
+        ("search:\n  sampler: nsga3\n", "4: search.sampler: is not known (got 'nsga3'); did you mean 'nsga2'? one of"),
         ("search: {base: ERK}\n", "3: search.base: is not known (got 'ERK'); did you mean 'erk'? one of uniform, erk"),
         ("search: {baselines: uniform}\n", "3: search.baselines: is not a list (got 'uniform'); a list, each one of"),
         ("search: {groups: {a b: [x]}}\n", "3: search.groups.a b: is no name; letters, digits, - and _"),
@@ -221,7 +221,7 @@ class TestOverrides:
 
 def test_every_sweep_that_comes_with_raylt_is_valid() -> None:
     found = builtin_sweeps()
-    studies = ["digits-results", "mnist-results", "mnist-rewind"]
+    studies = ["digits-results", "mnist-results", "mnist-rewind", "mnist-similarity"]
     assert list(found) == sorted(["cifar10", "cifar10-uniform", "cifar100", "digits", "mnist", *studies])
     for name, path in found.items():
         spec = load_spec(name)

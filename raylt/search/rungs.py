@@ -1,0 +1,40 @@
+"""Rungs: which search trials are stopped between two rounds, by a rule that looks at the ledger alone.
+
+A round is a rung: at it all tickets have one density, so held-out losses compare. What a trial must reach at each rung is
+decided when it is asked, from the trials it may know of, and is written down with it (`TrialSpec.bars`). So neither a
+crash nor who finishes first changes who is stopped, and no scheduler has to remember anything.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from raylt.ledger import FAIL, Result
+from raylt.spec import SweepSpec
+
+MIN_SEEN = 4  # trials at a rung before it stops any
+
+
+def bars(spec: SweepSpec, ended: Iterable[Result]) -> dict[str, float]:
+    """Round -> the loss above which a trial ends there: the median of those that were at the rung (Golovin et al. 2017).
+
+    `ended`: results of baselines and search trials. A broken ticket counts as infinitely bad; where half of them are, there
+    is no bar. Rounds that trials share are no rungs, nor is the last.
+    """
+    if not spec.search.rungs:
+        return {}
+    known = [result["rounds"] for result in ended if result["state"] != FAIL]
+    found = {}
+    for rung in range(spec.ticket.shared_rounds + 1, spec.ticket.rounds):
+        losses = _losses_at(rung, known)
+        bar = statistics.median_high(losses) if len(losses) >= MIN_SEEN else math.inf
+        if math.isfinite(bar):
+            found[str(rung)] = bar
+    return found
+
+
+def _losses_at(rung: int, trials: Sequence[Sequence[Result]]) -> list[float]:
+    scored = [r for rounds in trials for r in rounds if r["round"] == rung]
+    return [math.inf if r["loss"] is None or r["broken"] else r["loss"] for r in scored]
