@@ -230,6 +230,7 @@ def test_nothing_secret_is_in_what_ray_shows(lab: Lab) -> None:
         assert planted.encode() not in text and lab.head.token.encode() not in text, path
 
 
+@pytest.mark.slow  # a real server over SSH: minutes on a busy machine
 def test_the_heads_mlflow_page(lab: Lab) -> None:
     """`raylt ui` leads to what the head's MLFLOW_TRACKING_URI names, and says so where that is a file."""
     ui = run(lab, "ui")
