@@ -54,7 +54,7 @@ def beside(mine: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
     """Mine - other's, paired by seed: of every rule and round that both have; of the dense model, round 0."""
     from raylt.verdicts import JUDGED, paired
 
-    here, there = rounds_of(mine), rounds_of(others)
+    here, there = of_one_budget(mine), of_one_budget(others)
     both = sorted(here.keys() & there.keys(), key=lambda row: (row[1], row[0] or ""))
     return [
         {"rule": rule, "density": next(iter(here[rule, index].values()))["density"]}
@@ -63,15 +63,14 @@ def beside(mine: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def rounds_of(trials: Sequence[Row]) -> dict[tuple[str | None, int], dict[int, Row]]:
-    """(rule, round) -> seed -> its numbers: of confirming trials without controls."""
-    found: dict[tuple[str | None, int], dict[int, Row]] = {}
-    for trial in trials:
-        if trial["protocol"] == "final" and trial["control"] is None and trial["state"] == "COMPLETE":
-            for scored in trial["rounds"]:
-                if scored["round"] > 0 or trial["kind"] == "dense":
-                    found.setdefault((trial["rule"], scored["round"]), {})[trial["seed"]] = scored
-    return found
+def of_one_budget(trials: Sequence[Row]) -> dict[tuple[str | None, int], dict[int, Row]]:
+    """(rule, round) -> seed -> its numbers, without controls."""
+    from raylt.verdicts import rows_of
+
+    rows = rows_of(trials)
+    if len({steps for steps, *_ in rows}) > 1:
+        raise SystemExit("--beside is for sweeps that were confirmed at one training budget")
+    return {(rule, index): seeds for (_, _, rule, control, index), seeds in rows.items() if control is None}
 
 
 def draw(document: Row, folder: Path) -> None:

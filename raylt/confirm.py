@@ -75,7 +75,7 @@ def _wanted(spec: SweepSpec, ledger: Ledger, request: Request) -> Iterator[tuple
             dense = TrialSpec(kind="dense", rule=None, confirms=dense_id, **fresh)
             yield dense, []
             tickets = {
-                number: replace(ledger.asked[number], confirms=number, retry_of=None, bars={}, **fresh)
+                number: replace(ledger.asked[number], confirms=number, retry_of=None, thresholds={}, **fresh)
                 for number in dict.fromkeys([*baselines, *chosen])
             }
             for ticket in tickets.values():

@@ -26,7 +26,7 @@ class TrialSpec:
     params: Mapping[str, float] = field(default_factory=dict)  # gamma, delta/GROUP
     offsets: Mapping[str, float] = field(default_factory=dict)  # block -> what params and profile add to its logits
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)  # Optuna's notes on the proposal
-    bars: Mapping[str, float] = field(default_factory=dict)  # round -> the held-out loss above which it ends there, PRUNED
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # rung -> the held-out loss above which it ends there, PRUNED
     retry_of: int | None = None  # the failed trial that this one is, once more
     # of a confirmation, under the final protocol:
     confirms: int | None = None  # the trial whose allocation is trained anew

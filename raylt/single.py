@@ -12,7 +12,7 @@ from raylt import preflight
 from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
-from raylt.ledger import FAIL, Ledger
+from raylt.ledger import COMPLETE, FAIL, Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
@@ -60,8 +60,8 @@ def local_compute(spec: SweepSpec) -> Compute:
 def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:
     """A complete trial as a diffusers pipeline (EMA weights, pruned ones zero), its ticket file and its kept samples."""
     result = ledger.results.get(number)
-    if result is None or result["state"] == FAIL:
-        done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r["state"] != FAIL) or "none"
+    if result is None or result["state"] != COMPLETE:
+        done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r["state"] == COMPLETE) or "none"
         raise InputError(f"trial {number} of {ledger.name} has no ticket; those that have: {done}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")

@@ -44,9 +44,6 @@ IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as
 }
 
 
-NEEDS_PILOTS: tuple[ProfileName, ...] = ("excess", "kappa", "shuffled")  # profiles
-
-
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -131,6 +128,16 @@ class SearchSpec(_Model):
     pilots: Annotated[int, Field(ge=0)] = 2
     baselines: list[Rule] = ["uniform", "erk"]
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], list[str]] | None = None  # names go into delta/GROUP
+
+    @property
+    def has_similarity_profile(self) -> bool:
+        """Whether gamma bends by similarity, which is measured between pilots; movement and size need none."""
+        return self.profile in ("excess", "kappa", "shuffled")
+
+    @property
+    def has_profile(self) -> bool:
+        """Whether there is anything that gamma can bend by."""
+        return not self.has_similarity_profile or self.pilots > 1
 
 
 class ProtocolSpec(_Model):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
-from raylt.spec import CREDENTIALS_ADVICE, NEEDS_PILOTS, SweepSpec, has_credentials, matches
+from raylt.spec import CREDENTIALS_ADVICE, SweepSpec, has_credentials, matches
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
@@ -125,8 +125,8 @@ def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
         what = "leaves no round to stop at: a rung is a round between the shared ones and the last"
         expected = f"false, or ticket.rounds of {ticket.shared_rounds + 2} or more"
         yield _problem("search.rungs", what, expected, search.rungs, "ticket.rounds", "ticket.shared_rounds")
-    guided = search.sampler == "similarity" and search.trials > 0 and search.profile in NEEDS_PILOTS
-    if guided and search.pilots < 2:
+    guided = search.sampler == "similarity" and search.trials > 0 and search.has_similarity_profile
+    if guided and not search.has_profile:
         expected = "2 or more: similarity is measured between pilots (or profile: movement, or sampler: tpe)"
         about = ("search.sampler", "search.trials", "search.profile")
         yield _problem("search.pilots", f"are too few for profile: {search.profile}", expected, search.pilots, *about)

@@ -101,12 +101,12 @@ class TrialRun:
     def _stopped_by(self) -> str | None:
         """Why the trial ends at the last scored round, if it does."""
         scored = self.rounds[-1]
-        bar = self.trial.bars.get(str(scored["round"]))
-        if bar is None:
+        threshold = self.trial.thresholds.get(str(scored["round"]))
+        if threshold is None:
             return None
-        is_poor = scored["broken"] or scored["loss"] is None or scored["loss"] > bar
+        is_poor = scored["broken"] or scored["loss"] is None or scored["loss"] > threshold
         loss = "no loss" if scored["loss"] is None else f"loss {scored['loss']:.6g}{' (broken)' if scored['broken'] else ''}"
-        return f"stopped at round {scored['round']}: {loss}, and the bar was {bar:.6g}" if is_poor else None
+        return f"stopped at round {scored['round']}: {loss}, above {threshold:.6g}, the median there" if is_poor else None
 
     @property
     def last_round(self) -> int:
@@ -189,9 +189,12 @@ class TrialRun:
 
     @property
     def result(self) -> Result:
-        """What the ledger keeps of a trial that ran to its end, or to the rung that it did not pass."""
+        """What the ledger keeps of a trial that ran to its end; of one stopped at a rung, its rounds and why.
+
+        The numbers of a rung are of another density, and so no result of the trial.
+        """
         if self._stopped_by is not None:
-            return {"state": PRUNED, "cause": self._stopped_by, **self.numbers, **self._record()}
+            return {"state": PRUNED, "cause": self._stopped_by, **self._record()}
         values = [self.numbers[objective] for objective in self.bench.spec.search.objectives]
         if any(value is None for value in values):
             return self.failed(

@@ -29,14 +29,23 @@ def confirmation(trials: Sequence[Record]) -> list[dict[str, Any]]:
 
     `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`.
     """
-    ended = [trial for trial in trials if trial["protocol"] == "final" and trial["state"] == "COMPLETE"]
+    ended, rows = _ended(trials), rows_of(trials)
+    uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
+    return [_row(key, rows, uniform) for key in sorted(rows, key=_place)]
+
+
+def _ended(trials: Sequence[Record]) -> list[Record]:
+    return [trial for trial in trials if trial["protocol"] == "final" and trial["state"] == "COMPLETE"]
+
+
+def rows_of(trials: Sequence[Record]) -> Rows:
+    """(budget, confirmed trial, rule, control, round) -> seed -> its numbers; round 0 of the dense model alone."""
     rows: Rows = {}
-    for trial in ended:
+    for trial in _ended(trials):
         for scored in trial["rounds"]:
             if scored["round"] > 0 or trial["kind"] == "dense":
                 rows.setdefault(_row_of(trial, scored["round"]), {})[trial["seed"]] = scored
-    uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
-    return [_row(key, rows, uniform) for key in sorted(rows, key=_place)]
+    return rows
 
 
 Rows = dict[tuple[Any, ...], dict[int, Record]]  # row -> seed -> its round

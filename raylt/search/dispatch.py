@@ -15,7 +15,7 @@ from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
-from raylt.search.rungs import bars
+from raylt.search.rungs import thresholds
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec
 
@@ -110,7 +110,7 @@ class Dispatcher:
         baselines = [result for _, result in self.ledger.complete("baseline")]
         return TrialSpec(
             trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=offsets(self.spec, params, profile),
-            sampler_attrs=attrs, bars=bars(self.spec, [*baselines, *(result for _, result in history)]),
+            sampler_attrs=attrs, thresholds=thresholds(self.spec, [*baselines, *(result for _, result in history)]),
         )  # fmt: skip
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:

@@ -1,8 +1,9 @@
 """Rungs: which search trials are stopped between two rounds, by a rule that looks at the ledger alone.
 
 A round is a rung: at it all tickets have one density, so held-out losses compare. What a trial must reach at each rung is
-decided when it is asked, from the trials it may know of, and is written down with it (`TrialSpec.bars`). So neither a
-crash nor who finishes first changes who is stopped, and no scheduler has to remember anything.
+decided when it is asked, from the trials it may know of, and is written down with it (`TrialSpec.thresholds`). So neither
+a crash nor who finishes first changes who is stopped, and no scheduler has to remember anything. (Optuna's pruners and
+Tune's schedulers decide when a round ends, by who has ended then; Optuna's refuse several objectives.)
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from raylt.spec import SweepSpec
 MIN_SEEN = 4  # trials at a rung before it stops any
 
 
-def bars(spec: SweepSpec, ended: Iterable[Result]) -> dict[str, float]:
-    """Round -> the loss above which a trial ends there: the median of those that were at the rung (Golovin et al. 2017).
+def thresholds(spec: SweepSpec, ended: Iterable[Result]) -> dict[str, float]:
+    """Round -> the loss above which a trial ends there: the median of those that were at the rung.
+
+    The median stopping rule (Golovin et al. 2017, Vizier) on the loss itself, which is measured once a rung.
 
     `ended`: results of baselines and search trials. A broken ticket counts as infinitely bad; where half of them are, there
-    is no bar. Rounds that trials share are no rungs, nor is the last.
+    is no threshold. Rounds that trials share are no rungs, nor is the last.
     """
     if not spec.search.rungs:
         return {}
@@ -29,9 +32,9 @@ def bars(spec: SweepSpec, ended: Iterable[Result]) -> dict[str, float]:
     found = {}
     for rung in range(spec.ticket.shared_rounds + 1, spec.ticket.rounds):
         losses = _losses_at(rung, known)
-        bar = statistics.median_high(losses) if len(losses) >= MIN_SEEN else math.inf
-        if math.isfinite(bar):
-            found[str(rung)] = bar
+        threshold = statistics.median_high(losses) if len(losses) >= MIN_SEEN else math.inf
+        if math.isfinite(threshold):
+            found[str(rung)] = threshold
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from raylt.spec import NEEDS_PILOTS, SweepSpec
+from raylt.spec import SweepSpec
 
 GAMMA, DELTA = "gamma", "delta/"
 GAMMA_RANGE = 1.5  # logits per standard deviation of the profile: beyond, small groups are full or empty
@@ -29,7 +29,7 @@ def _has_gamma(spec: SweepSpec) -> bool:
     """Sampler `tpe` knows no similarity: its gamma is 0. So is that of `gp` and `nsga2` where there is nothing to bend by."""
     search = spec.search
     if search.sampler in ("gp", "nsga2"):
-        return search.pilots > 1 or search.profile not in NEEDS_PILOTS
+        return search.has_profile
     return search.sampler != "tpe"
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import is_complete, pareto_of
+from raylt.document import is_complete, pareto_of, trial_record
 from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
 from raylt.plan import TrialSpec
 from raylt.search import dispatch
-from raylt.search.rungs import MIN_SEEN, bars
+from raylt.search.rungs import MIN_SEEN, thresholds
 from raylt.search.study import StudyFile
 from raylt.speccheck import cross_key_problems
 from raylt.store import Store
@@ -30,23 +30,23 @@ def ended(losses, *, state=COMPLETE, broken=()):
     return {"state": state, "cause": None, "rounds": rounds}
 
 
-def test_the_bar_is_the_median_of_those_that_were_at_the_rung(tiny_spec):
+def test_the_threshold_is_the_median_of_those_that_were_at_the_rung(tiny_spec):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True})
     whole = [ended([0.9, 0.8, loss, loss / 2, 0.3]) for loss in (0.5, 0.1, 0.4, 0.2)]
-    assert bars(spec, whole[:3]) == {}  # too few
-    assert bars(spec, whole) == {"2": 0.4, "3": 0.2}
+    assert thresholds(spec, whole[:3]) == {}  # too few
+    assert thresholds(spec, whole) == {"2": 0.4, "3": 0.2}
     stopped = [ended([0.9, 0.8, loss], state=PRUNED) for loss in (0.6, 0.7)]
-    assert bars(spec, [*whole, *stopped]) == {"2": 0.5, "3": 0.2}
-    assert bars(spec, [*whole, ended([0.9, 0.8, 0.01], state=FAIL)]) == bars(spec, whole)
-    assert bars(tiny_spec(ticket=TICKET), whole) == {}
+    assert thresholds(spec, [*whole, *stopped]) == {"2": 0.5, "3": 0.2}
+    assert thresholds(spec, [*whole, ended([0.9, 0.8, 0.01], state=FAIL)]) == thresholds(spec, whole)
+    assert thresholds(tiny_spec(ticket=TICKET), whole) == {}
 
 
 def test_a_broken_ticket_is_as_bad_as_can_be(tiny_spec):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True})
     dead = [ended([0.9, 0.8, 0.01, 0.01], broken={2, 3}), ended([0.9, 0.8, None, None])]
     alive = [ended([0.9, 0.8, loss, loss]) for loss in (0.1, 0.2, 0.3)]
-    assert bars(spec, [*alive, *dead]) == {"2": 0.3, "3": 0.3}
-    assert bars(spec, [*alive[:2], *dead]) == {}  # half of them are dead: nothing to reach
+    assert thresholds(spec, [*alive, *dead]) == {"2": 0.3, "3": 0.3}
+    assert thresholds(spec, [*alive[:2], *dead]) == {}  # half of them are dead: nothing to reach
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=MIN_SEEN, max_size=40))
@@ -55,9 +55,9 @@ def test_at_least_half_of_those_seen_would_pass(losses):
     from tests.conftest import TINY, merged
 
     spec = SweepSpec.model_validate(merged(TINY, {"ticket": TICKET, "search": {"rungs": True}}))
-    [bar, _] = bars(spec, [ended([1, 1, loss, loss]) for loss in losses]).values()
-    assert sum(loss <= bar for loss in losses) >= len(losses) / 2
-    assert sum(loss < bar for loss in losses) <= len(losses) / 2
+    [threshold, _] = thresholds(spec, [ended([1, 1, loss, loss]) for loss in losses]).values()
+    assert sum(loss <= threshold for loss in losses) >= len(losses) / 2
+    assert sum(loss < threshold for loss in losses) <= len(losses) / 2
 
 
 @pytest.mark.parametrize(("rounds", "shared", "is_right"), [(2, 0, True), (2, 1, False), (1, 0, False), (3, 1, True)])
@@ -78,9 +78,9 @@ def outcome(trial):
     """What an actor would say: the rounds of a bowl around gamma 0.5, up to the rung that is not passed."""
     loss = 0.1 + (trial.params.get("gamma", 0.0) - 0.5) ** 2 + (trial.params.get("delta/down", 0.0) + 0.2) ** 2
     losses = [0.05, 0.06, loss, 1.1 * loss, 1.2 * loss]
-    for rung, bar in trial.bars.items():
-        if losses[int(rung)] > bar:
-            return {**ended(losses[: int(rung) + 1], state=PRUNED), "cause": "stopped", "broken": False}
+    for rung, threshold in trial.thresholds.items():
+        if losses[int(rung)] > threshold:
+            return {**ended(losses[: int(rung) + 1], state=PRUNED), "cause": "stopped"}
     return {**ended(losses), "loss": losses[-1], "flops": 1000, "broken": False, "time_ms": trial.id, "timing": None}
 
 
@@ -134,18 +134,23 @@ def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spe
     spec = tiny_spec(train=train, ticket={"rounds": 3, "shared_rounds": 1}, search={"rungs": True})
     bench = Bench.open(spec, Compute(), Inputs(load_images(spec.data)))
 
-    def ran(number, bar):
-        trial = TrialSpec(number, "search", "searched", 0, bars={"2": bar})
+    def ran(number, threshold):
+        trial = TrialSpec(number, "search", "searched", 0, thresholds={"2": threshold})
         run = TrialRun(trial, bench, Store(str(warm_root), owner=str(number)))
         return [report["round"] for report in run], run.result
 
     _, whole = ran(1, 1e9)
     assert (whole["state"], len(whole["rounds"])) == (COMPLETE, 4)
     loss = whole["rounds"][2]["loss"]
-    assert ran(2, loss)[1]["state"] == COMPLETE  # no worse than the bar
+    assert ran(2, loss)[1]["state"] == COMPLETE  # no worse than the threshold
     reported, stopped = ran(3, loss * 0.999)
     assert reported == [0, 1, 2]
     assert stopped["state"] == PRUNED
-    assert stopped["cause"] == f"stopped at round 2: loss {loss:.6g}, and the bar was {loss * 0.999:.6g}"
+    assert stopped["cause"] == f"stopped at round 2: loss {loss:.6g}, above {loss * 0.999:.6g}, the median there"
+    shown = trial_record(TrialSpec(3, "search", "searched", 0), stopped)
+    assert {shown[name] for name in ("loss", "fid", "density", "flops", "broken", "ticket")} == {
+        None
+    }  # those of a rung are none
+    assert shown["rounds"][2]["loss"] == loss
     assert [r["loss"] for r in stopped["rounds"]] == [r["loss"] for r in whole["rounds"][:3]]
     assert stopped["steps"]["asked"] == whole["steps"]["asked"] - (120 - spec.ticket.rewind_step)  # one training less
