@@ -98,12 +98,10 @@ def prune(
     And the stage that remembers it, where the criterion is costly. Raises `InputError` where a density cannot be met.
     """
     spec, ticket = search.spec, search.spec.ticket
-    assert search.allocation is not None and bool(search.costs) == (spec.search.budget == "flops")
-    allocation = Allocation("uniform") if index <= ticket.shared_rounds else search.allocation
+    assert bool(search.costs) == (spec.search.budget == "flops")
 
     def choose(density: float, scores: Scores) -> Mask:
-        pruning = Pruning(search.layers, ticket, scores, dense.trained["weights"], search.costs)
-        return top_k(scores, allocation.at(density, pruning))
+        return cut(search, index, density, scores, dense.trained["weights"])
 
     def make() -> Mask:
         survivors = Survivors(
@@ -114,9 +112,21 @@ def prune(
 
     if ticket.criterion not in AT_REWIND_POINT:
         return make(), None
-    stage = store.stage(_mask_key(search, allocation, start, dense, previous, index))
+    stage = store.stage(_mask_key(search, allocation_of(search, index), start, dense, previous, index))
     stage.make(lambda _: Output(files={MASK: pack(mask=make().pack())}))
     return Mask.unpack(unpack(stage.read(MASK))["mask"], search.layers), stage
+
+
+def cut(search: TicketSearch, index: int, density: float, scores: Scores, dense_weights: NamedTensors) -> Mask:
+    """The mask of round `index` at an overall density: the best scores of every layer, as many as the allocation says."""
+    pruning = Pruning(search.layers, search.spec.ticket, scores, dense_weights, search.costs)
+    return top_k(scores, allocation_of(search, index).at(density, pruning))
+
+
+def allocation_of(search: TicketSearch, index: int) -> Allocation:
+    """The rule of round `index`: uniform in the rounds that trials share."""
+    assert search.allocation is not None
+    return Allocation("uniform") if index <= search.spec.ticket.shared_rounds else search.allocation
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

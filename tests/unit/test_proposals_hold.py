@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from raylt.diffusion.model import layers_of
+from raylt.diffusion.train import Compute
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
-from raylt.ticket.allocation import Allocation, Pruning, least_kept
+from raylt.ticket.allocation import Allocation, least_kept
+from raylt.ticket.find import TicketSearch, cut
 from raylt.ticket.mask import Mask
-from raylt.ticket.prune import magnitude, top_k
+from raylt.ticket.prune import magnitude
 
 PROFILE = {"down": -1.2, "mid": 0.1, "up": 1.1}
 
@@ -20,11 +22,9 @@ PROFILE = {"down": -1.2, "mid": 0.1, "up": 1.1}
 def masks_of(spec, layers, weights, params):
     """The mask of every round, each cut from the one before it."""
     allocation = Allocation("searched", spec.search.base, offsets(spec, params, PROFILE))
-    mask = Mask.dense(layers)
+    search, mask = TicketSearch(spec, Compute(), allocation, 0), Mask.dense(layers)
     for index in range(1, spec.ticket.rounds + 1):
-        pruning = Pruning(layers, spec.ticket, magnitude(weights, layers, mask), weights)
-        rule = Allocation("uniform") if index <= spec.ticket.shared_rounds else allocation
-        mask = top_k(pruning.scores, rule.at(spec.ticket.density_of(index), pruning))
+        mask = cut(search, index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
         yield index, mask
 
 
