@@ -193,7 +193,9 @@ def sweep_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
 def _similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
     blocks = (ledger.read(SIMILARITY_FILE) or {}).get("blocks", {})
     # the planned pilots alone: one that is retried later would move the time, and a replay would add points
-    pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot" and p.trial.id in ledger.results]
+    pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot"]
+    if not all(number in ledger.results for number in pilots):
+        return []  # read since this view of the ledger was: the next one has the pilots too, and so the points' time
     time_ms = max((ledger.results[number]["time_ms"] for number in pilots), default=0)
     named = ((f"{name}/{block}", numbers.get(name)) for block, numbers in blocks.items() for name in SIMILARITY_METRICS)
     return _points(named, time_ms, 0)

@@ -253,6 +253,20 @@ def test_parent_metrics(recorded: Any) -> None:
     assert [step for step, _, _ in history(uri, run_id, "best_fid")] == [3, 4, 5, 6, 7]
 
 
+def test_similarity_has_one_time_whenever_the_ledger_was_read(recorded: Any) -> None:
+    """The recorder reads similarity.json after the results: it may be there before its view has every pilot's end."""
+    _, spec, ledger, _ = recorded
+
+    def points(view: Ledger) -> list[tuple[str, int]]:
+        return [(point.key, point.time_ms) for point in sweep_points(spec, view) if "/" in point.key]
+
+    view = Ledger(ledger.store, ledger.name)
+    late = view.results.pop(2)
+    assert points(view) == []
+    view.results[2] = late
+    assert points(view) == points(ledger) != []
+
+
 def test_best_points_stop_at_the_first_trial_that_runs(tmp_path: Path) -> None:
     spec = make_spec()
     ledger = begin(tmp_path, spec)
