@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raylt.ceilings import is_feasible
 from raylt.lease import read_holder
 from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result
 from raylt.pareto import pareto_ids
@@ -104,6 +105,7 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "start_seed": trial.start_seed,
         "train_steps": trial.steps,
         **{name: known.get(name) for name in _NUMBERS},
+        "feasible": is_feasible(known) if known.get("loss") is not None else None,
         "pareto": pareto,
         "rounds": rounds,
         "steps": known.get("steps"),
@@ -115,9 +117,9 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
 
 
 def is_ranked(trial: TrialSpec, result: Result) -> bool:
-    """Whether a trial competes: complete, alive, of a kind that does, and scored as the others are."""
+    """Whether a trial competes: complete, alive, within the ceilings, of a kind that does, and scored as the others are."""
     is_candidate = trial.kind in RANKED_KINDS and not trial.is_confirmation
-    return is_candidate and result["state"] == COMPLETE and not result["broken"]
+    return is_candidate and result["state"] == COMPLETE and not result["broken"] and is_feasible(result)
 
 
 def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:

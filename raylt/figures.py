@@ -91,7 +91,7 @@ def allocation_png(record: Mapping[str, Any]) -> bytes:
 
 
 def pareto_png(results: Mapping[str, Any]) -> bytes:
-    """The search's trials in the plane of the first two objectives, the Pareto front marked, broken tickets hollow.
+    """The search's trials in the plane of the first two objectives, the Pareto front marked, hollow what is not ranked.
 
     With one objective: that objective against the trial's id.
     """
@@ -108,7 +108,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
         mine = [trial for trial in trials if trial["kind"] == kind]
         if mine:
             color = _COLORS[kind]
-            faces = ["none" if trial["broken"] else color for trial in mine]
+            faces = ["none" if trial["broken"] or trial.get("feasible") is False else color for trial in mine]
             x, y = _columns(mine, across, up)
             axes.scatter(x, y, s=45, marker=marker, facecolors=faces, edgecolors=color, label=kind)
     front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (trial[across], -trial[up]))
@@ -122,7 +122,9 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
     if trials or far:
         axes.legend(fontsize="small")
     others = f"; the front is that of {', '.join(objectives)}" if len(objectives) > 2 else ""
-    axes.set_title(f"{results['name']}: {len(trials) + len(far)} trials{others} (hollow: broken)", fontsize="medium")
+    axes.set_title(
+        f"{results['name']}: {len(trials) + len(far)} trials{others} (hollow: broken or over a ceiling)", fontsize="medium"
+    )
     return png_of(figure)
 
 

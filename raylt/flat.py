@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 TRIAL_COLUMNS = (
     "id", "kind", "rule", "control", "seed", "state", "protocol", "density", "loss", "fid", "kid", "flops", "flops_dense",
     "ticket_bytes", "pareto", "broken", "error", "ticket", "mlflow_run_id", "kid_sd", "train_steps", "start_seed", "confirms",
-    "retry_of",
+    "retry_of", "feasible",
 )  # fmt: skip
 _BEHIND_FID = ("features", "samples", "sampler", "steps", "reference")
 _STEPS = ("asked", "trained", "shared")
@@ -30,7 +30,7 @@ _TEXT = {
     "fid_features", "fid_sampler", "fid_reference",
 }  # fmt: skip
 _WHOLE = {"id", "seed", "train_steps", "confirms", "round", "seeds", "broken_seeds"}
-_TRUTHS = {"pareto": "bool", "broken": "boolean"}  # a trial without a loss is neither broken nor not
+_TRUTHS = {"pareto": "bool", "broken": "boolean", "feasible": "boolean"}  # without a loss a trial is neither broken nor not
 
 
 def trial_rows(results: Record) -> list[dict[str, Any]]:

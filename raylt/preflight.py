@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from raylt.diffusion.data import ImageSet
@@ -31,7 +32,7 @@ def check(spec: SweepSpec, store: Store, begun: Address | None = None) -> Prefli
     """
     layers = layers_of(spec.unet_config)
     flops = count_flops(spec.unet_config)  # runs the U-Net on shapes: what cannot run is found here
-    problems = _density_problems(spec, layers)
+    problems = _density_problems(spec, layers) or _ceiling_problems(spec, layers, flops)
     inputs = None
     try:
         inputs = gather(spec, store, begun)
@@ -59,6 +60,32 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
         expected = f"{smallest_density(layers, ticket, costs, rules):g} or more (the smallest there is)"
         problems.append(Problem(key, what, expected, ticket.final_density, True, about=("search.budget",) if costs else ()))
     return problems
+
+
+def _ceiling_problems(spec: SweepSpec, layers: list[Layer], flops: Flops) -> list[Problem]:
+    """A ceiling that no ticket of the final density keeps."""
+    ceiling, costs = spec.search.constraints.flops, weight_costs(spec)
+    if ceiling is None or costs:  # a budget of FLOPs is met whatever the allocation
+        return []
+    least = _least_flops(spec, layers, flops) / flops.dense
+    if least <= ceiling:
+        return []
+    expected = f"{math.ceil(least * 1e4) / 1e4:g} or more (the least there is at that density)"
+    key = "search.constraints.flops"
+    return [
+        Problem(key, "is less than any ticket of the final density needs", expected, ceiling, True, about=("ticket.density",))
+    ]
+
+
+def _least_flops(spec: SweepSpec, layers: list[Layer], flops: Flops) -> int:
+    """FLOPs where all that `keep_dense` and `min_kept` leave open goes to the layers whose weights cost least."""
+    counts = dict(least_kept(layers, spec.ticket))
+    left = round(spec.ticket.final_density * sum(layer.size for layer in layers)) - sum(counts.values())
+    for layer in sorted(layers, key=lambda layer: flops.layers[layer.name] / layer.size):
+        taken = min(left, layer.size - counts[layer.name])
+        counts[layer.name] += taken
+        left -= taken
+    return flops.of_counts({layer.name: (counts[layer.name], layer.size) for layer in layers})
 
 
 def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:

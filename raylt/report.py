@@ -103,13 +103,15 @@ def confirming_row(trial: Record) -> Row:
 
 
 def state_text(trial: Record) -> str:
-    """A trial's state in a word; a complete trial with a dead network is `broken`, whatever its numbers."""
-    return "broken" if trial["broken"] else "failed" if trial["state"] == "FAIL" else str(trial["state"]).lower()
+    """A trial's state in a word; a complete one is `broken` where its network is dead, `over` where it costs too much."""
+    if trial["state"] == "COMPLETE" and (trial["broken"] or trial.get("feasible") is False):
+        return "broken" if trial["broken"] else "over"
+    return "failed" if trial["state"] == "FAIL" else str(trial["state"]).lower()
 
 
 def weight(trial: Record) -> str:
     """How a trial's row stands out: on the front, or as one that is not ranked."""
-    return "dim" if trial["broken"] or trial["state"] != "COMPLETE" else "front" if trial["pareto"] else ""
+    return "dim" if state_text(trial) != "complete" else "front" if trial["pareto"] else ""
 
 
 def flops_text(trial: Record) -> str:

@@ -113,6 +113,13 @@ class TicketSpec(_Model):
         return self.density_of(self.rounds)
 
 
+class ConstraintsSpec(_Model):
+    """Ceilings on a ticket's cost; null: none."""
+
+    flops: Annotated[float, Field(gt=0, le=1)] | None = None  # share of the dense model's, as the tables show it
+    ticket_bytes: Annotated[int, Field(ge=1)] | None = None
+
+
 class SearchSpec(_Model):
     sampler: SamplerName = "similarity"
     base: Base = "erk"
@@ -124,6 +131,7 @@ class SearchSpec(_Model):
     repeatable: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     objectives: Annotated[list[Objective], Field(min_length=1)] = ["loss", "flops"]
+    constraints: ConstraintsSpec = ConstraintsSpec()
     budget: Budget = "density"  # what a density is a share of: the prunable weights, or their FLOPs
     pilots: Annotated[int, Field(ge=0)] = 2
     baselines: list[Rule] = ["uniform", "erk"]

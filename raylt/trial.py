@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raylt.ceilings import violations
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
@@ -160,6 +161,7 @@ class TrialRun:
         self.rounds.append(report)
         dense = count_flops(self.bench.spec.unet_config).dense
         self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": dense}
+        self.numbers["violations"] = violations(self.bench.spec, self.numbers)
         if trained.unet_config != self.bench.spec.unet_config:
             self.numbers["unet_config"] = dict(trained.unet_config)
         self.numbers |= {

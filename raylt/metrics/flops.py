@@ -26,9 +26,11 @@ class Flops:
 
     def of(self, mask: Mask) -> int:
         """FLOPs where every pruned weight's multiply-adds are left out: those of a layer times its density."""
-        saved = sum(
-            flops * (1 - kept / total) for (kept, total), flops in ((mask.counts[n], f) for n, f in self.layers.items())
-        )
+        return self.of_counts(mask.counts)
+
+    def of_counts(self, counts: Mapping[str, tuple[int, int]]) -> int:
+        """The same of layer -> weights (kept, in all)."""
+        saved = sum(flops * (1 - kept / total) for (kept, total), flops in ((counts[n], f) for n, f in self.layers.items()))
         return round(self.dense - saved)
 
 

@@ -13,6 +13,7 @@ from raylt.confirm import Request, confirm
 from raylt.document import confirmations, next_free_id
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
+from raylt.search.foresight import Foresight
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
 from raylt.search.rungs import thresholds
@@ -49,10 +50,12 @@ class Dispatcher:
     _planned: list[Planned] = field(init=False)
     _confirming: list[Planned] | None = None
     _proposer: Proposer = field(init=False)
+    _foresight: Foresight = field(init=False)
 
     def __post_init__(self) -> None:
         self._planned = plan(self.spec)
         self._proposer = Proposer(self.spec, self.startup)
+        self._foresight = Foresight(self.spec, self.ledger)
 
     def next_trial(self, live: Collection[int]) -> TrialSpec | Wait | Finished:
         """The next trial to start, given those that run right now."""
@@ -106,7 +109,9 @@ class Dispatcher:
             for n, trial in sorted(self.ledger.asked.items())
             if trial.is_search and n <= seen and n in results
         ]
-        params, attrs = self._proposer.propose(number, history)
+        params, attrs = self._proposer.propose(
+            number, history, lambda drawn: self._foresight.excess(offsets(self.spec, drawn, profile))
+        )
         baselines = [result for _, result in self.ledger.complete("baseline")]
         return TrialSpec(
             trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=offsets(self.spec, params, profile),

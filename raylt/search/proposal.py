@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -11,21 +11,22 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.plan import TrialSpec
-from raylt.search.sampler import fixed_proposal, make_sampler, remembers
+from raylt.search.sampler import ATTEMPTS, fixed_proposal, make_sampler, remembers
 from raylt.search.space import at_base, distributions
 from raylt.spec import SweepSpec
 
 History = Sequence[tuple[TrialSpec, Result]]
+FixedProposal = Callable[[SweepSpec, int], Mapping[str, float] | None]
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAIL: TrialState.FAIL, RUNNING: TrialState.RUNNING}
 
 
 class Proposer:
     """Proposes for one sweep. What it keeps from one proposal to the next saves time and changes none."""
 
-    def __init__(self, spec: SweepSpec, startup: int) -> None:
-        """`startup`: the sampler's, as the sweep began with it."""
+    def __init__(self, spec: SweepSpec, startup: int, fixed: FixedProposal = fixed_proposal) -> None:
+        """`startup`: the sampler's, as the sweep began with it. `fixed`: what is proposed without asking it."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.spec, self.startup = spec, startup
+        self.spec, self.startup, self.fixed = spec, startup, fixed
         self._space = distributions(spec)
         self._begin()
 
@@ -33,22 +34,40 @@ class Proposer:
         self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * len(self.spec.search.objectives))
         self._known: list[tuple[TrialSpec, Result]] = []  # what the study holds
 
-    def propose(self, number: int, history: History) -> tuple[dict[str, float], dict[str, Any]]:
+    def propose(
+        self, number: int, history: History, excess: Callable[[Mapping[str, float]], float] = lambda params: 0.0
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         """Parameters of search trial `number` (from 0), and the sampler's notes, from the ended trials of `history`.
 
-        A function of spec, startup, number and history alone.
+        A function of spec, startup, number and history alone. `excess`: by how much parameters are known to break a ceiling;
+        where that is above 0 they are drawn again, `ATTEMPTS` times in all. Then the last stand, to be learnt from.
         """
         self._extend(history)
-        self._study.sampler = make_sampler(self.spec, number, self.startup)
-        fixed = fixed_proposal(self.spec, number)
+        for attempt in range(ATTEMPTS):
+            params, attrs, over = self._draw(number, attempt, excess)
+            if over <= 0:
+                break
+        if attempt > 0:
+            self._begin()  # what was drawn in vain is nothing that another driver would know
+        return params, attrs
+
+    def _draw(
+        self, number: int, attempt: int, excess: Callable[[Mapping[str, float]], float]
+    ) -> tuple[dict[str, float], dict[str, Any], float]:
+        self._study.sampler = make_sampler(self.spec, number, self.startup, attempt)
+        fixed = self.fixed(self.spec, number) if attempt == 0 else None
         if fixed is not None:
             self._study.enqueue_trial({name: fixed[name] for name in self._space})
         asked = self._study.ask(fixed_distributions=self._space)
         _ = asked.relative_params  # drawn also where all are fixed: NSGA-II then notes the generation
         proposed = self._study.get_trials(deepcopy=False)[-1]
-        # It stays in the study, as one that failed: samplers learn from trials with values.
-        self._study.tell(asked, state=TrialState.FAIL)
-        return {**at_base(self.spec), **proposed.params}, dict(proposed.system_attrs)
+        params, attrs = {**at_base(self.spec), **proposed.params}, dict(proposed.system_attrs)
+        over = excess(params)
+        if over > 0:
+            asked.set_constraint("flops", over)
+        # It stays in the study. Samplers learn nothing of one that failed; TPE does of a pruned one that is infeasible.
+        self._study.tell(asked, state=TrialState.PRUNED if over > 0 else TrialState.FAIL)
+        return params, attrs, over
 
     def _extend(self, history: History) -> None:
         """Bring the study to `history`. Where that does not go on from what it holds (an older trial ended), begin anew."""
@@ -77,4 +96,5 @@ def frozen(spec: SweepSpec, space: dict[str, Any], trial: TrialSpec, result: Res
             "rungs": {str(r): loss for r, loss in rungs.items()},
         },
         intermediate_values=rungs if len(spec.search.objectives) == 1 else None,
+        constraints=None if values is None else (result or {}).get("violations"),
     )

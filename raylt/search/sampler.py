@@ -12,6 +12,8 @@ from raylt.search.space import GAMMA, at_base
 from raylt.spec import SweepSpec
 
 FIRST_GAMMA = 0.7  # second proposal of sampler `similarity`: half a range along the profile; the others choose the sign
+ATTEMPTS = 32  # at a proposal that keeps the ceilings; the second half of them at random
+FAR = 2**20  # between the seeds of two attempts at one proposal: more than a study has trials
 MIN_POPULATION = 4  # of NSGA-II, where `startup` is smaller
 
 
@@ -30,14 +32,14 @@ def fixed_proposal(spec: SweepSpec, number: int) -> dict[str, float] | None:
     return None
 
 
-def make_sampler(spec: SweepSpec, number: int, startup: int) -> BaseSampler:
-    """A sampler whose proposal is a function of (search seed, number, history): it survives any restart.
+def make_sampler(spec: SweepSpec, number: int, startup: int, attempt: int = 0) -> BaseSampler:
+    """A sampler whose proposal is a function of (search seed, number, attempt, history): it survives any restart.
 
     `similarity` and `tpe`: multivariate TPE (Bergstra et al. 2011), with and without gamma. `gp`: a Gaussian process with log
     EI, or EHVI of several objectives. `nsga2`: Deb et al. 2002, in generations of `startup`.
     """
-    seed = seed_of(spec.search.seed, Draw.PROPOSAL, number) % 2**32
-    name = spec.search.sampler
+    seed = seed_of(spec.search.seed, Draw.PROPOSAL, number + attempt * FAR) % 2**32
+    name = spec.search.sampler if attempt < ATTEMPTS // 2 else "random"
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "nsga2":
@@ -46,7 +48,8 @@ def make_sampler(spec: SweepSpec, number: int, startup: int) -> BaseSampler:
         warnings.simplefilter("ignore", ExperimentalWarning)
         if name == "gp":
             return GPSampler(seed=seed, n_startup_trials=startup)
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+        # It counts what was drawn in vain, which is no reason to trust its model sooner.
+        return TPESampler(seed=seed, n_startup_trials=startup + attempt, multivariate=True)
 
 
 def remembers(spec: SweepSpec) -> bool:

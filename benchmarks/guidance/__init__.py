@@ -1,0 +1,1 @@
+"""Does similarity guide a search? What `benchmarks/search.py` is made of."""

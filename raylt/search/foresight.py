@@ -1,0 +1,55 @@
+"""What an allocation will cost, before it is trained: counts follow from shapes, and for LAMP from the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+
+from raylt.diffusion.model import layers_of
+from raylt.ledger import Ledger
+from raylt.metrics.flops import count_flops, weight_costs
+from raylt.plan import SEARCHED
+from raylt.spec import SweepSpec
+from raylt.tensors import NamedTensors, unpack
+from raylt.ticket.allocation import Allocation, Pruning
+from raylt.ticket.find import TRAINED
+
+
+class Foresight:
+    """Says which proposals would break the FLOPs ceiling, so that none of them is trained.
+
+    It looks at the last round alone, as if all weights were there to choose from. Where earlier rounds left fewer of a layer,
+    or layers of a block compete (`ticket.scope: block`), the ticket may differ a little: its own count decides in the end.
+    """
+
+    def __init__(self, spec: SweepSpec, ledger: Ledger) -> None:
+        self.spec, self.ledger = spec, ledger
+
+    def excess(self, offsets: Mapping[str, float]) -> float:
+        """By how much of `search.constraints.flops` a bend of the base lies above it; 0 or less where it keeps it."""
+        ceiling = self.spec.search.constraints.flops
+        if ceiling is None:
+            return 0.0
+        return self.flops(offsets) / count_flops(self.spec.unet_config).dense / ceiling - 1
+
+    def flops(self, offsets: Mapping[str, float]) -> int:
+        """FLOPs of one forward pass of one image at the final density; `offsets`: block -> what its logits gain."""
+        rule = Allocation(SEARCHED, self.spec.search.base, offsets)
+        counts = rule.at(self.spec.ticket.final_density, self._pruning)
+        sizes = {layer.name: layer.size for layer in self._pruning.layers}
+        return count_flops(self.spec.unet_config).of_counts({name: (kept, sizes[name]) for name, kept in counts.items()})
+
+    @cached_property
+    def _pruning(self) -> Pruning:
+        layers, ticket = layers_of(self.spec.unet_config), self.spec.ticket.model_copy(update={"scope": "layer"})
+        all_there = {layer.name: torch.ones(layer.shape) for layer in layers}
+        return Pruning(layers, ticket, all_there, self._dense_weights, weight_costs(self.spec))
+
+    @property
+    def _dense_weights(self) -> NamedTensors:
+        if self.spec.search.base != "lamp":
+            return {}
+        _, dense = self.ledger.complete("dense")[0]
+        return unpack(self.ledger.store.find(dense["final_stage"]).read(TRAINED))["weights"]

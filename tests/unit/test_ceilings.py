@@ -1,0 +1,110 @@
+"""Ceilings: what costs too much is foreseen where it can be, told to the sampler where it was trained, and never ranked."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from raylt import preflight
+from raylt.ceilings import is_feasible, violations
+from raylt.document import pareto_of, results, trial_record
+from raylt.errors import SpecError
+from raylt.ledger import COMPLETE
+from raylt.metrics.flops import count_flops
+from raylt.report import state_text
+from raylt.search import dispatch
+from raylt.search.foresight import Foresight
+from raylt.search.study import StudyFile
+from raylt.store import Store
+from tests.unit.driving import asked, drive
+
+PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
+
+
+@pytest.fixture(autouse=True)
+def _profile(monkeypatch):
+    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+
+
+def base_share(spec):
+    """FLOPs of the base, as a share of the dense model's."""
+    return Foresight(spec, None).flops({}) / count_flops(spec.unet_config).dense
+
+
+def costing(spec):
+    """Results whose FLOPs are what the allocation costs, and whose losses are less where they are more."""
+    foresight, dense = Foresight(spec, None), count_flops(spec.unet_config).dense
+
+    def outcome(trial):
+        flops = foresight.flops(trial.offsets) if trial.is_search else dense
+        numbers = {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000}
+        return {
+            "state": COMPLETE,
+            "cause": None,
+            **numbers,
+            "broken": False,
+            "rounds": [],
+            "violations": violations(spec, numbers),
+        }
+
+    return outcome
+
+
+def test_a_violation_is_what_lies_above_the_ceiling(tiny_spec):
+    spec = tiny_spec(search={"constraints": {"flops": 0.05, "ticket_bytes": 2000}})
+    numbers = {"flops": 60, "flops_dense": 1000, "ticket_bytes": 1500}
+    assert violations(spec, numbers) == {"flops": pytest.approx(0.2), "ticket_bytes": pytest.approx(-0.25)}
+    assert not is_feasible({"violations": violations(spec, numbers)})
+    assert is_feasible({"violations": violations(spec, {**numbers, "flops": 50})})
+    assert violations(tiny_spec(), numbers) == {}
+    assert is_feasible({})  # of a sweep that knew no ceilings
+
+
+@pytest.mark.parametrize("sampler", ["similarity", "gp", "nsga2"])
+def test_no_proposal_that_would_break_the_ceiling_is_trained(tiny_spec, tmp_path, sampler):
+    free = tiny_spec(search={"sampler": sampler, "trials": 6, "concurrency": 1})
+    ceiling = round(base_share(free), 4)  # about half of all bends are dearer than the base
+    ledger, _ = drive(free, tmp_path / "free", costing(free))
+    dense = count_flops(free.unet_config).dense
+    assert any(r["flops"] > ceiling * dense for n, r in ledger.results.items() if ledger.asked[n].is_search)
+    spec = tiny_spec(search={"sampler": sampler, "trials": 6, "concurrency": 1, "constraints": {"flops": ceiling}})
+    ledger, _ = drive(spec, tmp_path / "kept", costing(spec))
+    found = [r["flops"] for n, r in ledger.results.items() if ledger.asked[n].is_search]
+    assert len(found) == 6
+    assert max(found) <= ceiling * dense
+    again, _ = drive(spec, tmp_path / "again", costing(spec), order_seed=3)
+    assert asked(again) == asked(ledger)
+
+
+def test_what_was_trained_and_costs_too_much_is_told_and_not_ranked(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 4, "concurrency": 1, "constraints": {"ticket_bytes": 999}})
+    cheap = {2: 900}
+
+    def outcome(trial):
+        numbers = {**costing(spec)(trial), "ticket_bytes": cheap.get(trial.id, 1000)}
+        return {**numbers, "violations": violations(spec, numbers)}
+
+    ledger, _ = drive(spec, tmp_path, outcome)
+    baseline = next(n for n, trial in ledger.asked.items() if trial.kind == "baseline")
+    cheap[baseline] = 900
+    assert pareto_of(spec, ledger) <= {n for n, r in ledger.results.items() if r["ticket_bytes"] < 1000}
+    number = max(ledger.results)
+    record = trial_record(ledger.asked[number], ledger.results[number])
+    assert (record["feasible"], record["pareto"], state_text(record)) == (False, False, "over")
+    file = StudyFile(spec, tmp_path / "study.db")
+    file.sync(ledger)
+    file.close()
+    study = optuna.load_study(study_name=spec.name, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.constraints for trial in study.trials] == [{"ticket_bytes": pytest.approx(1000 / 999 - 1)}] * 4
+    assert {t["feasible"] for t in results(spec, ledger)["trials"]} == {False, True} or cheap.keys().isdisjoint(ledger.results)
+
+
+def test_a_ceiling_below_what_any_ticket_needs_is_refused_with_the_least_there_is(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"constraints": {"flops": 0.001}})
+    with pytest.raises(
+        SpecError, match=r"search.constraints.flops: is less than any ticket of the final density needs"
+    ) as caught:
+        preflight.check(spec, Store(str(tmp_path)))
+    least = float(str(caught.value).split("); ")[1].split()[0])
+    assert least < base_share(spec)
+    preflight.check(tiny_spec(search={"constraints": {"flops": least}}), Store(str(tmp_path)))
