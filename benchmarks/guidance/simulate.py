@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from guidance.arms import GROUPS
-from guidance.surrogate import FlopsOf, Surrogate
+from guidance.surrogate import Surrogate
 from raylt.plan import SEARCHED, TrialSpec
+from raylt.search.foresight import Foresight
 from raylt.search.proposal import FixedProposal, Proposer
 from raylt.search.rungs import thresholds
 from raylt.search.sampler import default_startup, fixed_proposal
@@ -41,7 +42,8 @@ class World:
 
     def __init__(self, surrogate: Surrogate, runs: Mapping[str, Sequence[Row]], spec: SweepSpec) -> None:
         """`runs`: arm -> its real runs, one a training seed."""
-        self.surrogate, self.flops, self.runs = surrogate, FlopsOf(spec), runs
+        self.surrogate, self.runs = surrogate, runs
+        self.flops = Foresight(spec, None).flops
         some = runs["similarity"]
         self.base_loss = float(np.mean([run["trials"][0]["loss"] for run in some]))
         self.rung_loss = float(np.mean([run["trials"][0]["losses"][2] for run in some]))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.stats import spearmanr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -19,10 +18,6 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import KFold
 
 from guidance.arms import GROUPS
-from raylt.diffusion.model import layers_of
-from raylt.metrics.flops import count_flops
-from raylt.spec import SweepSpec
-from raylt.ticket.allocation import Allocation, Pruning
 
 Floats = npt.NDArray[np.float64]
 ROUNDS = (2, 3)  # the rung and the end; round 1 is shared by all
@@ -77,7 +72,7 @@ class Surrogate:
 
 
 def _fit(bends: Floats, ratios: Floats, kernel: Any = None) -> GaussianProcessRegressor:
-    start = ConstantKernel(0.01) * RBF(np.full(bends.shape[1], 2.0), (0.3, 100)) + WhiteKernel(1e-4, (1e-7, 1e-1))
+    start = ConstantKernel(1.0) * RBF(np.full(bends.shape[1], 2.0), (1.0, 100)) + WhiteKernel(0.1, (1e-3, 1.0))
     model = GaussianProcessRegressor(
         kernel or start,
         optimizer=None if kernel else "fmin_l_bfgs_b",
@@ -88,18 +83,3 @@ def _fit(bends: Floats, ratios: Floats, kernel: Any = None) -> GaussianProcessRe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: the group does not matter
         return model.fit(bends, ratios)
-
-
-class FlopsOf:
-    """FLOPs of an allocation over ERK at the final density, from its counts."""
-
-    def __init__(self, spec: SweepSpec) -> None:
-        self.spec, self.layers = spec, layers_of(spec.unet_config)
-        self.flops = count_flops(spec.unet_config)
-        full = {layer.name: torch.ones(layer.shape) for layer in self.layers}
-        self.pruning = Pruning(self.layers, spec.ticket, full, {})
-
-    def __call__(self, offsets: Mapping[str, float]) -> float:
-        counts = Allocation("searched", "erk", offsets).at(self.spec.ticket.final_density, self.pruning)
-        saved = sum(self.flops.layers[la.name] * (1 - counts[la.name] / la.size) for la in self.layers)
-        return round(self.flops.dense - saved)

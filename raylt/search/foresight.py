@@ -24,7 +24,8 @@ class Foresight:
     or layers of a block compete (`ticket.scope: block`), the ticket may differ a little: its own count decides in the end.
     """
 
-    def __init__(self, spec: SweepSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: SweepSpec, ledger: Ledger | None) -> None:
+        """`ledger`: where the dense model is found, for base LAMP alone."""
         self.spec, self.ledger = spec, ledger
 
     def excess(self, offsets: Mapping[str, float]) -> float:
@@ -49,7 +50,7 @@ class Foresight:
 
     @property
     def _dense_weights(self) -> NamedTensors:
-        if self.spec.search.base != "lamp":
+        if self.spec.search.base != "lamp" or self.ledger is None:
             return {}
         _, dense = self.ledger.complete("dense")[0]
         return unpack(self.ledger.store.find(dense["final_stage"]).read(TRAINED))["weights"]

@@ -1,0 +1,32 @@
+"""Markdown of tables and numbers, and the sections of a page that are written by a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+
+def with_section(page: str, name: str, text: str) -> str:
+    """The page with what stands between the markers of `name` replaced."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"the page lacks {begin} ... {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(cells)} |" for cells in body)
+    yield ""
+
+
+def plus_minus(value: Mapping[str, float | None], digits: int = 4) -> str:
+    half = "" if value["half"] is None else f" ± {value['half']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{half}"
+
+
+def percent(value: Mapping[str, float | None]) -> str:
+    mean, half = value["mean"] or 0.0, value["half"]
+    return f"{100 * mean:+.1f}{'' if half is None else f' ± {100 * half:.1f}'} %"

@@ -1,0 +1,196 @@
+"""docs/search.md: its tables and its figure, from what was measured. The words around them are the page's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guidance import curves
+from guidance.markdown import percent, plus_minus, table, with_section
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURE = "search-hypervolume.png"
+Row = Mapping[str, Any]
+
+
+def write_page(found: Row) -> None:
+    """Replace what stands between the markers of docs/search.md, and draw its figure."""
+    from guidance.picture import hypervolume_png
+
+    page = DOCS / "search.md"
+    (DOCS / "results" / FIGURE).write_bytes(hypervolume_png(found))
+    text = page.read_text()
+    for name, section in (
+        ("real", real),
+        ("surrogate", surrogate),
+        ("savings", savings),
+        ("agreement", agreement),
+        ("bends", bends),
+    ):
+        text = with_section(text, name, "\n".join(section(found)))
+    page.write_text(text)
+
+
+def real(found: Row) -> Iterator[str]:
+    arms = {name: arm["real"]["runs"] for name, arm in found["arms"].items() if "real" in arm}
+    seeds = [run["seed"] for run in arms["random"]]
+    yield f"![Hypervolume against training steps](results/{FIGURE})\n"
+    yield f"Training seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them.\n"
+    header = ["arm", "hypervolume", *(f"seed {seed}" for seed in seeds), "lowest loss, against ERK", "steps", "stopped"]
+    body = []
+    for name, runs in arms.items():
+        ends = [curves.curve(run)[1][-1] for run in runs]
+        gains = [curves.best_loss(run) / run["baselines"]["erk"]["loss"] - 1 for run in runs]
+        stopped = sum(trial["state"] == "PRUNED" for run in runs for trial in run["trials"])
+        steps = np.mean([curves.curve(run)[0][-1] for run in runs])
+        body.append(
+            [
+                name,
+                plus_minus(curves.interval(ends)),
+                *(f"{end:.4f}" for end in ends),
+                percent(curves.interval(gains)),
+                f"{steps:,.0f}",
+                str(stopped),
+            ]
+        )
+    yield from table(header, body)
+    yield "The rules alone, one ticket each:\n"
+    runs = arms["random"]
+    rules = {rule: [run["baselines"][rule] for run in runs] for rule in runs[0]["baselines"]}
+    yield from table(
+        ["rule", "hypervolume", "loss, against ERK", "FLOPs, against ERK", "steps"],
+        [
+            [
+                rule,
+                plus_minus(
+                    curves.interval(
+                        [
+                            curves.hypervolume([(t["loss"], t["flops"])], tuple(r["reference"]))
+                            for t, r in zip(mine, runs, strict=True)
+                        ]
+                    )
+                ),
+                percent(_against(mine, rules["erk"], "loss")),
+                percent(_against(mine, rules["erk"], "flops")),
+                f"{mine[0]['steps']:,}",
+            ]
+            for rule, mine in rules.items()
+        ],
+    )
+
+
+def _against(mine: Sequence[Row], base: Sequence[Row], key: str) -> dict[str, float | None]:
+    return curves.interval([m[key] / b[key] - 1 for m, b in zip(mine, base, strict=True)])
+
+
+def surrogate(found: Row) -> Iterator[str]:
+    quality = found["surrogate"]
+    yield f"Fitted to {quality['trials']} trials. On trials that a fit did not see (ten folds):\n"
+    yield from table(
+        ["loss", "R²", "rank correlation", "spread", "noise"],
+        [
+            [name, f"{q['r2']:.2f}", f"{q['spearman']:.2f}", f"{100 * q['sd']:.2f} %", f"{100 * q['noise_sd']:.2f} %"]
+            for name, q in quality.items()
+            if isinstance(q, dict)
+        ],
+    )
+    yield f"{quality['seeds']} seeds an arm; `steps` is to the hypervolume that random search ends with, as a share of its steps.\n"
+    arms = {name: arm for name, arm in found["arms"].items() if "surrogate" in arm}
+    in_order = sorted(arms, key=lambda name: -arms[name]["surrogate"]["hypervolume"]["mean"])
+    yield from table(
+        ["arm", "what", "hypervolume", "lowest loss", "steps"],
+        [
+            [name, arms[name]["what"], plus_minus(s["hypervolume"]), plus_minus(s["best_loss"], 5), _share(s["against_random"])]
+            for name in in_order
+            for s in (arms[name]["surrogate"],)
+        ],
+    )
+
+
+def _share(against: Row) -> str:
+    def word(value: float | None) -> str:
+        return "never" if value is None else f"{value:.2f}"
+
+    return f"{word(against['ratio'])} ({word(against['low'])} to {word(against['high'])})"
+
+
+def savings(found: Row) -> Iterator[str]:
+    """Each saving as one arm's steps by another's, to one and the same hypervolume."""
+    yield from table(["what", "with", "without", "steps, with by without"], list(_saving_rows(found)))
+
+
+def _saving_rows(found: Row) -> Iterator[list[str]]:
+    pairs = [
+        ("guidance, against no profile", "similarity", "gamma0"),
+        ("guidance, against a shuffled profile", "similarity", "shuffled"),
+        ("guidance, against block sizes", "similarity", "size"),
+        ("guidance by movement, against a shuffled profile", "movement", "shuffled"),
+        ("rungs", "rungs", "similarity"),
+    ]
+    for what, mine, other in pairs:
+        a, b = found["arms"][mine]["surrogate"]["against_random"], found["arms"][other]["surrogate"]["against_random"]
+        ratio = "-" if a["ratio"] is None or b["ratio"] is None else f"{a['ratio'] / b['ratio']:.2f}"
+        yield [f"{what} (surrogate)", mine, other, ratio]
+    bases = [found["arms"][name]["real"]["runs"] for name in ("random", "random-uniform")]
+    yield ["base (real, 3 seeds)", "random over ERK", "random over uniform", _share(curves.against_random(*bases))]
+    runs = found["arms"]["gamma0"]["real"]["runs"]
+    own = sum(run["start_steps"] + sum(t["steps"] for t in run["trials"]) for run in runs)
+    rounds = len(runs[0]["trials"][0]["losses"])
+    apart = sum(len(run["trials"]) for run in runs) * rounds * found["problem"]["train"]["steps"]
+    yield ["stages trained once (counted, gamma0)", "sharing", "each trial alone", f"{own / apart:.2f}"]
+
+
+def agreement(found: Row) -> Iterator[str]:
+    known = found["agreement"]
+    yield f"{known['allocations']} random allocations over ERK, none of them broken. Spearman's rank correlation:\n"
+    yield from table(
+        ["between", "mean", "lowest", "highest", "pairs"],
+        [
+            [name, f"{value['mean']:.2f}", f"{value['low']:.2f}", f"{value['high']:.2f}", str(value["pairs"])]
+            for name, value in known.items()
+            if isinstance(value, dict) and "pairs" in value
+        ],
+    )
+    spread, sharing = known["spread"], known["sharing"]
+    widths = ", ".join(f"{name} {100 * spread[name]:.1f} %" for name in ("loss", "FID"))
+    yield f"Spread (standard deviation by mean) over the allocations: {widths}.\n"
+    yield (
+        f"A shared first round: rank correlation with the losses of searches that share none {sharing['rank']:.2f}; losses "
+        f"{100 * sharing['mean change']:+.2f} % on average; choosing by shared losses costs {100 * sharing['regret']:.2f} % of "
+        f"the best loss without sharing. {sharing['steps with']:,} training steps in place of {sharing['steps without']:,}.\n"
+    )
+
+
+def bends(found: Row) -> Iterator[str]:
+    rows: dict[str, list[Row]] = {}
+    for row in found["bends"]:
+        rows.setdefault(row["problem"], []).append(row)
+    profiles = _profiles(found["bends"])
+    header = ["change of loss", *(f"{problem} ({len(mine)} seeds)" for problem, mine in rows.items())]
+    yield from table(header, [[profile, *(_change(mine, profile, "loss") for mine in rows.values())] for profile in profiles])
+    yield "Change of FLOPs that goes with it:\n"
+    yield from table(
+        ["change of FLOPs", *rows],
+        [[profile, *(_change(mine, profile, "flops") for mine in rows.values())] for profile in profiles],
+    )
+
+
+def _profiles(rows: Iterable[Row]) -> list[str]:
+    return [name for name in dict.fromkeys(_family(name) for row in rows for name in row["bends"]) if name != "base"]
+
+
+def _family(name: str) -> str:
+    """`shuffled 0` and `shuffled 1` are two draws of one placebo."""
+    return name.rstrip(" 0123456789")
+
+
+def _change(rows: Sequence[Row], profile: str, key: str) -> str:
+    """Mean over seeds of the change against the base; placebos of one seed are averaged first."""
+    changes = []
+    for row in rows:
+        mine = [bend[key] for name, bend in row["bends"].items() if _family(name) == profile]
+        changes.append(float(np.mean(mine)) / row["bends"]["base"][key] - 1)
+    return percent(curves.interval(changes))
