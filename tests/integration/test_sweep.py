@@ -525,7 +525,9 @@ def test_a_sweep_with_auto_groups_that_was_killed_ends_as_one_that_was_not(new_s
     assert sweep.study() == whole.study()
     assert values_only(sweep.record()) == values_only(whole.record())
     assert sorted(block for blocks in document["groups"].values() for block in blocks) == sorted(BLOCKS - KEPT_DENSE)
-    names = {f"delta/g{index}" for index in range(len(document["groups"]))}
+    names = {f"delta/{group}" for group in document["groups"]}
+    shown = whole.record()[NAME]["params"]
+    assert {group: json.loads(shown[f"group/{group}"]) for group in document["groups"]} == document["groups"]
     assert [set(trial["params"]) for trial in document["trials"]] == [set()] + [{"gamma"} | names] * 4
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import optuna
 import pytest
 
 from raylt.document import SIMILARITY_FILE, is_complete, pareto_of, results
 from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
 from raylt.plan import plan
+from raylt.runs import group_params
 from raylt.search import dispatch
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.search.sampler import default_startup
@@ -139,6 +142,10 @@ def test_auto_groups_are_chosen_once_and_no_kill_changes_them(tiny_spec, tmp_pat
     second = {block: 0.7 * CHOSEN["profile"][group] for group, blocks in CHOSEN["groups"].items() for block in blocks}
     assert search[1].offsets == pytest.approx(second)
     assert results(spec, undisturbed)["groups"] == CHOSEN["groups"]
+    assert {key: json.loads(value) for key, value in group_params(spec, undisturbed).items()} == {
+        "group/g0": CHOSEN["groups"]["g0"],
+        "group/g1": CHOSEN["groups"]["g1"],
+    }
 
     chooses(kills=True)
     with pytest.raises(Killed):
