@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raylt.ceilings import is_feasible
@@ -69,9 +70,15 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "steps": _add_steps([trial["steps"] for trial in trials]),
         "similarity": _similarity(similarity.get("blocks", {})),
         "similarity_layers": _similarity(similarity.get("layers", {})),
+        "groups": groups_of(spec, similarity),
         "confirmation": confirmation(trials),
         "trials": trials,
     }
+
+
+def groups_of(spec: SweepSpec, similarity: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """Group -> its blocks: the spec's, or those chosen with the profile; None until they are."""
+    return similarity.get("groups") if spec.search.has_auto_groups else spec.groups
 
 
 def _similarity(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
+from raylt.document import SIMILARITY_FILE, groups_of
 from raylt.errors import Problem, SpecError
 from raylt.files import in_units
 from raylt.footprint import footprint
@@ -118,10 +119,16 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         f"store    {spec.storage.root}",
         *_disk_lines(spec, store, found),
     ]
-    for group, blocks in spec.groups.items():
-        weights = sum(layer.size for layer in found.layers if layer.block in blocks)
-        lines.append(f"group    {group}: {', '.join(blocks)} ({weights:,} weights)")
-    return lines
+    return lines + _group_lines(spec, store, found.layers)
+
+
+def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str]:
+    groups = groups_of(spec, store.read_json(f"sweeps/{spec.name}/{SIMILARITY_FILE}") or {})
+    if groups is None:
+        ended = "the pilots have" if spec.search.has_similarity_profile else "the dense training has"
+        return [f"groups   chosen from the profile once {ended} ended"]
+    weights = {group: sum(layer.size for layer in layers if layer.block in blocks) for group, blocks in groups.items()}
+    return [f"group    {group}: {', '.join(blocks)} ({weights[group]:,} weights)" for group, blocks in groups.items()]
 
 
 def _budget_words(spec: SweepSpec, found: Preflight, rounds: str) -> str:

@@ -62,6 +62,15 @@ def block_names(config: dict[str, Any]) -> list[str]:
     ]
 
 
+def default_groups(blocks: list[str]) -> dict[str, list[str]]:
+    """Group -> those of `blocks` on its side of the U-Net: down, mid (with the time embedding), up, ends."""
+    found: dict[str, list[str]] = {"down": [], "mid": [], "up": [], "ends": []}
+    for block in blocks:
+        side = block.split(".")[0].removesuffix("_blocks").removesuffix("_block")
+        found[side if side in found else "mid" if block == "time_embedding" else "ends"].append(block)
+    return {group: members for group, members in found.items() if members}
+
+
 def block_of(layer: str) -> str:
     """The block a layer belongs to, from the layer's module name: `down_blocks.0.resnets.0.conv1` -> `down_blocks.0`."""
     parts = layer.split(".")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raylt.document import SIMILARITY_FILE, is_ranked, protocol_record, results, trial_record
+from raylt.document import SIMILARITY_FILE, groups_of, is_ranked, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure
 from raylt.ledger import FAIL, RUNNING, Ledger, Result
 from raylt.plan import TrialSpec, plan
@@ -158,6 +158,12 @@ def rule_of(trial: TrialSpec) -> str:
 def sweep_params(spec: SweepSpec) -> dict[str, str]:
     """The identity keys of the spec: what makes this sweep the sweep it is."""
     return {key: text_of(value) for key, value in spec.identity().items()}
+
+
+def group_params(spec: SweepSpec, ledger: Ledger) -> dict[str, str]:
+    """Params of the parent alone: `group/g0` ..., the blocks behind each delta of `groups: auto`, once they are chosen."""
+    chosen = groups_of(spec, ledger.read(SIMILARITY_FILE) or {}) if spec.search.has_auto_groups else None
+    return {f"group/{group}": text_of(blocks) for group, blocks in (chosen or {}).items()}
 
 
 def trial_params(spec: SweepSpec, trial: TrialSpec, result: Result | None) -> dict[str, str]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raylt.presets import PRESETS, block_names, block_of
+from raylt.presets import PRESETS, block_names, block_of, default_groups
 from raylt.wording import Protocol
 
 SCHEMA = 1
@@ -33,6 +32,7 @@ SamplerName = Literal["similarity", "tpe", "gp", "nsga2", "random"]
 Objective = Literal["loss", "fid", "kid", "flops", "ticket_bytes", "density"]
 FeaturesName = Literal["inception", "digits-cnn", "mnist-cnn"]
 ImageSampler = Literal["ddim", "ddpm", "dpm++"]
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # goes into delta/GROUP
 Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 
 IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
@@ -135,7 +135,11 @@ class SearchSpec(_Model):
     budget: Budget = "density"  # what a density is a share of: the prunable weights, or their FLOPs
     pilots: Annotated[int, Field(ge=0)] = 2
     baselines: list[Rule] = ["uniform", "erk"]
-    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], list[str]] | None = None  # names go into delta/GROUP
+    groups: Literal["auto"] | dict[GroupName, list[str]] | None = None  # auto: from the profile, once it is measured
+
+    @property
+    def has_auto_groups(self) -> bool:
+        return self.groups == "auto"
 
     @property
     def has_similarity_profile(self) -> bool:
@@ -233,9 +237,21 @@ class SweepSpec(_Model):
         return block_names(self.unet_config)
 
     @property
+    def free_blocks(self) -> list[str]:
+        """The blocks not kept dense, in the order of the forward pass."""
+        return [block for block in self.blocks if not matches(block, self.ticket.keep_dense)]
+
+    @property
     def groups(self) -> dict[str, list[str]]:
-        """Group -> its blocks, without those kept dense. Default: down, mid (with the time embedding), up, ends."""
-        return resolve_groups(self)
+        """Group -> its blocks, without those kept dense; `default_groups` where none are given.
+
+        Raises `LookupError` for `auto`, which names no group by itself: `search/groups.py` settles such a spec.
+        """
+        given, free = self.search.groups, self.free_blocks
+        if isinstance(given, str):
+            raise LookupError("search.groups: auto has no groups before the profile is measured")
+        found = {g: [b for b in free if matches(b, patterns)] for g, patterns in (given or {}).items()}
+        return default_groups(free) if given is None else {group: blocks for group, blocks in found.items() if blocks}
 
     def protocol(self, name: Protocol) -> ProtocolSpec:
         """A metrics protocol with its features named."""
@@ -300,20 +316,3 @@ def digest_of(value: Any) -> str:
 def matches(name: str, patterns: list[str]) -> bool:
     """Whether a block or layer is named by one of `patterns`: its own name, its block's, or a wildcard."""
     return any(fnmatchcase(name, p) or fnmatchcase(block_of(name), p) for p in patterns)
-
-
-def resolve_groups(spec: SweepSpec) -> dict[str, list[str]]:
-    free = [block for block in spec.blocks if not matches(block, spec.ticket.keep_dense)]
-    if spec.search.groups is not None:
-        found = {g: [b for b in free if matches(b, patterns)] for g, patterns in spec.search.groups.items()}
-    else:
-        found = {"down": [], "mid": [], "up": [], "ends": []}
-        for block in free:
-            side = block.split(".")[0].removesuffix("_blocks").removesuffix("_block")
-            found[side if side in found else "mid" if block == "time_embedding" else "ends"].append(block)
-    return {group: blocks for group, blocks in found.items() if blocks}
-
-
-def finite(value: float | None) -> float | None:
-    """None for what JSON and a comparison cannot take: NaN and the infinities."""
-    return value if value is not None and math.isfinite(value) else None

@@ -93,10 +93,9 @@ def _keep_dense_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 def _group_problems(spec: SweepSpec) -> Iterator[Problem]:
     """Every block not kept dense has one group; every group has a block, every pattern names one."""
-    groups = spec.search.groups or {}
-    free = [block for block in spec.blocks if not matches(block, spec.ticket.keep_dense)]
+    groups, free = spec.search.groups, spec.free_blocks
     about = ("search.groups", "ticket.keep_dense", *_MODEL)
-    if spec.search.groups is None or not free:
+    if not isinstance(groups, dict) or not free:
         return
     for group, patterns in groups.items():
         strange = [i for i, p in enumerate(patterns) if not any(matches(block, [p]) for block in spec.blocks)]
@@ -125,15 +124,19 @@ def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
         what = "leaves no round to stop at: a rung is a round between the shared ones and the last"
         expected = f"false, or ticket.rounds of {ticket.shared_rounds + 2} or more"
         yield _problem("search.rungs", what, expected, search.rungs, "ticket.rounds", "ticket.shared_rounds")
-    guided = search.sampler == "similarity" and search.trials > 0 and search.has_similarity_profile
-    if guided and not search.has_profile:
-        expected = "2 or more: similarity is measured between pilots (or profile: movement, or sampler: tpe)"
-        about = ("search.sampler", "search.trials", "search.profile")
-        yield _problem("search.pilots", f"are too few for profile: {search.profile}", expected, search.pilots, *about)
-    if guided and spec.ticket.criterion == "synflow":
-        what = "cannot be measured: under criterion: synflow all pilots have one mask"
-        about = ("search.sampler", "search.trials", "ticket.criterion")
-        yield _problem("search.profile", what, "movement or size (or sampler: tpe)", search.profile, *about)
+    # Whatever proposes, groups: auto are chosen from the profile; fixed ones need it where it guides the proposals.
+    needs_profile = search.has_auto_groups or search.sampler == "similarity"
+    if not needs_profile or not search.trials or not search.has_similarity_profile:
+        return
+    about = ("search.sampler", "search.trials", "search.groups")
+    purpose, without = (" (groups: auto)", "") if search.has_auto_groups else ("", ", or sampler: tpe")
+    if not search.has_profile:
+        what = f"are too few for profile: {search.profile}{purpose}"
+        expected = f"2 or more: similarity is measured between pilots (or profile: movement{without})"
+        yield _problem("search.pilots", what, expected, search.pilots, *about, "search.profile")
+    if ticket.criterion == "synflow":
+        what = f"cannot be measured{purpose}: under criterion: synflow all pilots have one mask"
+        yield _problem("search.profile", what, f"movement or size{without}", search.profile, *about, "ticket.criterion")
 
 
 def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -46,7 +46,9 @@ def wrong_keys(error: ValidationError, data: dict[str, Any]) -> dict[Path, Probl
     for detail in error.errors(include_url=False, include_context=False):
         path = _path(detail["loc"], data)
         found.setdefault((*path, detail["loc"][-1]) if detail["type"] == "missing" else path, []).append(detail)
-    return {path: _problem(path, min(details, key=_rank)) for path, details in found.items()}
+    # A key that is wrong as a whole and in parts is a union's: the branch that reached into it says more.
+    wholes = {path[:length] for path in found for length in range(len(path))}
+    return {path: _problem(path, min(details, key=_rank)) for path, details in found.items() if path not in wholes}
 
 
 def meant_by(key: str, parent: Path) -> str:
@@ -62,11 +64,9 @@ def _path(loc: tuple[str | int, ...], data: Any) -> Path:
     """The part of pydantic's location that is a path in the file: it also names the branches of unions."""
     path: list[str | int] = []
     for part in loc:
-        is_there = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
-        if not is_there:
-            break
-        path.append(part)
-        data = data[part]
+        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+            path.append(part)
+            data = data[part]
     return tuple(path)
 
 
@@ -171,7 +171,8 @@ def _schema_at(path: Path) -> dict[str, Any]:
     node = _schema()
     for part in path:
         for branch in _branches(node):
-            inner = branch.get("properties", {}).get(part, branch.get("additionalProperties") or branch.get("items"))
+            of_any_name = next(iter(branch.get("patternProperties", {}).values()), None)
+            inner = branch.get("properties", {}).get(part, of_any_name or branch.get("items"))
             if inner is not None:
                 break
         node = inner if isinstance(inner, dict) else {}

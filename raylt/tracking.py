@@ -166,7 +166,8 @@ class Recorder:
         if run.tags.get(RECORD_TAG) == mark and run.status == _STATUS[state]:
             return
         self._check()
-        self._send(run, {}, runs.sweep_params(self.spec), runs.sweep_points(self.spec, self.ledger))
+        params = {**runs.sweep_params(self.spec), **runs.group_params(self.spec, self.ledger)}
+        self._send(run, {}, params, runs.sweep_points(self.spec, self.ledger))
         self._set_status(run, _STATUS[state], max((r["time_ms"] for r in self.ledger.results.values()), default=0))
         if pictures:
             self._upload(run, runs.sweep_files(self.spec, self.ledger, self.spec_yaml, state))

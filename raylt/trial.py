@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from raylt.ledger import COMPLETE, FAIL, PRUNED, Result
 from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec
-from raylt.spec import SweepSpec, finite
+from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round
@@ -148,10 +149,10 @@ class TrialRun:
             "round": trained.index,
             "shared": trained.manifest.owner != self.store.owner,  # found in the store, trained by another trial
             "density": trained.mask.density,
-            "loss": finite(scores.loss),
-            "fid": finite(scores.fid),
-            "kid": finite(scores.kid),
-            "kid_sd": None if scores.kid_sd is None else finite(scores.kid_sd),
+            "loss": _finite(scores.loss),
+            "fid": _finite(scores.fid),
+            "kid": _finite(scores.kid),
+            "kid_sd": _finite(scores.kid_sd),
             "broken": scores.broken,
             "flops": count_flops(trained.unet_config).of(trained.mask),
             "ticket_bytes": manifest.values["bytes"],
@@ -232,3 +233,8 @@ def failure(error: BaseException) -> Result:
     """The result of a trial that failed before it had any numbers."""
     now = int(time.time() * 1000)
     return {"state": FAIL, "cause": cause_of(error), "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON and a comparison cannot take: NaN and the infinities."""
+    return value if value is not None and math.isfinite(value) else None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from raylt.confirm import Request, confirm
 from raylt.document import confirmations, next_free_id
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.foresight import Foresight
+from raylt.search.groups import settled
 from raylt.search.profile import measure
 from raylt.search.proposal import Proposer
 from raylt.search.rungs import thresholds
@@ -49,12 +51,11 @@ class Dispatcher:
     _causes: list[str] = field(default_factory=list)
     _planned: list[Planned] = field(init=False)
     _confirming: list[Planned] | None = None
-    _proposer: Proposer = field(init=False)
+    _proposer: Proposer | None = None  # made for the first proposal: before, the groups may not have been chosen
     _foresight: Foresight = field(init=False)
 
     def __post_init__(self) -> None:
         self._planned = plan(self.spec)
-        self._proposer = Proposer(self.spec, self.startup)
         self._foresight = Foresight(self.spec, self.ledger)
 
     def next_trial(self, live: Collection[int]) -> TrialSpec | Wait | Finished:
@@ -92,16 +93,16 @@ class Dispatcher:
         if not self._have_ended(range(first)):
             return Wait()
         # Also for a sweep that searches nothing: its pilots were trained for this.
-        profile = measure(self.spec, self.ledger)["profile"]
+        measured = measure(self.spec, self.ledger)
         if number >= self.spec.search.trials:
             return Finished()
         trial_id = next_free_id(self.spec, self.ledger)
         seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
         if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
             return Wait()
-        return self._ask(self._propose(trial_id, number, seen, profile))
+        return self._ask(self._propose(trial_id, number, seen, measured))
 
-    def _propose(self, trial_id: int, number: int, seen: int, profile: Mapping[str, float]) -> TrialSpec:
+    def _propose(self, trial_id: int, number: int, seen: int, measured: Mapping[str, Any]) -> TrialSpec:
         """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""
         results = self.ledger.results
         history = [
@@ -109,13 +110,16 @@ class Dispatcher:
             for n, trial in sorted(self.ledger.asked.items())
             if trial.is_search and n <= seen and n in results
         ]
+        if self._proposer is None:
+            self._proposer = Proposer(settled(self.spec, measured), self.startup)
+        spec, profile = self._proposer.spec, measured["profile"]
         params, attrs = self._proposer.propose(
-            number, history, lambda drawn: self._foresight.excess(offsets(self.spec, drawn, profile))
+            number, history, lambda drawn: self._foresight.excess(offsets(spec, drawn, profile))
         )
         baselines = [result for _, result in self.ledger.complete("baseline")]
         return TrialSpec(
-            trial_id, "search", SEARCHED, self.spec.train.seed, params=params, offsets=offsets(self.spec, params, profile),
-            sampler_attrs=attrs, thresholds=thresholds(self.spec, [*baselines, *(result for _, result in history)]),
+            trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=offsets(spec, params, profile),
+            sampler_attrs=attrs, thresholds=thresholds(spec, [*baselines, *(result for _, result in history)]),
         )  # fmt: skip
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:

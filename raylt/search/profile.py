@@ -1,7 +1,8 @@
-"""The sweep's similarity, block by block, from its pilots; and the profile that gamma bends by, group by group."""
+"""The sweep's similarity, block by block, from its pilots; the groups; and the profile that gamma bends by, group by group."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
 from raylt.document import SIMILARITY_FILE
 from raylt.ledger import Ledger
+from raylt.presets import default_groups
+from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec, matches
 from raylt.store import Stage, Store
 from raylt.tensors import NamedTensors, unpack
@@ -21,17 +24,28 @@ from raylt.ticket.mask import Mask
 from raylt.ticket.pairs import Comparison, Numbers
 from raylt.ticket.similarity import most_moved, movement
 
+log = logging.getLogger("raylt.profile")
+
+LEAST_SPREAD = 1e-12  # of raw values: below, there is nothing to tell them apart
+
 
 def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
-    """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "profile": {group: s_g}}`, measured once, then in the ledger.
+    """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "groups": {group: blocks}, "profile": {group: s_g}}`.
 
-    Call it when dense and pilots have ended; trials of them that failed are left out.
+    Measured once, then in the ledger. Call it when dense and pilots have ended; trials of them that failed are left out.
+    Sweeps measured by an earlier raylt have no `groups`: theirs are the spec's.
     """
     known = ledger.read(SIMILARITY_FILE)
     if known is not None:
         return dict(known)
     evidence = _Evidence(spec, ledger)
-    found = {"blocks": evidence.by_block(), "layers": evidence.by_layer(), "profile": evidence.profile()}
+    groups = evidence.groups()
+    found = {
+        "blocks": evidence.by_block(),
+        "layers": evidence.by_layer(),
+        "groups": groups,
+        "profile": evidence.profile(groups),
+    }
     ledger.write(SIMILARITY_FILE, found)
     return found
 
@@ -87,32 +101,50 @@ class _Evidence:
         return {**self.comparison.numbers(layers), "movement": moved}
 
     def by_block(self) -> dict[str, Numbers]:
-        return {block: self.numbers([layer for layer in self.free if layer.block == block]) for block in self.spec.blocks}
+        return {block: self.numbers(self._free_of([block])) for block in self.spec.blocks}
 
     def by_layer(self) -> dict[str, Numbers]:
         """Of every prunable layer; those kept dense have no numbers."""
         return {layer.name: self.numbers([layer] if layer in self.free else []) for layer in self.layers}
 
-    def profile(self) -> dict[str, float]:
+    def groups(self) -> Groups:
+        """Group -> its blocks: the spec's, or chosen from the raw profile of each block that has anything to prune."""
+        if not self.spec.search.has_auto_groups:
+            return self.spec.groups
+        raw = self._raw_of({block: [block] for block in self.spec.free_blocks if self._free_of([block])})
+        if raw is not None and np.std([*raw.values()]) > LEAST_SPREAD:
+            return grouped(raw)
+        default = default_groups(self.spec.free_blocks)
+        why = "is not known of every block" if raw is None else "is the same in all blocks"
+        log.warning("search.groups: auto: the profile %s %s; groups are %s", self.spec.search.profile, why, ", ".join(default))
+        return default
+
+    def profile(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Group -> s_g: mean 0 and standard deviation 1 across groups; all 0 where there is nothing to tell them apart."""
-        raw = {
-            group: self._raw([layer for layer in self.free if layer.block in blocks])
-            for group, blocks in self.spec.groups.items()
-        }
-        if any(value is None for value in raw.values()):
-            return dict.fromkeys(raw, 0.0)
-        values = np.array([value for value in raw.values() if value is not None])
+        raw = self._raw_of(groups)
+        if raw is None:
+            return dict.fromkeys(groups, 0.0)
+        values = np.array([*raw.values()])
         if self.spec.search.profile == "shuffled":
             values = np.random.default_rng(seed_of(self.spec.search.seed, Draw.PROFILE, 0)).permutation(values)
         spread = float(values.std())
-        standard = (values - values.mean()) / spread if spread > 1e-12 else np.zeros(len(values))
+        standard = (values - values.mean()) / spread if spread > LEAST_SPREAD else np.zeros(len(values))
         return dict(zip(raw, map(float, standard), strict=True))
 
+    def _free_of(self, blocks: Sequence[str]) -> list[Layer]:
+        return [layer for layer in self.free if layer.block in blocks]
+
+    def _raw_of(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float] | None:
+        """Group -> the named quantity of its layers; None where one of them has no number."""
+        found = {group: self._raw(self._free_of(blocks)) for group, blocks in groups.items()}
+        known = {group: value for group, value in found.items() if value is not None}
+        return known if len(known) == len(found) else None
+
     def _raw(self, layers: Sequence[Layer]) -> float | None:
-        """The named quantity of one group's layers. `shuffled` is a permutation of `excess`, for placebo."""
+        """The named quantity of some layers. `shuffled` is a permutation of `excess` over the groups, for placebo."""
         name, found = self.spec.search.profile, self.numbers(layers)
         if name == "size":
-            return -math.log(sum(layer.size for layer in layers))
+            return -math.log(sum(layer.size for layer in layers)) if layers else None
         if name == "movement":
             moved = found["movement"]
             return math.log(moved) if moved else None

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from raylt.background import AbandonedError, Background, Pace
+from raylt.document import SIMILARITY_FILE
 from raylt.ledger import Ledger
+from raylt.search.groups import settled
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
 from raylt.spec import SweepSpec
@@ -38,7 +41,7 @@ class StudyFile:
 
     def __init__(self, spec: SweepSpec, path: Path) -> None:
         self.spec, self.path = spec, path
-        self._space = distributions(spec)
+        self._space: dict[str, BaseDistribution] | None = None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._storage = RDBStorage(f"sqlite:///{path}")
@@ -64,11 +67,12 @@ class StudyFile:
         trials = [trial for _, trial in sorted(asked.items()) if trial.is_search]
         if self._held != [trial.id for trial in trials[: len(self._held)]]:
             raise ValueError("it holds the trials of another sweep")
+        space = self._space_of(ledger) if trials else {}
         for number, optuna_id in list(self._running.items()):
             result = results.get(trials[number].id)
             if result is not None:
                 step()
-                ended = frozen(self.spec, self._space, trials[number], result)
+                ended = frozen(self.spec, space, trials[number], result)
                 self._storage.set_trial_user_attr(optuna_id, "rungs", ended.user_attrs["rungs"])
                 for rung, loss in ended.intermediate_values.items():
                     self._storage.set_trial_intermediate_value(optuna_id, rung, loss)
@@ -77,10 +81,16 @@ class StudyFile:
         for number in range(len(self._held), len(trials)):
             step()
             trial, result = trials[number], results.get(trials[number].id)
-            optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, self._space, trial, result))
+            optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, space, trial, result))
             self._held.append(trial.id)
             if result is None:
                 self._running[number] = optuna_id
+
+    def _space_of(self, ledger: Ledger) -> dict[str, BaseDistribution]:
+        """The space of the study, once there is a trial: before, its groups may not have been chosen."""
+        if self._space is None:
+            self._space = distributions(settled(self.spec, ledger.read(SIMILARITY_FILE) or {}))
+        return self._space
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

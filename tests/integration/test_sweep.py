@@ -219,7 +219,7 @@ def document(finished: Sweep) -> dict[str, Any]:
 NUMBER = (int, float)
 DOCUMENT = {
     "schema": int, "name": str, "digest": str, "state": str, "objectives": list, "protocols": dict, "counts": dict,
-    "steps": dict, "similarity": dict, "similarity_layers": dict, "trials": list,
+    "steps": dict, "similarity": dict, "similarity_layers": dict, "groups": dict, "trials": list,
 }  # fmt: skip
 TRIAL = {
     "id": int, "kind": str, "rule": (str, type(None)), "control": type(None), "seed": int, "state": str, "protocol": str,
@@ -505,6 +505,30 @@ def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_
             assert len(trial["rounds"]) == 3
             assert trial["error"].startswith("stopped at round 2: loss ")
             assert not trial["pareto"]
+
+
+@pytest.mark.slow  # two more sweeps: what decides is tried in tests/unit/test_dispatch.py and test_profile.py
+def test_a_sweep_with_auto_groups_that_was_killed_ends_as_one_that_was_not(new_sweep):
+    changes = {"search": {"groups": "auto", "profile": "movement", "pilots": 0, "baselines": [], "trials": 4}}
+    whole, sweep = new_sweep(**changes), new_sweep(**changes)
+    assert "groups   chosen from the profile once the dense training has ended" in whole.run("--dry-run").out
+    done = whole.run()
+    assert done.code == 0, done.err
+    killed = sweep.start("tiny.yaml")
+    eventually(lambda: sweep.has_ended(1) or killed.poll() is not None, "the first search trial ends")
+    killed.kill()
+    killed.wait()
+    done = sweep.run()
+    assert done.code == 0, done.err
+    document = sweep.results()
+    assert comparable(document) == comparable(whole.results())
+    assert sweep.study() == whole.study()
+    assert values_only(sweep.record()) == values_only(whole.record())
+    assert sorted(block for blocks in document["groups"].values() for block in blocks) == sorted(BLOCKS - KEPT_DENSE)
+    names = {f"delta/{group}" for group in document["groups"]}
+    shown = whole.record()[NAME]["params"]
+    assert {group: json.loads(shown[f"group/{group}"]) for group in document["groups"]} == document["groups"]
+    assert [set(trial["params"]) for trial in document["trials"]] == [set()] + [{"gamma"} | names] * 4
 
 
 def test_an_interrupt_before_anything_began_is_one(new_sweep):

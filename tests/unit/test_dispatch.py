@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import optuna
 import pytest
 
-from raylt.document import is_complete, pareto_of
+from raylt.document import SIMILARITY_FILE, is_complete, pareto_of, results
 from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
 from raylt.plan import plan
+from raylt.runs import group_params
 from raylt.search import dispatch
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.search.sampler import default_startup
@@ -17,11 +20,41 @@ from raylt.store import Store
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
+CHOSEN = {
+    "groups": {"g0": ["down_blocks.0", "mid_block", "up_blocks.1"], "g1": ["time_embedding", "down_blocks.1", "up_blocks.0"]},
+    "profile": {"g0": -1.0, "g1": 1.0},
+}
 
 
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
     monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+
+
+class Killed(Exception):
+    """The driver is no more."""
+
+
+@pytest.fixture
+def chooses(monkeypatch):
+    """In place of `measure` under `groups: auto`: it chooses, and would choose otherwise the next time, were it asked.
+
+    `chooses(kills=True)`: the driver dies once the first choice lies in the ledger.
+    """
+
+    def make(kills=False):
+        def measure(spec, ledger):
+            known = ledger.read(SIMILARITY_FILE)
+            if known is None:
+                ledger.write(SIMILARITY_FILE, next(choices))
+                if kills:
+                    raise Killed
+            return known or ledger.read(SIMILARITY_FILE)
+
+        choices = iter([CHOSEN, {"groups": {"g0": ["mid_block"]}, "profile": {"g0": 0.0}}])
+        monkeypatch.setattr(dispatch, "measure", measure)
+
+    return make
 
 
 def outcome(trial):
@@ -100,6 +133,32 @@ def test_offsets_follow_the_profile_and_the_centred_deltas(tiny_spec):
     assert set(found) == {"down_blocks.0", "down_blocks.1", "mid_block", "time_embedding", "up_blocks.0", "up_blocks.1"}
 
 
+def test_auto_groups_are_chosen_once_and_no_kill_changes_them(tiny_spec, tmp_path, chooses):
+    spec = tiny_spec(search={"groups": "auto", "trials": 6})
+    chooses()
+    undisturbed, _ = run(spec, tmp_path / "a")
+    search = [trial for trial in undisturbed.asked.values() if trial.kind == "search"]
+    assert {frozenset(trial.params) for trial in search} == {frozenset({"gamma", "delta/g0", "delta/g1"})}
+    second = {block: 0.7 * CHOSEN["profile"][group] for group, blocks in CHOSEN["groups"].items() for block in blocks}
+    assert search[1].offsets == pytest.approx(second)
+    assert results(spec, undisturbed)["groups"] == CHOSEN["groups"]
+    assert {key: json.loads(value) for key, value in group_params(spec, undisturbed).items()} == {
+        "group/g0": CHOSEN["groups"]["g0"],
+        "group/g1": CHOSEN["groups"]["g1"],
+    }
+
+    chooses(kills=True)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "b")
+    killed = Ledger(Store(str(tmp_path / "b")), spec.name)
+    assert not any(trial.kind == "search" for trial in killed.asked.values())
+    crashes = 0
+    while run(spec, tmp_path / "b", order_seed=crashes, crash_after=crashes % 3) is None:
+        crashes += 1
+    assert crashes > 1
+    assert asked(Ledger(Store(str(tmp_path / "b")), spec.name)) == asked(undisturbed)
+
+
 def test_more_trials_extend_a_finished_sweep_and_keep_what_was(tiny_spec, tmp_path):
     spec = tiny_spec(search={"trials": 3})
     before = asked(run(spec, tmp_path)[0])
@@ -158,8 +217,11 @@ def test_the_study_is_a_projection_that_can_be_lost(tiny_spec, tmp_path):
     assert contents() == first
 
 
-def test_a_study_told_step_by_step_equals_one_made_at_the_end(tiny_spec, tmp_path):
-    spec = tiny_spec(search={"trials": 4})
+@pytest.mark.parametrize("groups", [None, "auto"])
+def test_a_study_told_step_by_step_equals_one_made_at_the_end(tiny_spec, tmp_path, chooses, groups):
+    spec = tiny_spec(search={"trials": 4, "groups": groups})
+    if groups == "auto":
+        chooses()
     ledger = Ledger(Store(str(tmp_path)), spec.name, lambda: None)
     live = StudyFile(spec, tmp_path / "live.db")
     dispatcher = Dispatcher(spec, ledger, 1, lambda trial, result: live.sync(ledger))
@@ -174,6 +236,7 @@ def test_a_study_told_step_by_step_equals_one_made_at_the_end(tiny_spec, tmp_pat
 
     live.close()
     late.close()
+    assert len(contents(tmp_path / "live.db")) == 4
     assert contents(tmp_path / "live.db") == contents(tmp_path / "late.db")
 
 

@@ -6,10 +6,13 @@ import pytest
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import layers_of
+from raylt.document import SIMILARITY_FILE
 from raylt.footprint import _Sizes
 from raylt.inputs import Inputs
+from raylt.ledger import Ledger
 from raylt.metrics.flops import count_flops
-from raylt.preflight import Preflight, _budget_words, _density_problems
+from raylt.preflight import Preflight, _budget_words, _density_problems, _group_lines
+from raylt.store import Store
 
 
 @pytest.mark.parametrize("budget", ["density", "flops"])
@@ -32,6 +35,23 @@ def test_a_density_below_the_floors_is_refused_with_the_smallest_there_is(tiny_s
 def test_lists_of_densities_are_named_by_their_key(tiny_spec):
     spec = tiny_spec(ticket={"densities": [0.5, 0.001], "density": None})
     assert [problem.key for problem in _density_problems(spec, layers_of(spec.unet_config))] == ["ticket.densities"]
+
+
+def test_a_dry_run_says_which_groups_there_are_or_what_they_wait_for(tiny_spec, tmp_path):
+    def lines(**search):
+        spec = tiny_spec(search=search)
+        return _group_lines(spec, Store(str(tmp_path)), layers_of(spec.unet_config))
+
+    assert [line.split(" (")[0] for line in lines()] == [
+        "group    down: down_blocks.0, down_blocks.1",
+        "group    mid: time_embedding, mid_block",
+        "group    up: up_blocks.0, up_blocks.1",
+    ]
+    assert lines(groups="auto") == ["groups   chosen from the profile once the pilots have ended"]
+    assert lines(groups="auto", profile="size") == ["groups   chosen from the profile once the dense training has ended"]
+    ledger = Ledger(Store(str(tmp_path)), "tiny", lambda: None)
+    ledger.write(SIMILARITY_FILE, {"groups": {"g0": ["mid_block", "up_blocks.0"]}})
+    assert [line.split(" (")[0] for line in lines(groups="auto")] == ["group    g0: mid_block, up_blocks.0"]
 
 
 def test_a_dry_run_says_what_a_density_is_a_share_of(tiny_spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raylt.diffusion.train import Compute, TrainState
 from raylt.document import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
 from raylt.ledger import COMPLETE, Ledger
 from raylt.plan import TrialSpec, plan
+from raylt.search.groups import grouped, settled
 from raylt.search.profile import load_mask, measure
 from raylt.spec import SweepSpec
 from raylt.store import Store
@@ -140,6 +142,68 @@ def test_partial_kappa_splits_each_layer_by_the_start(measured):
         inside = largest(start[f"{layer.name}.weight"].abs().numpy(), tickets[0].sum())
         kappas = [pooled([(a[inside], b[inside]), (a[~inside], b[~inside])]) for a, b in itertools.combinations(tickets, 2)]
         assert found["layers"][layer.name]["kappa_partial"] == pytest.approx(np.mean(kappas))
+
+
+@pytest.fixture
+def chosen(swept):
+    """`chosen(profile)`: the spec with groups: auto, and what is measured of the sweep under it."""
+    spec, ledger = swept
+
+    def make(profile):
+        search = spec.search.model_copy(update={"groups": "auto", "profile": profile})
+        auto = spec.model_copy(update={"search": search})
+        ledger.store.delete(f"{ledger.folder}/{SIMILARITY_FILE}")
+        assert results(auto, ledger)["groups"] is None
+        return auto, measure(auto, ledger)
+
+    return make
+
+
+@pytest.mark.parametrize("profile", ["excess", "kappa", "movement", "size"])
+def test_auto_groups_are_the_breaks_of_the_profile_block_by_block(swept, chosen, profile):
+    ledger = swept[1]
+    spec, found = chosen(profile)
+    size = {block: sum(layer.size for layer in free_layers(spec) if layer.block == block) for block in spec.free_blocks}
+    raw = {
+        block: {"size": -math.log(size[block]), "movement": math.log(numbers["movement"])}.get(profile, numbers.get(profile))
+        for block, numbers in found["blocks"].items()
+        if block not in KEPT_DENSE
+    }
+    assert found["groups"] == grouped(raw)
+    assert 2 <= len(found["groups"]) <= 4
+    assert results(spec, ledger)["groups"] == found["groups"]
+    assert measure(spec, ledger) == found  # as it was written
+    assert list(found["profile"]) == list(found["groups"])
+    values = [*found["profile"].values()]
+    assert (np.mean(values), np.std(values)) == pytest.approx((0, 1))
+    ledger.store.delete(f"{ledger.folder}/{SIMILARITY_FILE}")
+    named = settled(spec, found)
+    assert measure(named, ledger)["profile"] == found["profile"]  # the same groups, given by hand
+
+
+def test_a_placebo_has_the_groups_of_excess_and_their_values_shuffled(chosen):
+    (_, excess), (_, placebo) = chosen("excess"), chosen("shuffled")
+    assert placebo["groups"] == excess["groups"]
+    assert sorted(placebo["profile"].values()) == sorted(excess["profile"].values())
+
+
+def test_a_profile_that_tells_nothing_leaves_the_usual_groups_and_says_so(swept, caplog):
+    spec, ledger = swept
+    auto = spec.model_copy(update={"search": spec.search.model_copy(update={"groups": "auto"})})
+    alone = Ledger(ledger.store, "alone", check=lambda: None)  # its pilots have failed
+    alone.ask(TrialSpec(0, "dense", None, spec.train.seed))
+    alone.finish(0, ledger.results[0])
+    found = measure(auto, alone)
+    assert found["groups"] == spec.groups
+    assert found["profile"] == dict.fromkeys(spec.groups, 0.0)
+    assert "groups: auto: the profile excess is not known of every block; groups are down, mid, up" in caplog.text
+
+
+def test_what_an_earlier_raylt_measured_has_the_groups_of_its_spec(measured):
+    spec, ledger, found = measured
+    assert found["groups"] == spec.groups
+    ledger.write(SIMILARITY_FILE, {"blocks": {}, "profile": {}})
+    assert results(spec, ledger)["groups"] == spec.groups
 
 
 def test_it_is_measured_once_and_results_shows_it(measured):

@@ -280,6 +280,13 @@ class TestGroups:
         groups |= {"up": ["up_blocks.*"], "ends": ["conv_in"], "none": []}
         assert keys_of_problems(changed(digits, search__groups=groups)) == ["search.groups.ends", "search.groups.none"]
 
+    def test_auto_names_no_group_by_itself(self, digits: SweepSpec) -> None:
+        auto = changed(digits, search__groups="auto")
+        assert keys_of_problems(auto) == []
+        assert auto.identity()["search.groups"] == "auto" and auto.digest != changed(digits, search__groups=None).digest
+        with pytest.raises(LookupError, match="before the profile is measured"):
+            _ = auto.groups
+
 
 @pytest.mark.parametrize(
     ("values", "keys"),
@@ -306,6 +313,14 @@ class TestGroups:
         ({"search__pilots": 0, "search__profile": "movement"}, []),
         ({"search__pilots": 0, "search__sampler": "tpe"}, []),
         ({"search__pilots": 0, "search__trials": 0}, []),
+        ({"search__groups": "auto", "search__pilots": 1}, ["search.pilots"]),
+        ({"search__groups": "auto", "search__pilots": 1, "search__sampler": "random"}, ["search.pilots"]),
+        ({"search__groups": "auto", "search__pilots": 0, "search__profile": "movement", "search__sampler": "tpe"}, []),
+        ({"search__groups": "auto", "search__pilots": 0, "search__profile": "size"}, []),
+        ({"search__groups": "auto", "search__pilots": 0, "search__trials": 0}, []),
+        ({"search__groups": "auto", "ticket__criterion": "synflow", "search__sampler": "gp"}, ["search.profile"]),
+        ({"search__groups": "auto", "ticket__criterion": "synflow", "search__profile": "movement"}, []),
+        ({"ticket__criterion": "synflow", "search__sampler": "gp"}, []),
         ({"metrics__search__sampler": "dpm++", "metrics__search__steps": 1}, ["metrics"]),
         ({"metrics__final__features": "mnist-cnn"}, ["metrics"]),
     ],
