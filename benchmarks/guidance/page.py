@@ -97,7 +97,8 @@ def surrogate(found: Row) -> Iterator[str]:
             if isinstance(q, dict)
         ],
     )
-    yield f"{quality['seeds']} seeds an arm; `steps`: to the hypervolume that random search ends with, as a share of its steps.\n"
+    seeds = quality["seeds"]
+    yield f"{seeds} seeds an arm; `steps`: to the hypervolume that random search ends with, as a share of its steps.\n"
     arms = {name: arm for name, arm in found["arms"].items() if "surrogate" in arm}
     in_order = sorted(arms, key=lambda name: -arms[name]["surrogate"]["hypervolume"]["mean"])
     yield from table(

@@ -43,6 +43,7 @@ def _run(spec: Mapping[str, Any], root: Path) -> None:
 def read_run(name: str, root: Path) -> Row:
     """What a sweep found, in the order it was found, with the training steps each trial added to those before it."""
     spec, ledger, document = find_results(name, str(root / "store"))
+    measured = ledger.read("similarity.json") or {}
     steps = _Steps(ledger)
     by_kind: dict[str, list[Row]] = {}
     for trial in document["trials"]:
@@ -57,7 +58,11 @@ def read_run(name: str, root: Path) -> Row:
         "seed": spec.train.seed,
         "dense": {"loss": dense["loss"], "fid": dense["fid"], "flops": dense["flops"]},
         "reference": [2 * dense["loss"], 2 * baselines["uniform"]["flops"]] if baselines else None,
-        "profile": (ledger.read("similarity.json") or {})["profile"],
+        "profile": measured["profile"],
+        "blocks": {
+            group: {key: measured["blocks"][blocks[0]].get(key) for key in ("kappa", "excess", "movement")}
+            for group, blocks in spec.groups.items()
+        },
         "start_steps": start,
         "trials": trials,
         "baselines": baselines,
@@ -76,6 +81,7 @@ def _trial(spec: SweepSpec, trial: Row, ledger: Ledger, steps: _Steps) -> Row:
         "fid": trial["fid"],
         "flops": trial["flops"],
         "losses": [by_round[index]["loss"] for index in sorted(by_round)],
+        "flops_by_round": [by_round[index]["flops"] for index in sorted(by_round)],
         "steps": steps.added_by(trial["id"]),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from guidance.arms import GROUPS
 from guidance.surrogate import Surrogate
+from raylt.diffusion.model import layers_of
+from raylt.metrics.flops import count_flops
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.search.foresight import Foresight
 from raylt.search.proposal import FixedProposal, Proposer
@@ -21,17 +24,20 @@ Row = dict[str, Any]
 
 
 def search(
-    spec: SweepSpec, world: World, seed: int, start_steps: int, baselines: Sequence[Row], fixed: FixedProposal = fixed_proposal
-) -> Row:
+    spec: SweepSpec, world: World, seed: int, profile_name: str, start_steps: int, baselines: Sequence[Row],
+    fixed: FixedProposal = fixed_proposal,
+) -> Row:  # fmt: skip
     """One search of a spec on the surrogate. What differs from seed to seed: proposals, noise, and the profile."""
     draw = np.random.default_rng([seed, 7])
     proposer = Proposer(spec, default_startup(spec), fixed)
-    profile = world.profile(spec.search.profile, seed)
+    # An arm without pilots has nothing to bend by, as in a real sweep.
+    profile = world.profile(profile_name, seed) if spec.search.has_profile else dict.fromkeys(GROUPS, 0.0)
     history: list[tuple[TrialSpec, Row]] = []
     for number in range(spec.search.trials):
         params, attrs = proposer.propose(number, history)
         bend = offsets(spec, params, profile)
-        limits = thresholds(spec, [*baselines, *(result for _, result in history)])
+        ended = [*baselines, *(result for _, result in history)]
+        limits = thresholds(spec, ended, lambda rung, bend=bend: world.flops(bend, rung))
         trial = TrialSpec(number, "search", SEARCHED, 0, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits)
         history.append((trial, world.train(spec, trial, draw)))
     return {"start_steps": start_steps, "reference": world.reference, "trials": [result for _, result in history]}
@@ -42,7 +48,7 @@ class World:
 
     def __init__(self, surrogate: Surrogate, runs: Mapping[str, Sequence[Row]], spec: SweepSpec) -> None:
         """`runs`: arm -> its real runs, one a training seed."""
-        self.surrogate, self.runs = surrogate, runs
+        self.spec, self.surrogate, self.runs = spec, surrogate, runs
         self.flops = Foresight(spec, None).flops
         some = runs["similarity"]
         self.base_loss = float(np.mean([run["trials"][0]["loss"] for run in some]))
@@ -51,21 +57,45 @@ class World:
         self.steps = some[0]["trials"][-1]["steps"]
 
     def profile(self, name: str, seed: int) -> dict[str, float]:
-        """The profile of one of the training seeds; where it is a placebo by shuffling, another order for every seed."""
-        runs = self.runs[{"excess": "similarity", "shuffled": "similarity"}.get(name, name)]
-        values: dict[str, float] = runs[seed % len(runs)]["profile"]
-        if name != "shuffled":
-            return values
-        order = np.random.default_rng([seed, 11]).permutation(list(values.values()))
-        return dict(zip(values, map(float, order), strict=True))
+        """A profile as one of the training seeds has it, group by group; a shuffled one has another order for every seed."""
+        run = self.runs["similarity"][seed % len(self.runs["similarity"])]
+        if name in ("excess", "kappa"):
+            return standardised({group: numbers[name] for group, numbers in run["blocks"].items()})
+        if name == "movement":
+            return standardised({group: math.log(numbers["movement"]) for group, numbers in run["blocks"].items()})
+        if name == "excess and movement":
+            both = [self.profile(part, seed) for part in ("excess", "movement")]
+            return standardised({group: sum(values[group] for values in both) for group in GROUPS})
+        if name == "shuffled":
+            values = self.profile("excess", seed)
+            order = np.random.default_rng([seed, 11]).permutation(list(values.values()))
+            return dict(zip(values, map(float, order), strict=True))
+        return standardised(self._of_shapes(name))
+
+    def _of_shapes(self, name: str) -> dict[str, float]:
+        """`size`: -log of a group's weights; `cost`: log of the FLOPs of one weight. Neither knows of training."""
+        sizes, costs = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+        flops = count_flops(self.spec.unet_config).layers
+        for layer in layers_of(self.spec.unet_config):
+            for group, blocks in GROUPS.items():
+                if layer.block in blocks:
+                    sizes[group] += layer.size
+                    costs[group] += flops[layer.name]
+        known = {"size": lambda group: -math.log(sizes[group]), "cost": lambda group: math.log(costs[group] / sizes[group])}
+        return {group: known[name](group) for group in GROUPS}
 
     def train(self, spec: SweepSpec, trial: TrialSpec, draw: np.random.Generator) -> Row:
         """A trial's result; where it does not pass its rung, half of its steps and no numbers."""
         bend = np.array([[trial.offsets[blocks[0]] for blocks in GROUPS.values()]])
         at_rung, at_end = self.surrogate.losses(bend, draw)[0] * (self.rung_loss, self.base_loss)
-        rounds = [{"round": 2, "loss": at_rung, "broken": False}]
+        rounds = [{"round": 2, "loss": at_rung, "broken": False, "flops": self.flops(trial.offsets, 2)}]
         if at_rung > trial.thresholds.get("2", float("inf")):
             return {"state": "PRUNED", "broken": None, "loss": None, "flops": None, "rounds": rounds, "steps": self.steps // 2}
-        rounds.append({"round": 3, "loss": at_end, "broken": False})
-        flops = self.flops(trial.offsets)
+        flops = self.flops(trial.offsets, 3)
+        rounds.append({"round": 3, "loss": at_end, "broken": False, "flops": flops})
         return {"state": "COMPLETE", "broken": False, "loss": at_end, "flops": flops, "rounds": rounds, "steps": self.steps}
+
+
+def standardised(values: Mapping[str, float]) -> dict[str, float]:
+    array = np.array(list(values.values()))
+    return dict(zip(values, map(float, (array - array.mean()) / array.std()), strict=True))

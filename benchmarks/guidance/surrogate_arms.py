@@ -54,6 +54,7 @@ class Arm:
     search: Mapping[str, Any]
     like: str  # the real arm whose preparation it needs
     fixed: Any = field(default=fixed_proposal)
+    profile: str = ""  # another than its spec's
 
 
 def surrogate_arms() -> dict[str, Arm]:
@@ -67,6 +68,15 @@ def surrogate_arms() -> dict[str, Arm]:
         "prior": Arm("similarity, startup near the profile's bend", guided, "similarity", from_prior(FIRST_GAMMA)),
         "prior-shuffled": Arm("the same along a shuffled profile", placebo, "shuffled", from_prior(FIRST_GAMMA)),
         "prior-gamma0": Arm("deltas alone, startup near the base", ARMS["gamma0"][1], "gamma0", from_prior(0.0)),
+        "kappa": Arm("gamma along kappa as it is, not its excess over the start", guided, "similarity", profile="kappa"),
+        "excess and movement": Arm(
+            "gamma along the mean of both profiles", guided, "similarity", profile="excess and movement"
+        ),
+        "cost": Arm("placebo: gamma along the FLOPs of a weight", ARMS["size"][1], "size", profile="cost"),
+        "gp-movement": Arm("Gaussian process, gamma along movement", {**ARMS["movement"][1], "sampler": "gp"}, "movement"),
+        "gp-cost": Arm(
+            "Gaussian process, gamma along the FLOPs of a weight", {**ARMS["size"][1], "sampler": "gp"}, "size", profile="cost"
+        ),
         "line": Arm("similarity, the first four on a line along the profile", guided, "similarity", along_the_profile),
     }
 
@@ -108,8 +118,10 @@ def _search(job: tuple[str, int]) -> Row:
     arm = surrogate_arms()[name]
     run = _runs[arm.like][seed % len(_runs[arm.like])]
     baselines = [_at_rung(row) for row in run["baselines"].values()]
-    return search(_spec({**arm.search, "trials": _trials}, seed), _world, seed, run["start_steps"], baselines, arm.fixed)
+    spec = _spec({**arm.search, "trials": _trials}, seed)
+    return search(spec, _world, seed, arm.profile or spec.search.profile, run["start_steps"], baselines, arm.fixed)
 
 
 def _at_rung(baseline: Row) -> Row:
-    return {"state": baseline["state"], "rounds": [{"round": 2, "loss": baseline["losses"][2], "broken": False}]}
+    at_rung = {"round": 2, "loss": baseline["losses"][2], "broken": False, "flops": baseline["flops_by_round"][2]}
+    return {"state": baseline["state"], "rounds": [at_rung]}

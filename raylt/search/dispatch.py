@@ -116,11 +116,12 @@ class Dispatcher:
         params, attrs = self._proposer.propose(
             number, history, lambda drawn: self._foresight.excess(offsets(spec, drawn, profile))
         )
-        baselines = [result for _, result in self.ledger.complete("baseline")]
+        bend = offsets(spec, params, profile)
+        ended = [result for _, result in [*self.ledger.complete("baseline"), *history]]
+        limits = thresholds(spec, ended, lambda rung: self._foresight.flops(bend, rung))
         return TrialSpec(
-            trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=offsets(spec, params, profile),
-            sampler_attrs=attrs, thresholds=thresholds(spec, [*baselines, *(result for _, result in history)]),
-        )  # fmt: skip
+            trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits
+        )
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:
         self.ledger.ask(trial)

@@ -18,9 +18,9 @@ from raylt.ticket.find import TRAINED
 
 
 class Foresight:
-    """Says which proposals would break the FLOPs ceiling, so that none of them is trained.
+    """Says what proposals will cost, so that none is trained that would break the FLOPs ceiling.
 
-    It looks at the last round alone, as if all weights were there to choose from. Where earlier rounds left fewer of a layer,
+    It looks at a round as if all weights were there to choose from. Where earlier rounds left fewer of a layer,
     or layers of a block compete (`ticket.scope: block`), the ticket may differ a little: its own count decides in the end.
     """
 
@@ -33,12 +33,17 @@ class Foresight:
         ceiling = self.spec.search.constraints.flops
         if ceiling is None:
             return 0.0
-        return self.flops(offsets) / count_flops(self.spec.unet_config).dense / ceiling - 1
+        return self.flops(offsets, self.spec.ticket.rounds) / count_flops(self.spec.unet_config).dense / ceiling - 1
 
-    def flops(self, offsets: Mapping[str, float]) -> int:
-        """FLOPs of one forward pass of one image at the final density; `offsets`: block -> what its logits gain."""
+    def flops(self, offsets: Mapping[str, float], index: int) -> int:
+        """FLOPs of one forward pass of one image at round `index`; `offsets`: block -> what its logits gain.
+
+        0 over LAMP where the dense model failed, which nothing can be foreseen of.
+        """
+        if self._dense_weights is None:
+            return 0
         rule = Allocation(SEARCHED, self.spec.search.base, offsets)
-        counts = rule.at(self.spec.ticket.final_density, self._pruning)
+        counts = rule.at(self.spec.ticket.density_of(index), self._pruning)
         sizes = {layer.name: layer.size for layer in self._pruning.layers}
         return count_flops(self.spec.unet_config).of_counts({name: (kept, sizes[name]) for name, kept in counts.items()})
 
@@ -46,11 +51,12 @@ class Foresight:
     def _pruning(self) -> Pruning:
         layers, ticket = layers_of(self.spec.unet_config), self.spec.ticket.model_copy(update={"scope": "layer"})
         all_there = {layer.name: torch.ones(layer.shape) for layer in layers}
-        return Pruning(layers, ticket, all_there, self._dense_weights, weight_costs(self.spec))
+        return Pruning(layers, ticket, all_there, self._dense_weights or {}, weight_costs(self.spec))
 
-    @property
-    def _dense_weights(self) -> NamedTensors:
+    @cached_property
+    def _dense_weights(self) -> NamedTensors | None:
+        """Of the trained dense model, which LAMP alone asks for; None where it failed."""
         if self.spec.search.base != "lamp" or self.ledger is None:
             return {}
-        _, dense = self.ledger.complete("dense")[0]
-        return unpack(self.ledger.store.find(dense["final_stage"]).read(TRAINED))["weights"]
+        dense = self.ledger.complete("dense")
+        return unpack(self.ledger.store.find(dense[0][1]["final_stage"]).read(TRAINED))["weights"] if dense else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from raylt.ledger import FAIL, Result
 from raylt.spec import SweepSpec
@@ -18,26 +18,28 @@ from raylt.spec import SweepSpec
 MIN_SEEN = 4  # trials at a rung before it stops any
 
 
-def thresholds(spec: SweepSpec, ended: Iterable[Result]) -> dict[str, float]:
+def thresholds(spec: SweepSpec, ended: Iterable[Result], flops_at: Callable[[int], float]) -> dict[str, float]:
     """Round -> the loss above which a trial ends there: the median of those that were at the rung.
 
-    The median stopping rule (Golovin et al. 2017, Vizier) on the loss itself, which is measured once a rung.
+    The median stopping rule (Golovin et al. 2017, Vizier) on the loss itself, which is measured once a rung. Where FLOPs are
+    an objective too, a trial is held against those alone that cost no more: else the cheap end of the front would be stopped.
 
     `ended`: results of baselines and search trials. A broken ticket counts as infinitely bad; where half of them are, there
-    is no threshold. Rounds that trials share are no rungs, nor is the last.
+    is no threshold. Rounds that trials share are no rungs, nor is the last. `flops_at`: what the trial itself will cost at one.
     """
     if not spec.search.rungs:
         return {}
     known = [result["rounds"] for result in ended if result["state"] != FAIL]
     found = {}
     for rung in range(spec.ticket.shared_rounds + 1, spec.ticket.rounds):
-        losses = _losses_at(rung, known)
+        most = flops_at(rung) if "flops" in spec.search.objectives else math.inf
+        losses = _losses_at(rung, known, most)
         threshold = statistics.median_high(losses) if len(losses) >= MIN_SEEN else math.inf
         if math.isfinite(threshold):
             found[str(rung)] = threshold
     return found
 
 
-def _losses_at(rung: int, trials: Sequence[Sequence[Result]]) -> list[float]:
-    scored = [r for rounds in trials for r in rounds if r["round"] == rung]
+def _losses_at(rung: int, trials: Sequence[Sequence[Result]], most_flops: float) -> list[float]:
+    scored = [r for rounds in trials for r in rounds if r["round"] == rung and r["flops"] <= most_flops]
     return [math.inf if r["loss"] is None or r["broken"] else r["loss"] for r in scored]

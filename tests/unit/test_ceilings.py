@@ -28,7 +28,7 @@ def _profile(monkeypatch):
 
 def base_share(spec):
     """FLOPs of the base, as a share of the dense model's."""
-    return Foresight(spec, None).flops({}) / count_flops(spec.unet_config).dense
+    return Foresight(spec, None).flops({}, spec.ticket.rounds) / count_flops(spec.unet_config).dense
 
 
 def costing(spec):
@@ -36,7 +36,7 @@ def costing(spec):
     foresight, dense = Foresight(spec, None), count_flops(spec.unet_config).dense
 
     def outcome(trial):
-        flops = foresight.flops(trial.offsets) if trial.is_search else dense
+        flops = foresight.flops(trial.offsets, spec.ticket.rounds) if trial.is_search else dense
         numbers = {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000}
         return {
             "state": COMPLETE,

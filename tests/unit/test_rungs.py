@@ -24,29 +24,44 @@ from tests.unit.driving import asked, drive
 TICKET = {"rounds": 4, "shared_rounds": 1}  # rungs: rounds 2 and 3
 
 
-def ended(losses, *, state=COMPLETE, broken=()):
+def ended(losses, *, state=COMPLETE, broken=(), flops=10):
     """A result whose round r has loss `losses[r]`."""
-    rounds = [{"round": r, "loss": loss, "broken": r in broken} for r, loss in enumerate(losses)]
+    rounds = [{"round": r, "loss": loss, "broken": r in broken, "flops": flops} for r, loss in enumerate(losses)]
     return {"state": state, "cause": None, "rounds": rounds}
+
+
+def limits(spec, results, flops=10):
+    return thresholds(spec, results, lambda rung: flops)
 
 
 def test_the_threshold_is_the_median_of_those_that_were_at_the_rung(tiny_spec):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True})
     whole = [ended([0.9, 0.8, loss, loss / 2, 0.3]) for loss in (0.5, 0.1, 0.4, 0.2)]
-    assert thresholds(spec, whole[:3]) == {}  # too few
-    assert thresholds(spec, whole) == {"2": 0.4, "3": 0.2}
+    assert limits(spec, whole[:3]) == {}  # too few
+    assert limits(spec, whole) == {"2": 0.4, "3": 0.2}
     stopped = [ended([0.9, 0.8, loss], state=PRUNED) for loss in (0.6, 0.7)]
-    assert thresholds(spec, [*whole, *stopped]) == {"2": 0.5, "3": 0.2}
-    assert thresholds(spec, [*whole, ended([0.9, 0.8, 0.01], state=FAIL)]) == thresholds(spec, whole)
-    assert thresholds(tiny_spec(ticket=TICKET), whole) == {}
+    assert limits(spec, [*whole, *stopped]) == {"2": 0.5, "3": 0.2}
+    assert limits(spec, [*whole, ended([0.9, 0.8, 0.01], state=FAIL)]) == limits(spec, whole)
+    assert limits(tiny_spec(ticket=TICKET), whole) == {}
 
 
 def test_a_broken_ticket_is_as_bad_as_can_be(tiny_spec):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True})
     dead = [ended([0.9, 0.8, 0.01, 0.01], broken={2, 3}), ended([0.9, 0.8, None, None])]
     alive = [ended([0.9, 0.8, loss, loss]) for loss in (0.1, 0.2, 0.3)]
-    assert thresholds(spec, [*alive, *dead]) == {"2": 0.3, "3": 0.3}
-    assert thresholds(spec, [*alive[:2], *dead]) == {}  # half of them are dead: nothing to reach
+    assert limits(spec, [*alive, *dead]) == {"2": 0.3, "3": 0.3}
+    assert limits(spec, [*alive[:2], *dead]) == {}  # half of them are dead: nothing to reach
+
+
+def test_where_flops_count_too_a_trial_is_held_against_those_that_cost_no_more(tiny_spec):
+    dear = [ended([0.9, 0.8, loss, loss], flops=20) for loss in (0.1, 0.2, 0.3, 0.4)]
+    cheap = [ended([0.9, 0.8, loss, loss], flops=5) for loss in (0.5, 0.6, 0.7, 0.8)]
+    both = tiny_spec(ticket=TICKET, search={"rungs": True, "objectives": ["loss", "flops"]})
+    assert limits(both, dear, flops=10) == {}  # nobody that cost no more
+    assert limits(both, [*dear, *cheap], flops=10) == {"2": 0.7, "3": 0.7}
+    assert limits(both, [*dear, *cheap], flops=20) == {"2": 0.5, "3": 0.5}
+    alone = tiny_spec(ticket=TICKET, search={"rungs": True, "objectives": ["loss"]})
+    assert limits(alone, dear, flops=10) == {"2": 0.3, "3": 0.3}
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=MIN_SEEN, max_size=40))
@@ -55,7 +70,7 @@ def test_at_least_half_of_those_seen_would_pass(losses):
     from tests.conftest import TINY, merged
 
     spec = SweepSpec.model_validate(merged(TINY, {"ticket": TICKET, "search": {"rungs": True}}))
-    [threshold, _] = thresholds(spec, [ended([1, 1, loss, loss]) for loss in losses]).values()
+    [threshold, _] = limits(spec, [ended([1, 1, loss, loss]) for loss in losses]).values()
     assert sum(loss <= threshold for loss in losses) >= len(losses) / 2
     assert sum(loss < threshold for loss in losses) <= len(losses) / 2
 
