@@ -17,6 +17,7 @@ from typing import Any
 from guidance.arms import ARMS, UNSHARED, arm_specs, design_specs
 
 KEPT = Path(__file__).parent / "results" / "search.json"
+PARTS = ("arms", "designs", "bends", "surrogate")
 
 
 def main() -> None:
@@ -28,15 +29,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--trials", type=int, default=16, help="search trials of an arm")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="sweeps at a time, one core each")
-    parser.add_argument("--root", type=Path, default=Path("search-benchmark"), help="where stores and specs lie")
-    parser.add_argument("--only", default="arms,designs,bends,surrogate", help="parts to run")
+    parser.add_argument("--root", type=Path, help="where stores and specs lie; left out: ./search-benchmark")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run; the others stay as FILE has them")
     parser.add_argument("--page", action="store_true", help="write docs/search.md from the kept file, and nothing else")
-    parser.add_argument("-o", "--output", type=Path, default=KEPT)
+    parser.add_argument("-o", "--output", type=Path, help="where the figures go; of --page: where they are")
     given = parser.parse_args()
     if given.page:
         from guidance.page import write_page
 
-        return write_page(json.loads(given.output.read_text()))
+        return write_page(json.loads((given.output or KEPT).read_text()))
+    if given.output is None:
+        parser.error("-o FILE: where the figures go (the published ones are in benchmarks/results/search.json)")
     if given.quick:
         given.seeds, given.trials = 1, 6
     measured = measure(given)
@@ -46,24 +49,26 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Every part that is asked for; the others are taken from the file, where it has them."""
     from guidance import agreement, bends, real, surrogate_arms
 
-    seeds, parts = range(given.seed, given.seed + given.seeds), given.only.split(",")
+    parts = given.only.split(",")
+    seeds = range(given.seed, given.seed + given.seeds)
+    root = given.root or Path("search-benchmark-quick" if given.quick else "search-benchmark")
     arms = arm_specs(seeds, given.trials, quick=given.quick)
     designs = design_specs(seeds, 6 if given.quick else 24, quick=given.quick)
-    wanted = {**(arms if "arms" in parts else {}), **(designs if "designs" in parts else {})}
-    real.run_all(list(wanted.values()), given.root, given.jobs)
     found: dict[str, Any] = {"schema": 1, "quick": given.quick, "problem": next(iter(arms.values())), "arms": {}}
+    if set(parts) != set(PARTS) and given.output.exists():
+        found = json.loads(given.output.read_text())
+    wanted = [*(arms.values() if "arms" in parts else ()), *(designs.values() if "designs" in parts else ())]
+    real.run_all(wanted, root, given.jobs)
     if "arms" in parts:
-        runs = {arm: [real.read_run(f"{arm}-{seed}", given.root) for seed in seeds] for arm in ARMS}
-        found["arms"] = {
-            arm: {"what": what, "search": search, "real": {"runs": runs[arm]}} for arm, (what, search) in ARMS.items()
-        }
+        runs = {arm: [real.read_run(f"{arm}-{seed}", root) for seed in seeds] for arm in ARMS}
+        found["arms"] = {arm: {"what": what, "search": keys, "real": {"runs": runs[arm]}} for arm, (what, keys) in ARMS.items()}
     if "designs" in parts:
-        found["agreement"] = agreement.agreement({name: real.read_run(name, given.root) for name in designs}, UNSHARED)
+        found["agreement"] = agreement.agreement({name: real.read_run(name, root) for name in designs}, UNSHARED)
     if "bends" in parts:
-        jobs = bends.jobs(given.seed, quick=given.quick)
-        found["bends"] = bends.measure_all(jobs, given.root, given.jobs)
+        found["bends"] = bends.measure_all(bends.jobs(given.seed, quick=given.quick), root, given.jobs)
     if "surrogate" in parts:
         surrogate_arms.add(found, 2 if given.quick else 50, given.jobs)
     return found
