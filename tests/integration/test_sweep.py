@@ -155,7 +155,7 @@ def comparable(document: dict[str, Any]) -> dict[str, Any]:
     """`results --json` without what may differ between two runs of one spec."""
     free = ("steps", "timing", "mlflow_run_id")
     trials = [{key: value for key, value in trial.items() if key not in free} for trial in document["trials"]]
-    return {key: value for key, value in document.items() if key != "steps"} | {"trials": trials}
+    return {key: value for key, value in document.items() if key not in free} | {"trials": trials}
 
 
 def values_only(record: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -472,14 +472,22 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert done.code == 143
     assert "Traceback" not in done.err
 
-    done = sweep.run()
+    # its hours are over
+    done = sweep.run("--max-hours", "0.004", plan={6: HOLD})
+    assert (done.code, sweep.results()["state"]) == (3, "interrupted")
+    assert "stopped: the 0.004 hours of --max-hours are over; the same command goes on from here" in done.out
+    assert "Traceback" not in done.err
+    assert sweep.record()[NAME]["status"] == "KILLED"
+
+    done = sweep.run("--max-hours", "5")
     assert done.code == 0, done.err
+    assert "--max-hours" not in done.out
     assert comparable(sweep.results()) == comparable(document)
     assert values_only(sweep.record()) == values_only(finished.record())
     assert sweep.study() == finished.study()
     assert set(sweep.steps()) == set(finished.steps())
     again = (sweep.steps() - finished.steps()).total()
-    assert again <= 3 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
+    assert again <= 4 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
 
 
 @pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in tests/unit/test_rungs.py

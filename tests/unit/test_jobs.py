@@ -82,6 +82,10 @@ def test_a_sweep_beside_another_has_jobs_of_its_own() -> None:
     assert (plain.label, beside.label) == ("digits", "digits --new")
 
 
+def test_hours_make_no_other_sweep_of_it() -> None:
+    assert jobs.Sent("digits", "d", "digits.yaml", "", bound=("--max-hours=8.0",)).label == "digits"
+
+
 def test_a_head_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def no_way(head: Head) -> Any:
         raise ssh.Unreachable("no route")
