@@ -23,9 +23,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import SIMILARITY_NUMBERS
+from raylt.document import SIMILARITY_NUMBERS, stored_spec
+from raylt.estimate import all_trials, work_of
+from raylt.ledger import Ledger
 from raylt.presets import block_of
 from raylt.specfile import dump_yaml
+from raylt.store import Store
 from raylt.ticket.file import load_ticket
 from tests import sabotage
 from tests.conftest import TINY, merged
@@ -219,7 +222,7 @@ def document(finished: Sweep) -> dict[str, Any]:
 NUMBER = (int, float)
 DOCUMENT = {
     "schema": int, "name": str, "digest": str, "state": str, "objectives": list, "protocols": dict, "counts": dict,
-    "steps": dict, "similarity": dict, "similarity_layers": dict, "trials": list,
+    "steps": dict, "timing": dict, "similarity": dict, "similarity_layers": dict, "trials": list,
 }  # fmt: skip
 TRIAL = {
     "id": int, "kind": str, "rule": (str, type(None)), "control": type(None), "seed": int, "state": str, "protocol": str,
@@ -328,6 +331,22 @@ def test_every_step_was_trained_once(finished, document):
     assert sum(trial["steps"]["trained"] for trial in trials) == len(steps)
     assert document["steps"] == {key: sum(trial["steps"][key] for trial in trials) for key in ("asked", "trained", "shared")}
     assert [trial["steps"]["asked"] for trial in trials] == [12] + [2 + 3 * 10] * 7
+
+
+def test_a_dry_run_knew_how_much_would_be_asked_and_trained(finished, document, tmp_path):
+    store = Store(str(finished.folder / "raylt-data"))
+    spec = stored_spec(store, NAME)
+    for ledger in (Ledger(Store(str(tmp_path)), NAME), Ledger(store, NAME)):
+        work = work_of(spec, (item.trial for item in all_trials(spec, ledger)))
+        assert (work.asked.steps, work.distinct.steps) == (document["steps"]["asked"], document["steps"]["trained"])
+        assert work.asked.trainings == sum(len(trial["rounds"]) for trial in document["trials"])
+    assert work.distinct.samples == 80 * len({path.split("/")[2] for path in finished.files("stages/*/*/grid.safetensors")})
+
+
+def test_hours_add_up(document):
+    hours = [trial["timing"]["hours"] for trial in document["trials"]]
+    assert all(trial["timing"]["hours"] == round(trial["timing"]["stages_s"] / 3600, 6) for trial in document["trials"])
+    assert document["timing"] == {"hours": round(sum(hours), 6)} and min(hours) >= 0 < hours[0]
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""What a dry run says a sweep will ask for: by hand for the tiny sweep; what is left of one that has begun; and its hours.
+
+That it is what real sweeps do, stands in tests/integration/test_sweep.py and test_confirm.py.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from raylt.confirm import Request, confirm
+from raylt.diffusion.data import load_images
+from raylt.diffusion.train import Compute
+from raylt.estimate import all_trials, describe, made_by_ended, makespan_s, work_of
+from raylt.ledger import Ledger
+from raylt.plan import Planned, TrialSpec, plan
+from raylt.speed import Speed, _seconds_per_image
+from raylt.store import Store
+from tests.confirmed import begun, end
+
+
+def trials_of(spec, ledger):
+    return [item.trial for item in all_trials(spec, ledger)]
+
+
+def unbegun(tmp_path) -> Ledger:
+    return Ledger(Store(str(tmp_path)), "tiny")
+
+
+def left_of(spec, ledger):
+    still_open = [trial for trial in trials_of(spec, ledger) if trial.id not in ledger.results]
+    return len(still_open), work_of(spec, still_open, made_by_ended(spec, ledger)).distinct
+
+
+def test_the_tiny_sweep_by_hand(tiny_spec, tmp_path):
+    spec = tiny_spec()  # 12 steps, rewound to 2; two rounds, the first shared; ERK is a baseline and the first proposal
+    work = work_of(spec, trials_of(spec, unbegun(tmp_path)))
+    assert (work.asked.trainings, work.asked.steps) == (1 + 7 * 3, 12 + 7 * (2 + 3 * 10))
+    rounds = 2 + 2 + 5  # dense and uniform of each seed's, then uniform twice, ERK and two proposals
+    assert (work.distinct.trainings, work.distinct.steps) == (rounds, 2 + 10 * rounds)
+    assert (work.asked.samples, work.distinct.samples) == (22 * 80, rounds * 80)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounds"),
+    [
+        ({"search": {"base": "uniform"}}, 9),  # the first proposal is the uniform pilot in place of ERK
+        ({"search": {"base": "lamp"}}, 10),  # no baseline: a rule of its own
+        ({"search": {"base": "lamp", "baselines": ["uniform", "lamp"]}}, 10),  # as a base it is static
+        ({"ticket": {"shared_rounds": 0}}, 2 + 2 + 2 + 3 * 2),
+        ({"search": {"pilots": 0, "profile": "size", "trials": 0}}, 1 + 2 + 1),
+    ],
+)
+def test_what_trials_share(tiny_spec, tmp_path, changes, rounds):
+    spec = tiny_spec(**changes)
+    assert work_of(spec, trials_of(spec, unbegun(tmp_path))).distinct.trainings == rounds
+
+
+def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
+    spec = tiny_spec()
+    ledger = begun(tmp_path, spec)  # its one search trial is ERK
+    number, left = left_of(spec, ledger)
+    assert (number, left.trainings, left.steps, left.samples) == (2, 2, 20, 160)
+    ledger.ask(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
+    assert left_of(spec, ledger) == (number, left)
+    assert "; 1 of these trials have begun, and count whole" in "\n".join(lines(spec, ledger))
+    failed = {"state": "FAIL", "rounds": [{"round": r, "fid": None, "loss": None} for r in (0, 1)]}
+    ledger.finish(6, failed)
+    assert left_of(spec, ledger)[0] == 1
+    ledger.ask(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
+    number, left = left_of(spec, ledger)
+    assert (number, left.trainings) == (2, 2)
+
+
+def test_a_confirmation_that_was_planned_counts(tiny_spec, tmp_path):
+    changes = {"steps": [9], "controls": ["reinit", "shuffled"], "control_rounds": [1, 2]}
+    spec = tiny_spec(confirm=changes, search={"trials": 1, "baselines": ["erk"]})
+    ledger = begun(tmp_path, spec)
+    items = confirm(spec, ledger, Request(top=1, seeds=1))
+    assert [item.trial.kind for item in items] == ["dense", "baseline", "search", "control", "control"]
+    number, left = left_of(spec, ledger)
+    # the start, dense, the ticket's two (the finalist is ERK itself) rounds; of reinit two from step 0, of shuffled two from the start
+    assert (number, left.trainings, left.steps) == (5, 7, 2 + 3 * 7 + 2 * 9 + 2 * 7)
+    assert left.samples == 7 * spec.protocol("final").samples
+    end(spec, ledger, items[0].trial)
+    number, left = left_of(spec, ledger)
+    assert (number, left.trainings, left.steps) == (4, 6, 2 * 7 + 2 * 9 + 2 * 7)
+
+
+def test_hours_heed_who_waits_for_whom(tiny_spec):
+    planned = plan(tiny_spec())
+    seconds = {0: 10.0, 1: 20.0, 2: 30.0, 3: 0.0, 4: 10.0}  # dense; pilots; uniform after pilot 1; ERK after dense
+    assert [makespan_s(planned, seconds, n) for n in (1, 2, 3, 9)] == [70, 40, 30, 30]
+    assert makespan_s([], {}, 1) == 0
+    dense_first = [
+        Planned(TrialSpec(0, "dense", None, 0), ()),
+        *(Planned(TrialSpec(n, "pilot", "erk", 0), (0,)) for n in (1, 2)),
+    ]
+    assert makespan_s(dense_first, dict.fromkeys(range(3), 5.0), 3) == 10
+
+
+def test_proposals_wait_for_those_they_know(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 6, "concurrency": 3})
+    trials = all_trials(spec, unbegun(tmp_path))
+    assert [item.after[-1] for item in trials[5:]] == [4, 4, 4, 5, 6, 7]
+    free = all_trials(tiny_spec(search={"trials": 6, "concurrency": 3, "repeatable": False}), unbegun(tmp_path))
+    assert {item.after[-1] for item in free[5:]} == {4}
+    seconds = {item.trial.id: 1.0 for item in trials}
+    assert makespan_s(trials, seconds, 3) == 3 + 2  # dense and a pilot, the other pilot and ERK, the uniform one; six by three
+
+
+def test_a_slow_machine_is_measured_with_smaller_batches():
+    began = time.monotonic()
+    per_image, batch = _seconds_per_image(lambda size: time.sleep(0.08 * size), 128)
+    assert time.monotonic() - began < 20
+    assert batch < 128 and 0.08 <= per_image < 0.4
+    assert _seconds_per_image(lambda size: None if size < 128 else time.sleep(0.3), 128)[1] == 128
+
+
+def lines(spec, ledger) -> list[str]:
+    return describe(spec, ledger, load_images(spec.data), Compute())
+
+
+def test_in_words(tiny_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("raylt.estimate.measure", lambda *_: Speed(step_s=100.0, image_s=1.0, batch=2))
+    monkeypatch.setattr("raylt.estimate.os.cpu_count", lambda: 3)
+    spec = tiny_spec(search={"rungs": True}, resources={"cpus": 2})
+    said = {line.split()[0]: line for line in lines(spec, unbegun(tmp_path))}
+    assert "left" not in said
+    assert said["asked"] == "asked    at most 8 trials, 22 trainings, 236 training steps, 1,760 samples"
+    assert said["distinct"].startswith("distinct at most 9 trainings, 92 training steps, 720 samples")
+    assert said["speed"].startswith("speed    100 s a step (from batches of 2), 1 s a denoised image: measured here, on cpu")
+    held_out = len(load_images(spec.data).test_NCHW)
+    to_train, to_denoise = 92 * 100 / 3600, 9 * (80 * 2 + 8 * held_out) / 3600
+    assert f"at most {to_train + to_denoise:.2g}, one trial after another: {to_train:.2g} to train" in said["hours"]
+    assert "proposals of trial n know the trials up to n - 2" in said["at"]
+    assert said["machine"].startswith("machine  holds 1 trials at once (3 CPUs, 2 a trial): at most ")
+    monkeypatch.undo()
+    assert "ms a step, " in "\n".join(lines(tiny_spec(), unbegun(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
