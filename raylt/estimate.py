@@ -17,7 +17,7 @@ from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.speed import Speed, measure
 from raylt.trainings import Training, proposals, trainings_of
-from raylt.wording import hours_text
+from raylt.wording import counted, hours_text
 
 
 @dataclass
@@ -32,7 +32,9 @@ class Amount:
         self.samples += scored * samples
 
     def __str__(self) -> str:
-        return f"{self.trainings:,} trainings, {self.steps:,} training steps, {self.samples:,} samples"
+        return ", ".join(
+            [counted(self.trainings, "training"), counted(self.steps, "training step"), counted(self.samples, "sample")]
+        )
 
 
 @dataclass
@@ -140,12 +142,12 @@ def describe(spec: SweepSpec, ledger: Ledger, images: ImageSet, compute: Compute
     left = work_of(spec, (item.trial for item in still_open), made, speed, len(images.test_NCHW))
     at_most = "at most " if spec.search.rungs else ""
     lines = [
-        f"asked    {at_most}{len(trials)} trials, {whole.asked}",
+        f"asked    {at_most}{counted(len(trials), 'trial')}, {whole.asked}",
         f"distinct {at_most}{whole.distinct}: what trials share is made once",
     ]
     if ledger.asked:
         begun = sum(item.trial.id in ledger.asked for item in still_open)
-        lines.append(f"left     {at_most}{len(still_open)} trials, {left.distinct}{_of_begun(begun)}")
+        lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{_of_begun(begun)}")
     return [*lines, *_time_lines(spec, compute, speed, still_open, left)]
 
 
@@ -158,20 +160,24 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
     train_s, denoise_s = left.distinct.steps * speed.step_s, left.denoised * speed.image_s
     at_once, held = spec.search.concurrency, held_here(spec, compute)
     part = f" (from batches of {speed.batch})" if speed.batch < spec.train.batch_size else ""
-    known = f"proposals of trial n know the trials up to n - {at_once}" if spec.search.repeatable else "proposals never wait"
+    known = (
+        f"that of trial n knows the trials up to n - {at_once}" if spec.search.repeatable else "it knows those that have ended"
+    )
 
     def hours(num: int) -> str:
         return f"{about}{hours_text(makespan_s(trials, left.seconds, num))} hours"
 
+    here = f": {hours(held)}" if 0 < held < at_once else ""
+
     return [
         f"speed    {_ms(speed.step_s)} a step{part}, {_ms(speed.image_s)} a denoised image: measured here, on "
-        f"{compute.device}, {compute.precision}, {compute.threads} thread{'s' if compute.threads > 1 else ''}",
+        f"{compute.device}, {compute.precision}, {counted(compute.threads, 'thread')}",
         f"hours    {about}{hours_text(train_s + denoise_s)}, one trial after another: {hours_text(train_s)} to train, "
-        f"{hours_text(denoise_s)} to sample and for losses; start-up, features and FID come on top",
-        f"at once  {at_once} trials (search.concurrency): {hours(at_once)}, the dense trial first, then pilots and baselines, "
-        f"then the search; {known}",
-        f"machine  holds {held} trials at once ({_holdings(spec, compute)})"
-        + (f": {hours(held)}" if 0 < held < at_once else ""),
+        f"{hours_text(denoise_s)} to sample and for losses; start-up and FID not counted",
+        f"at once  {counted(at_once, 'trial')} (search.concurrency): {hours(at_once)}; dense first, then pilots and baselines, "
+        "then the search",
+        f"search   a proposal learns from those before it: {known}",
+        f"machine  holds {counted(held, 'trial')} at once ({_holdings(spec, compute)}){here}",
     ]
 
 
@@ -189,8 +195,10 @@ def _gpus_of(spec: SweepSpec) -> float:
 
 
 def _holdings(spec: SweepSpec, compute: Compute) -> str:
-    cpus = f"{os.cpu_count()} CPUs, {spec.resources.cpus} a trial"
-    return cpus if compute.device != "cuda" else f"{cpus}; {torch.cuda.device_count()} GPUs, {_gpus_of(spec):g} a trial"
+    cpus = f"{counted(os.cpu_count() or 1, 'CPU')}, {spec.resources.cpus} a trial"
+    return (
+        cpus if compute.device != "cuda" else f"{cpus}; {counted(torch.cuda.device_count(), 'GPU')}, {_gpus_of(spec):g} a trial"
+    )
 
 
 def _ms(seconds: float) -> str:

@@ -81,6 +81,6 @@ def _seconds_per_image(work: Callable[[int], None], largest: int) -> tuple[float
         if size == largest or 8 * taken[0] > MEASURE_S:  # twice, and four times as large
             break
         size = min(4 * size, largest)
-    while sum(taken) < MEASURE_S / 2:
+    while sum(taken) < MEASURE_S / 4:
         taken.append(timed(size))
     return statistics.median(taken) / size, size

@@ -215,7 +215,7 @@ def test_a_dry_run_refuses_a_changed_identity_as_the_sweep_would_and_knows_the_n
     assert "--new" in errors[0]
     assert call(*words, "--set", "train.steps=13", "--new").out.startswith("sweep    small-2 (")
     left = [line for line in call(*words, "--set", "search.trials=3").out.splitlines() if line.startswith("left")]
-    assert left == ["left     2 trials, 2 trainings, 20 training steps, 160 samples"]
+    assert left == ["left     1 trial, 1 training, 10 training steps, 80 samples"]
     assert paths() == before
 
 

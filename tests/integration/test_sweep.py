@@ -492,9 +492,9 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert "Traceback" not in done.err
 
     # its hours are over
-    done = sweep.run("--max-hours", "0.004", plan={6: HOLD})
+    done = sweep.run("--max-hours", "0.003", plan={6: HOLD})
     assert (done.code, sweep.results()["state"]) == (3, "interrupted")
-    assert "stopped: the 0.004 hours of --max-hours are over; the same command goes on from here" in done.out
+    assert "stopped: the 0.003 hours of --max-hours are over; the same command goes on from here" in done.out
     assert "Traceback" not in done.err
     assert sweep.record()[NAME]["status"] == "KILLED"
 
