@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from raylt.diffusion.data import ImageSet
 from raylt.diffusion.sample import HELD_OUT_DRAWS, HELD_OUT_IMAGES
 from raylt.diffusion.train import Compute
-from raylt.document import confirmations, next_free_id
+from raylt.document import LOCK_FILE, confirmations, next_free_id
+from raylt.inputs import Inputs
 from raylt.ledger import Ledger
+from raylt.made import Made, made_for
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.speed import Speed, measure
@@ -35,14 +36,6 @@ class Amount:
         return ", ".join(
             [counted(self.trainings, "training"), counted(self.steps, "training step"), counted(self.samples, "sample")]
         )
-
-
-@dataclass
-class Made:
-    """Stages that need not be made again."""
-
-    trained: set[Training] = field(default_factory=set)
-    scored: set[tuple[str, Training]] = field(default_factory=set)  # under a protocol
 
 
 @dataclass
@@ -75,18 +68,6 @@ def _waits_for(spec: SweepSpec, trial: TrialSpec, num_planned: int) -> range:
     if not trial.is_search or trial.retry_of is not None:
         return range(0)
     return range(max(num_planned, trial.id - spec.search.concurrency + 1) if spec.search.repeatable else num_planned)
-
-
-def made_by_ended(spec: SweepSpec, ledger: Ledger) -> Made:
-    """By trials that have ended: of one that failed or was stopped, its reported rounds."""
-    made = Made()
-    for number, result in ledger.results.items():
-        trial, last = ledger.asked[number], max((row["round"] for row in result["rounds"]), default=-1)
-        for training in trainings_of(spec, trial):
-            if (training.round or 0) <= last:
-                made.trained.add(training)
-                made.scored |= {(trial.protocol, training)} if training.is_scored else set()
-    return made
 
 
 def work_of(
@@ -133,26 +114,28 @@ def makespan_s(trials: Sequence[Planned], seconds: Mapping[int, float], at_once:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def describe(spec: SweepSpec, ledger: Ledger, images: ImageSet, compute: Compute) -> list[str]:
+def describe(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) -> list[str]:
     """What the sweep asks for, what of it is left, and how long that takes, in plain lines. Writes nothing."""
-    trials, speed = all_trials(spec, ledger), measure(spec, images, compute)
+    trials, speed = all_trials(spec, ledger), measure(spec, inputs.images, compute)
     whole = work_of(spec, (item.trial for item in trials))
     still_open = [item for item in trials if item.trial.id not in ledger.results]
-    made = made_by_ended(spec, ledger)
-    left = work_of(spec, (item.trial for item in still_open), made, speed, len(images.test_NCHW))
+    made = made_for(spec, ledger, inputs, _compute_of(ledger) or compute, [item.trial for item in still_open])
+    left = work_of(spec, (item.trial for item in still_open), made, speed, len(inputs.images.test_NCHW))
     at_most = "at most " if spec.search.rungs else ""
     lines = [
         f"asked    {at_most}{counted(len(trials), 'trial')}, {whole.asked}",
         f"distinct {at_most}{whole.distinct}: what trials share is made once",
     ]
-    if ledger.asked:
-        begun = sum(item.trial.id in ledger.asked for item in still_open)
-        lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{_of_begun(begun)}")
+    if made.trained or ledger.asked:
+        whole_words = "; a training that has begun counts whole" if ledger.open_trials() else ""
+        lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{whole_words}")
     return [*lines, *_time_lines(spec, compute, speed, still_open, left)]
 
 
-def _of_begun(number: int) -> str:
-    return f"; {number} of these trials have begun, and count whole" if number else ""
+def _compute_of(ledger: Ledger) -> Compute | None:
+    """As the sweep was begun with, and its stages' keys have it."""
+    lock = ledger.read(LOCK_FILE)
+    return None if lock is None or "device" not in lock else Compute(lock["device"], lock["precision"], lock["threads"])
 
 
 def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequence[Planned], left: Work) -> list[str]:

@@ -74,7 +74,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
     found = preflight.check(spec, store, begun_with(spec, store))
-    budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs.images, local_compute(spec))
+    budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))
     return [*preflight.describe(spec, store, found), *budget]
 
 

@@ -12,11 +12,14 @@ import pytest
 from raylt.confirm import Request, confirm
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.estimate import all_trials, describe, made_by_ended, makespan_s, work_of
+from raylt.estimate import all_trials, describe, makespan_s, work_of
+from raylt.inputs import Inputs
 from raylt.ledger import Ledger
+from raylt.made import made_for
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.speed import Speed, _seconds_per_image
 from raylt.store import Store
+from raylt.trial import Bench, TrialRun
 from tests.confirmed import begun, end
 
 
@@ -30,7 +33,8 @@ def unbegun(tmp_path) -> Ledger:
 
 def left_of(spec, ledger):
     still_open = [trial for trial in trials_of(spec, ledger) if trial.id not in ledger.results]
-    return len(still_open), work_of(spec, still_open, made_by_ended(spec, ledger)).distinct
+    made = made_for(spec, ledger, Inputs(load_images(spec.data)), Compute(), still_open)
+    return len(still_open), work_of(spec, still_open, made).distinct
 
 
 def test_the_tiny_sweep_by_hand(tiny_spec, tmp_path):
@@ -64,13 +68,30 @@ def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
     assert (number, left.trainings, left.steps, left.samples) == (2, 2, 20, 160)
     ledger.ask(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
     assert left_of(spec, ledger) == (number, left)
-    assert "; 1 of these trials have begun, and count whole" in "\n".join(lines(spec, ledger))
+    assert "160 samples; a training that has begun counts whole" in "\n".join(lines(spec, ledger))
     failed = {"state": "FAIL", "rounds": [{"round": r, "fid": None, "loss": None} for r in (0, 1)]}
     ledger.finish(6, failed)
     assert left_of(spec, ledger)[0] == 1
     ledger.ask(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
     number, left = left_of(spec, ledger)
     assert (number, left.trainings) == (2, 2)
+
+
+def test_what_a_trial_under_way_has_made_is_not_left(tiny_spec, warm_root):
+    """Nor what any other search made in the same store; looking makes nothing."""
+    spec = tiny_spec()
+    ledger = Ledger(Store(str(warm_root)), "tiny")
+    assert left_of(spec, ledger)[1] == work_of(spec, trials_of(spec, ledger)).distinct
+    bench = Bench(spec, Compute(), Inputs(load_images(spec.data)))
+    run = iter(TrialRun(plan(spec)[4].trial, bench, Store(str(warm_root), owner="other/4")))  # ERK
+    for trained in (1, 2, 3):
+        next(run)
+        left = left_of(spec, ledger)[1]
+        assert (left.trainings, left.steps) == (9 - trained, 10 * (9 - trained))
+        assert left.samples == 80 * (9 - trained + 1)  # whether the last one is scored is not looked at
+    before = sorted(warm_root.rglob("*"))
+    assert "left     8 trials, 6 trainings, 60 training steps, 560 samples" in lines(spec, ledger)
+    assert sorted(warm_root.rglob("*")) == before
 
 
 def test_a_confirmation_that_was_planned_counts(tiny_spec, tmp_path):
@@ -119,7 +140,7 @@ def test_a_slow_machine_is_measured_with_smaller_batches():
 
 
 def lines(spec, ledger) -> list[str]:
-    return describe(spec, ledger, load_images(spec.data), Compute())
+    return describe(spec, ledger, Inputs(load_images(spec.data)), Compute())
 
 
 def test_in_words(tiny_spec, tmp_path, monkeypatch):
@@ -137,5 +158,5 @@ def test_in_words(tiny_spec, tmp_path, monkeypatch):
     assert "that of trial n knows the trials up to n - 2" in said["search"]
     assert said["machine"].startswith("machine  holds 1 trial at once (3 CPUs, 2 a trial): at most ")
     monkeypatch.undo()
-    assert "ms a step, " in "\n".join(lines(tiny_spec(), unbegun(tmp_path)))
+    assert " ms a step" in "\n".join(lines(tiny_spec(), unbegun(tmp_path)))
     assert list(tmp_path.iterdir()) == []
