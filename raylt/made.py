@@ -65,7 +65,7 @@ def made_for(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute, 
 
 
 def _look(spec: SweepSpec, trial: TrialSpec, bench: Bench, glass: Store, made: Made) -> None:
-    """As far as the search's trainings are whole; the last of them may have to be scored yet. A control's own count as not made."""
+    """As far as the search's trainings are whole; the last may have to be scored yet. A control's own count as not made."""
     found: list[int | None] = []
     try:
         for ticket in find_ticket(search_of(bench, trial), bench.images, glass):
