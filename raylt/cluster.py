@@ -204,21 +204,20 @@ def _keep_secrets_at_home() -> None:
 
 
 class Signals:
-    """SIGTERM as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave.
+    """SIGTERM as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave."""
 
-    `ends_at`, on the monotonic clock in seconds: when it is as if somebody had sent one, `expired` (`--max-hours`).
-    """
-
-    def __init__(self, ends_at: float | None = None) -> None:
+    def __init__(self) -> None:
         self.terminated, self.expired = False, False
         self._before = signal.getsignal(signal.SIGTERM)
         self._held = threading.Lock()  # while Ray starts
         self._timer: threading.Timer | None = None
         self.take()
-        if ends_at is not None:
-            self._timer = threading.Timer(min(max(0.0, ends_at - time.monotonic()), threading.TIMEOUT_MAX), self._expire)
-            self._timer.daemon = True
-            self._timer.start()
+
+    def start_timer(self, ends_at: float) -> None:
+        """From `ends_at` (seconds of `time.monotonic`) on it is as if SIGTERM had come, and `expired`: `--max-hours`."""
+        self._timer = threading.Timer(min(max(0.0, ends_at - time.monotonic()), threading.TIMEOUT_MAX), self._expire)
+        self._timer.daemon = True
+        self._timer.start()
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -52,8 +52,10 @@ def run_sweep(
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
     found = preflight.check(spec, store, begun_with(spec, store))
-    signals, lease = cluster.Signals(ends_at), None
+    signals, lease = cluster.Signals(), None
     try:
+        if ends_at is not None:
+            signals.start_timer(ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
         return spec, _Driver(spec, store, lease, signals, console, confirm).run(place, found)
     except KeyboardInterrupt:

@@ -20,8 +20,9 @@ def signals() -> Iterator[Callable[..., Signals]]:
     made, before = [], signal.getsignal(signal.SIGUSR1)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # Tune's handler, where a test before this one ran Tune
 
-    def make(after_s: float | None) -> Signals:
-        made.append(Signals(None if after_s is None else time.monotonic() + after_s))
+    def make(after_s: float) -> Signals:
+        made.append(Signals())
+        made[-1].start_timer(time.monotonic() + after_s)
         return made[-1]
 
     yield make
