@@ -170,7 +170,7 @@ def cost_text(trials: Sequence[Record]) -> str:
     """What trials cost together, in one line."""
     asked, trained, shared = (_whole(steps_of(trials)[key]) for key in _STEPS)
     hours = hours_text(3600 * hours_of(trials))
-    return f"steps: {asked} asked, {trained} trained, {shared} shared (not trained again); {hours} trial-hours"
+    return f"steps: {asked} asked, {trained} trained, {shared} shared; {hours} trial-hours"
 
 
 def failures(trials: Sequence[Record]) -> list[str]:

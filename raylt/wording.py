@@ -48,7 +48,7 @@ def shown(value: float | None, digits: int = 4) -> str:
 def hours_text(seconds: float) -> str:
     """Seconds as hours for people, without the unit: `0.012`, `3.4`, `1,200`."""
     hours = seconds / 3600
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.001 or not hours else "less than 0.001"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.001 or not hours else "under 0.001"
 
 
 def counted(number: int, noun: str) -> str:

@@ -130,7 +130,7 @@ class Sweep:
     def results(self) -> dict[str, Any]:
         """`results --json` without what may differ between two runs of one spec."""
         document = results(self.spec(), self.ledger())
-        del document["steps"]
+        del document["steps"], document["timing"]
         for trial in document["trials"]:
             for name in ("steps", "timing", "mlflow_run_id"):
                 del trial[name]

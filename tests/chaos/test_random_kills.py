@@ -56,7 +56,7 @@ class Sweep:
     def results(self) -> dict:
         command = [sys.executable, "-m", "raylt.cli", "results", "chaos", "--json"]
         document = json.loads(subprocess.run(command, cwd=self.folder, capture_output=True, check=True, timeout=60).stdout)
-        del document["steps"]
+        del document["steps"], document["timing"]
         for trial in document["trials"]:
             for name in ("steps", "timing", "mlflow_run_id"):
                 del trial[name]

@@ -41,7 +41,7 @@ def drive(folder: Path, *kill: str) -> int:
 def comparable(folder: Path) -> dict:
     """`results --json` without what may differ between two runs."""
     document = results(SPEC, Ledger(Store(str(folder / "root")), SPEC.name))
-    del document["steps"]
+    del document["steps"], document["timing"]
     for trial in document["trials"]:
         for name in ("steps", "timing", "mlflow_run_id"):
             del trial[name]

@@ -326,7 +326,7 @@ def test_results_as_tables_fit_a_terminal(call, here):
 def test_what_it_cost(call, here):
     document = json.loads(call("results", "small", "--json").out)
     asked, trained, shared = (document["steps"][key] for key in ("asked", "trained", "shared"))
-    assert f"steps: {asked} asked, {trained} trained, {shared} shared (not trained again); " in call("results", "small").out
+    assert f"steps: {asked} asked, {trained} trained, {shared} shared; " in call("results", "small").out
     lines = call("results", "small", "--cost").out.splitlines()
     rows = [line.split() for line in lines if re.match(r" *(\d+|all) ", line)]
     assert max(map(len, lines)) <= 80
