@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,13 +207,38 @@ class Signals:
     """SIGTERM as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave."""
 
     def __init__(self) -> None:
-        self.terminated = False
+        self.terminated, self.expired = False, False
         self._before = signal.getsignal(signal.SIGTERM)
+        self._held = threading.Lock()  # while Ray starts
+        self._timer: threading.Timer | None = None
         self.take()
 
+    def start_timer(self, ends_at: float) -> None:
+        """From `ends_at` (seconds of `time.monotonic`) on it is as if SIGTERM had come, and `expired`: `--max-hours`."""
+        self._timer = threading.Timer(min(max(0.0, ends_at - time.monotonic()), threading.TIMEOUT_MAX), self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the time does not run out: `ray.init` puts handlers of its own in place, and its C++ one aborts."""
+        with self._held:
+            yield
+            self.take()
+
     def take(self) -> None:
-        """Again once Ray is up: `ray.init` puts handlers of its own in place, and its C++ one aborts."""
         signal.signal(signal.SIGTERM, self._on_terminate)
+
+    def _expire(self) -> None:
+        with self._held:
+            if not self.terminated:
+                self.expired = True
+                self.terminate()
+
+    def end_timer(self) -> None:
+        """What ends from here on ends by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
         self.terminated = True
@@ -227,7 +253,11 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
+        """Of a sweep that was stopped: by its hours, SIGTERM, Ctrl-C."""
+        if self.expired:
+            return EnvironmentFailure.exit_code
         return 143 if self.terminated else 130
 
     def restore(self) -> None:
+        self.end_timer()
         signal.signal(signal.SIGTERM, self._before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raylt.ceilings import is_feasible
@@ -67,7 +67,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "objectives": list(spec.search.objectives),
         "protocols": {name: protocol_record(spec, name) for name in ("search", "final")},
         "counts": counts_of(trials),
-        "steps": _add_steps([trial["steps"] for trial in trials]),
+        "steps": steps_of(trials),
         "similarity": _similarity(similarity.get("blocks", {})),
         "similarity_layers": _similarity(similarity.get("layers", {})),
         "groups": groups_of(spec, similarity),
@@ -118,7 +118,7 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "steps": known.get("steps"),
         "params": dict(trial.params),
         "error": known.get("cause"),
-        "timing": known.get("timing"),
+        "timing": _timing(known.get("timing")),
         "mlflow_run_id": run_id,
     }
 
@@ -174,5 +174,22 @@ def state_of(spec: SweepSpec, ledger: Ledger) -> str:
     return "running" if holder is not None and holder.is_alive() else "interrupted"
 
 
-def _add_steps(all_steps: list[dict[str, int] | None]) -> dict[str, int]:
-    return {key: sum(steps[key] for steps in all_steps if steps) for key in ("asked", "trained", "shared")}
+def _timing(known: dict[str, float] | None) -> dict[str, float | None] | None:
+    """With `hours`: what a trial cost, as the time its worker was busy making stages that it found in no store.
+
+    `stages_s`, not `wall_s`: stages outlive the attempt that made them, and who waits for another's stage computes nothing,
+    so hours of trials add up. Not in it: steps that were lost to a kill, start-up, and statistics of the data set. null of
+    sweeps whose raylt did not keep it.
+    """
+    stages_s = (known or {}).get("stages_s")
+    return None if known is None else {**known, "hours": None if stages_s is None else round(stages_s / 3600, 6)}
+
+
+def hours_of(trials: Sequence[Mapping[str, Any]]) -> float:
+    """Of records of trials, together; those still at it, and those whose worker died for good, do not say."""
+    return round(sum((trial["timing"] or {}).get("hours") or 0.0 for trial in trials), 6)
+
+
+def steps_of(trials: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of records of trials, together."""
+    return {key: sum(trial["steps"][key] for trial in trials if trial["steps"]) for key in ("asked", "trained", "shared")}

@@ -48,7 +48,7 @@ def _trial_row(trial: Record, behind: Record, params: Sequence[str], blocks: Seq
         **{name: trial[name] for name in TRIAL_COLUMNS},
         **{f"fid_{key}": reference if key == "reference" else behind[key] for key in _BEHIND_FID},
         **{f"steps_{key}": steps.get(key) for key in _STEPS},
-        "wall_s": (trial["timing"] or {}).get("wall_s"),
+        **{name: (trial["timing"] or {}).get(name) for name in ("wall_s", "hours")},
         **{name: trial["params"].get(name) for name in params},
         **{f"density/{block}": densities.get(block) for block in blocks},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raylt.diffusion.model import build_unet, prunable_layers
@@ -11,6 +10,7 @@ from raylt.metrics.features import CNN_DIMS, INCEPTION_DIMS, SmallCnn
 from raylt.metrics.score import GRID_IMAGES, KID_REFERENCES, REFERENCE_CHUNK, SAVE_SAMPLES_ABOVE
 from raylt.plan import plan
 from raylt.spec import SweepSpec
+from raylt.trainings import proposals, trainings_of
 
 FLOAT = 4  # bytes
 HEADER = 100  # of safetensors, a tensor
@@ -30,21 +30,13 @@ class Footprint:
 def footprint(spec: SweepSpec, inputs: Inputs) -> Footprint:
     """An estimate from above: every trial runs to its end and shares only what the plan says it does."""
     sizes = _Sizes(spec, inputs)
-    rounds = set(_trainings(spec))
-    stages = sum(sizes.of_round(index) for _, _, index in rounds)
-    ledger = STUDY_DB + (len(plan(spec)) + spec.search.trials) * (TRIAL_JSON + LAYER_JSON * sizes.num_layers)
+    planned = [item.trial for item in plan(spec)]
+    trials = [*planned, *proposals(spec, len(planned))]
+    trainings = {training for trial in trials for training in trainings_of(spec, trial)}
+    stages = sum(sizes.of_round(training.round) for training in trainings if training.round is not None)
+    ledger = STUDY_DB + len(trials) * (TRIAL_JSON + LAYER_JSON * sizes.num_layers)
     end = sizes.inputs + sizes.reference + sizes.state + stages + ledger
     return Footprint(end, end + sizes.reference_checkpoint + spec.search.concurrency * sizes.checkpoint)
-
-
-def _trainings(spec: SweepSpec) -> Iterator[tuple[int, str, int]]:
-    """(seed, rule, round) of every training that the sweep will ask for, those that trials share more than once."""
-    asked = [(item.trial.seed, item.trial.rule) for item in plan(spec)]
-    asked += [(spec.train.seed, f"searched {number}") for number in range(spec.search.trials)]
-    for seed, rule in asked:
-        yield seed, "dense", 0
-        for index in range(1, spec.ticket.rounds + 1 if rule is not None else 1):
-            yield seed, "uniform" if index <= spec.ticket.shared_rounds else str(rule), index
 
 
 class _Sizes:

@@ -49,6 +49,7 @@ class Sent:
     text: str
     options: tuple[str, ...] = ()
     command: str = "sweep"  # or confirm
+    bound: tuple[str, ...] = ()  # options of this one job, which tell no sweep from another: --max-hours
 
     @property
     def label(self) -> str:
@@ -72,6 +73,8 @@ def submit_or_attach(head: ssh.Head, sweep: Sent, say: Say) -> str:
                     f"stop it with `raylt stop {sweep.name}`, or start {sweep.name}-2 beside it with --new"
                 )
             say(f"job {job} runs this sweep already; this is its log from the start")
+            if sweep.bound:
+                say(f"{' '.join(sweep.bound)} changes nothing for a job that runs; `raylt stop {sweep.name}` ends it")
             return job
         job = _submit(client, sweep, 1 + max([_count(str(job.submission_id)) for job in jobs], default=0))
         say(f"sent as job {job}")
@@ -83,7 +86,7 @@ def _submit(client: Any, sweep: Sent, count: int) -> str:
     with tempfile.TemporaryDirectory(prefix="raylt-job-") as folder:
         if sweep.text:
             (Path(folder) / sweep.file).write_text(sweep.text, encoding="utf-8")
-        words = shlex.join([sweep.command, sweep.file, *sweep.options])
+        words = shlex.join([sweep.command, sweep.file, *sweep.options, *sweep.bound])
         columns = f"COLUMNS={shutil.get_terminal_size().columns} " if sys.stdout.isatty() else ""
         try:
             return str(

@@ -13,14 +13,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raylt.document import hours_of, steps_of
 from raylt.errors import InputError
-from raylt.wording import Protocol, SortKey, in_forward_order, shown
+from raylt.wording import Protocol, SortKey, hours_text, in_forward_order, shown
 
 Record = Mapping[str, Any]
 Row = list[str]
 
 _OF_A_PROTOCOL = ("loss", "fid", "kid")  # the others are properties of a ticket, however it is scored
 _UNITS = ("B", "kB", "MB", "GB")
+_STEPS = ("asked", "trained", "shared")
 _WORDS = {"kind", "rule", "control", "state", "block", "Pareto", "verdict"}
 
 
@@ -152,6 +154,27 @@ def _similarity_row(block: str, numbers: Record) -> Row:
     return [block, fixed(numbers.get("kappa")), fixed(reach), *kappas, *tail]
 
 
+COST_HEADER = ["id", "kind", "rule", "state", "asked", "trained", "shared", "hours"]
+
+
+def cost_row(trial: Record) -> Row:
+    """The cells of `COST_HEADER`: training steps, and the hours of the stages that the trial made itself."""
+    names = [str(trial["id"]), trial["kind"], trial["rule"] or "-", state_text(trial)]
+    steps, hours = trial["steps"] or {}, (trial["timing"] or {}).get("hours")
+    return [*names, *(_whole(steps.get(key)) for key in _STEPS), "-" if hours is None else hours_text(3600 * hours)]
+
+
+def _whole(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def cost_text(trials: Sequence[Record]) -> str:
+    """What trials cost together, in one line."""
+    asked, trained, shared = (_whole(steps_of(trials)[key]) for key in _STEPS)
+    hours = hours_text(3600 * hours_of(trials))
+    return f"steps: {asked} asked, {trained} trained, {shared} shared; {hours} trial-hours"
+
+
 def failures(trials: Sequence[Record]) -> list[str]:
     """One line a cause: which trials it ended."""
     causes: dict[str, list[str]] = {}
@@ -200,6 +223,22 @@ def _trials_table(title: str, caption: str, header: Row, trials: Sequence[Record
         table.add_column(Text("" if name == "Pareto" else name), justify=justify(name), overflow="fold")
     for trial in trials:
         table.add_row(*map(Text, row_of(trial)), style={"front": "bold"}.get(weight(trial), weight(trial)))
+    return table
+
+
+def cost_table(results: Record) -> Table:
+    """What each trial cost, and all together in the last row."""
+    trials = results["trials"]
+    table = new_table(
+        f"{results['name']} ({results['state']}): cost of {len(trials)} trials",
+        "training steps; hours of the stages that a trial made itself, by its last attempt at each",
+    )
+    for name in COST_HEADER:
+        table.add_column(Text(name), justify=justify(name), overflow="fold")
+    for trial in trials:
+        table.add_row(*map(Text, cost_row(trial)), end_section=trial is trials[-1])
+    total = [_whole(steps_of(trials)[key]) for key in _STEPS]
+    table.add_row(*map(Text, ["all", "", "", "", *total, hours_text(3600 * hours_of(trials))]))
     return table
 
 

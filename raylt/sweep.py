@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raylt import cluster, preflight
+from raylt import cluster, estimate, preflight
 from raylt.confirm import Request, extend
 from raylt.diffusion.train import Compute
 from raylt.document import LOCK_FILE, SPEC_FILE, confirmations, failed_trials, is_complete, stored_spec
@@ -25,6 +26,7 @@ from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
+from raylt.single import local_compute
 from raylt.spec import SweepSpec, TrackingSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
@@ -36,11 +38,13 @@ STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it wait
 
 
 def run_sweep(
-    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, console: Console
-) -> tuple[SweepSpec, int]:
+    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, ends_at: float | None = None,
+    console: Console,
+) -> tuple[SweepSpec, int]:  # fmt: skip
     """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
-    Returns the spec as named in the store, and the exit code.
+    Returns the spec as named in the store, and the exit code. `ends_at` (seconds of `time.monotonic`): when to stop as upon
+    SIGTERM, with exit code 3; the checks before the lease is taken are not cut short.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
@@ -50,6 +54,8 @@ def run_sweep(
     found = preflight.check(spec, store, begun_with(spec, store))
     signals, lease = cluster.Signals(), None
     try:
+        if ends_at is not None:
+            signals.start_timer(ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
         return spec, _Driver(spec, store, lease, signals, console, confirm).run(place, found)
     except KeyboardInterrupt:
@@ -69,7 +75,9 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
-    return preflight.describe(spec, store, preflight.check(spec, store, begun_with(spec, store)))
+    found = preflight.check(spec, store, begun_with(spec, store))
+    budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))
+    return [*preflight.describe(spec, store, found), *budget]
 
 
 def begun_with(spec: SweepSpec, store: Store) -> Address | None:
@@ -118,8 +126,9 @@ class _Driver:
         self._refuse_other_inputs(lock, found.inputs.address)
         self._say(str(place))
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
-        with cluster.connected(place.address):
-            self.signals.take()
+        with ExitStack() as ray_is_up:
+            with self.signals.held():
+                ray_is_up.enter_context(cluster.connected(place.address))
             resources = cluster.trial_resources(self.spec, self._say)
             self.lease.check()
             self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
@@ -189,6 +198,7 @@ class _Driver:
         except Exception as error:
             raise _underlying(error) from error
         finally:
+            self.signals.end_timer()
             progress.close()
             self._close(study, tracker)
         if searcher.failure is not None:
@@ -199,6 +209,7 @@ class _Driver:
 
     def _project_and_leave(self) -> int:
         """Nothing to run: bring similarity, study and MLflow up to date, should they be behind or gone."""
+        self.signals.end_timer()
         measure(self.spec, self.ledger)
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         self._close(study, Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec)))
@@ -212,7 +223,8 @@ class _Driver:
             self._say("warning: MLflow could not be reached; the next start of this sweep brings its record up to date")
 
     def _exit_code(self) -> int:
-        if not is_complete(self.spec, self.ledger):
+        was_told = self.signals.terminated or self.signals.expired  # perhaps before a confirmation was planned
+        if not is_complete(self.spec, self.ledger) or (was_told and self._has_more_to_confirm()):
             return self.signals.exit_code
         return 1 if failed_trials(self.ledger) else 0
 

@@ -43,3 +43,14 @@ def in_forward_order(blocks: Iterable[str]) -> list[str]:
 def shown(value: float | None, digits: int = 4) -> str:
     """A number for people; `-` where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def hours_text(seconds: float) -> str:
+    """Seconds as hours for people, without the unit: `0.012`, `3.4`, `1,200`."""
+    hours = seconds / 3600
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.001 or not hours else "under 0.001"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `1,200 trials`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -94,7 +94,7 @@ def console(*, stderr: bool) -> Console:
 
 def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
     """The front; or the search's trials with similarity, the confirmation, or both. Raises `InputError` for a wrong sort."""
-    from raylt.report import pareto_table, selected, similarity_table, trials_tables
+    from raylt.report import cost_text, pareto_table, selected, similarity_table, trials_tables
 
     out, chosen = console(stderr=False), selected(document, protocol=protocol, pareto=pareto, sort=sort)
     if pareto:
@@ -102,12 +102,21 @@ def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | No
         return
     for table in trials_tables(chosen, protocol or "search"):
         out.print(table)
+    if chosen["trials"]:
+        typer.echo(cost_text(chosen["trials"]))
     if protocol != "final" and document["similarity"]:
         out.print(similarity_table(document))
     if protocol != "search":
         print_confirmation(document)
     if protocol == "final" and not chosen["trials"]:
         typer.echo(f"nothing is confirmed yet; `raylt confirm {document['name']}` does it")
+
+
+def print_cost(document: dict[str, Any], pareto: bool, protocol: Protocol | None, sort: SortKey | None) -> None:
+    """What the chosen trials cost. Raises `InputError` for a wrong sort."""
+    from raylt.report import cost_table, selected
+
+    console(stderr=False).print(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
 
 
 def print_confirmation(document: dict[str, Any]) -> None:

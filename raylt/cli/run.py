@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +24,7 @@ from raylt.cli.common import (
     print_confirmation,
     print_tables,
 )
-from raylt.errors import InputError
+from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, find_sweep, is_file, load
 
 if TYPE_CHECKING:
@@ -36,6 +38,23 @@ AddressOption = Annotated[str | None, typer.Option("--address", help="On the Ray
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="On a cluster reached over SSH: send the sweep, and leave it to itself.")
 ]
+
+
+def _above_zero(hours: float | None) -> float | None:
+    if hours is not None and not hours > 0:  # NaN is not either
+        raise typer.BadParameter(f"{hours:g} is no time to run; give a number above 0, in hours")
+    return hours
+
+
+MaxHoursOption = Annotated[
+    float | None,
+    typer.Option("--max-hours", callback=_above_zero, help="Stop after so many hours; the same command goes on from there."),
+]
+
+
+def _end_of(max_hours: float | None) -> float | None:
+    """When a command that begins now has had its hours, in seconds of `time.monotonic`."""
+    return None if max_hours is None else time.monotonic() + 3600 * max_hours
 
 
 def _place(local: bool, address: str | None, cluster: str | None, detach: bool) -> Place:
@@ -58,17 +77,19 @@ def sweep(
     address: AddressOption = None,
     cluster: ClusterOption = None,
     detach: DetachOption = False,
+    max_hours: MaxHoursOption = None,
 ) -> None:
     """Run a sweep. The same command again resumes it; a larger search.trials extends it.
 
     It runs where --local, --address or --cluster says; else at RAY_ADDRESS; else on the cluster whose head this machine is;
     else on the cluster of ./cluster.yaml, if `ray up` has started it from here; else on this machine.
     """
+    ends_at = _end_of(max_hours)
     parsed = load(spec, set_)
     place = _place(local, address, cluster, detach)
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach))
+        raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach, max_hours=max_hours))
     with lines_of(spec, set_):
         if dry_run:
             from raylt.sweep import describe_sweep
@@ -79,8 +100,8 @@ def sweep(
             return
         from raylt.sweep import run_sweep
 
-        parsed, code = run_sweep(parsed, place=place, new=new, console=console(stderr=True))
-    _print_end(parsed, code, new)
+        parsed, code = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
+    _print_end(parsed, code, new, max_hours)
     raise typer.Exit(code)
 
 
@@ -95,17 +116,19 @@ def confirm(
     address: AddressOption = None,
     cluster: ClusterOption = None,
     detach: DetachOption = False,
+    max_hours: MaxHoursOption = None,
 ) -> None:
     """Train a sweep's finalists and baselines anew on fresh seeds, with controls, and say which tickets win.
 
     The same command again resumes it; more seeds extend it. A sweep that has not ended is run to its end first.
     """
+    ends_at = _end_of(max_hours)
     place = _place(local, address, cluster, detach)
     if place.head is not None and root is not None:
         raise InputError("--root is for this machine: on a cluster reached over SSH, the head's environment names the store")
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach))
+        raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
     parsed = _spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
@@ -113,24 +136,28 @@ def confirm(
 
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
-        parsed, code = run_sweep(parsed, place=place, confirm=request, console=console(stderr=True))
-    _print_end(parsed, code, False)
+        parsed, code = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
+    _print_end(parsed, code, False, max_hours)
     raise typer.Exit(code)
 
 
-def _confirm_on(head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool) -> int:
+def _confirm_on(
+    head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool,
+    max_hours: float | None,
+) -> int:  # fmt: skip
     """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
     from raylt import jobs
     from raylt.specfile import dump_yaml
 
     counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
-    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts])
+    bound = _bound(max_hours)
+    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
     if is_file(name):
         parsed = load(name, overrides)
-        sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm")
+        sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
     else:
         counts += [f"--set={given}" for given in overrides or []]
-        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm")
+        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
     return _run_job(head, sent, again, detach=detach)
 
 
@@ -149,7 +176,14 @@ def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -
     return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(store.root)}"])
 
 
-def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool) -> int:
+def _bound(max_hours: float | None) -> tuple[str, ...]:
+    return () if max_hours is None else (f"--max-hours={max_hours}",)
+
+
+def _sweep_on(
+    head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool,
+    max_hours: float | None,
+) -> int:  # fmt: skip
     """The sweep as a job on a cluster's head; what needs its data and its store (`--dry-run`) is asked there as well.
 
     The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
@@ -164,8 +198,11 @@ def _sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, ne
     options = ["--new"] if new else []
     if dry_run:
         return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
-    again = ["raylt", "sweep", *([source] if source else []), *(f"--set={given}" for given in overrides or []), *options]
-    return _run_job(head, jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options)), shlex.join(again), detach=detach)
+    bound = _bound(max_hours)
+    given = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
+    again = shlex.join(["raylt", "sweep", *given, *options, *bound])
+    sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options), bound=bound)
+    return _run_job(head, sent, again, detach=detach)
 
 
 def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:
@@ -215,12 +252,20 @@ def ticket(
     raise typer.Exit(code)
 
 
-def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
-    """After a sweep: the Pareto table, what is confirmed, and where to look."""
-    try:
-        _, _, document = find_results(spec.name, spec.storage.root)
-    except InputError:
-        return  # stopped before the sweep had begun: there is nothing to show
+def _print_end(spec: SweepSpec, code: int, new: bool, max_hours: float | None) -> None:
+    """After a sweep: what it has found, and how to go on where it was stopped."""
+    again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} goes on from here"
+    with suppress(InputError):  # stopped before the sweep had begun: there is nothing to show
+        _print_found(spec)
+        if code in (130, 143):
+            typer.echo(f"  stopped before its end; {again}")
+    if code == EnvironmentFailure.exit_code:  # other causes of it are raised
+        typer.echo(f"  stopped: the {max_hours:g} hours of --max-hours are over; {again}")
+
+
+def _print_found(spec: SweepSpec) -> None:
+    """The Pareto table, what is confirmed, and where to look. Raises `InputError` where the sweep has not begun."""
+    _, _, document = find_results(spec.name, spec.storage.root)
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
     elif document["confirmation"]:
@@ -233,9 +278,6 @@ def _print_end(spec: SweepSpec, code: int, new: bool) -> None:
     )
     typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(spec.storage.root)}")
     typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
-    if code in (130, 143):
-        again = f" with --set name={spec.name} in place of --new" if new else ""
-        typer.echo(f"  stopped before its end; the same command{again} goes on from here")
 
 
 def _print_record(record: dict[str, Any], as_json: bool) -> None:

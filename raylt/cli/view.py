@@ -17,6 +17,7 @@ from raylt.cli.common import (
     app,
     ask_head,
     head_to_ask,
+    print_cost,
     print_tables,
 )
 from raylt.errors import InputError
@@ -70,14 +71,20 @@ def results(
         SortKey | None,
         typer.Option(help="The smallest first; never across protocols or training budgets."),
     ] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Training steps and hours of each trial, and of all.")] = False,
 ) -> None:
     """What a sweep has found, and what was confirmed of it."""
     if as_json and as_csv:
         raise InputError("--json and --csv contradict each other; give one of them")
     if as_json and sort is not None:
         raise InputError("--json is by id, so --sort contradicts it; give --csv, or sort what --json prints")
+    if cost and (as_json or as_csv):
+        raise InputError("--cost is a table, and --json and --csv have its numbers anyway; give one of them")
     ask_head(context, root, local, cluster)
     _, _, document = find_results(name, root)
+    if cost:
+        print_cost(document, pareto, protocol, sort)
+        return
     if not as_json and not as_csv:
         print_tables(document, pareto, protocol, sort)
         return

@@ -214,6 +214,8 @@ def test_a_dry_run_refuses_a_changed_identity_as_the_sweep_would_and_knows_the_n
     assert "small-2" in errors[0]
     assert "--new" in errors[0]
     assert call(*words, "--set", "train.steps=13", "--new").out.startswith("sweep    small-2 (")
+    left = [line for line in call(*words, "--set", "search.trials=3").out.splitlines() if line.startswith("left")]
+    assert left == ["left     1 trial, 1 training, 10 training steps, 80 samples"]
     assert paths() == before
 
 
@@ -319,6 +321,28 @@ def test_results_as_tables_fit_a_terminal(call, here):
     rows = [line.split() for line in done.out.splitlines()]
     assert {"0", "1", "2", "3", "4"} <= {row[0] for row in rows if row}
     assert "RuntimeError: the sky fell" in done.out
+
+
+def test_what_it_cost(call, here):
+    document = json.loads(call("results", "small", "--json").out)
+    asked, trained, shared = (document["steps"][key] for key in ("asked", "trained", "shared"))
+    assert f"steps: {asked} asked, {trained} trained, {shared} shared; " in call("results", "small").out
+    lines = call("results", "small", "--cost").out.splitlines()
+    rows = [line.split() for line in lines if re.match(r" *(\d+|all) ", line)]
+    assert max(map(len, lines)) <= 80
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "all"]
+    assert rows[0][:7] == ["0", "dense", "-", "complete", "12", "12", "0"]
+    assert rows[BROKEN_OFF][4:] == ["-"] * 4
+    assert rows[-1][1:4] == [str(asked), str(trained), str(shared)]
+    csv_rows = csv.DictReader(io.StringIO(call("results", "small", "--csv").out))
+    assert [row["hours"] != "" for row in csv_rows] == [True] * 4 + [False]
+    (line,) = call("results", "small", "--cost", "--csv").errors
+    assert line.startswith("--cost is a table")
+
+
+def test_hours_that_are_none(call):
+    for hours in ("0", "-1", "nan"):
+        assert "above 0, in hours" in " ".join(call("sweep", "--max-hours", hours).errors)
 
 
 def test_results_of_the_front_alone(call, here):

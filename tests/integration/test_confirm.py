@@ -6,6 +6,10 @@ import os
 import shutil
 import signal
 
+from raylt.document import stored_spec
+from raylt.estimate import all_trials, work_of
+from raylt.ledger import Ledger
+from raylt.store import Store
 from raylt.ticket.file import load_ticket
 from tests import sabotage
 from tests.integration.test_sweep import NAME, empty_record, eventually, new_sweep
@@ -44,6 +48,13 @@ def test_a_confirmation_through_a_kill(new_sweep):
     assert all(row["seeds"] == [1000, 1001] for row in document["confirmation"])
     again = sweep.steps().total() - document["steps"]["trained"]
     assert again <= 4 * 2  # a checkpoint interval of each worker
+
+    # a dry run knows all of it
+    ledger = Ledger(Store(str(sweep.folder / "raylt-data")), NAME)
+    spec = stored_spec(ledger.store, NAME)
+    work = work_of(spec, (item.trial for item in all_trials(spec, ledger)))
+    assert (work.asked.steps, work.distinct.steps) == (document["steps"]["asked"], document["steps"]["trained"])
+    assert work.asked.samples == sum(spec.protocol(t["protocol"]).samples * len(t["rounds"]) for t in document["trials"])
 
     # recorded as any other trial, under the protocol it was scored with
     record = sweep.record()

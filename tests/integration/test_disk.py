@@ -58,7 +58,7 @@ def test_the_estimate_grows_with_what_costs():
 
     plain = end()
     assert end(search={"trials": 6}) > plain < end(ticket={"rounds": 3}) and end(search={"pilots": 3}) > plain
-    assert end(metrics={"keep_samples": True}) - plain == 80 * 64 * 10  # trainings: two dense, two of round 1, six of round 2
+    assert end(metrics={"keep_samples": True}) - plain == 80 * 64 * 9  # trainings: two dense, two of round 1, five of round 2
 
 
 def test_gc_frees_what_a_kill_left_and_the_sweep_goes_on_as_if_nothing_had_been(undisturbed, _warm_store, tmp_path):

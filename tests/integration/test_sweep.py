@@ -23,9 +23,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import SIMILARITY_NUMBERS
+from raylt.document import SIMILARITY_NUMBERS, stored_spec
+from raylt.estimate import all_trials, work_of
+from raylt.ledger import Ledger
 from raylt.presets import block_of
 from raylt.specfile import dump_yaml
+from raylt.store import Store
 from raylt.ticket.file import load_ticket
 from tests import sabotage
 from tests.conftest import TINY, merged
@@ -155,7 +158,7 @@ def comparable(document: dict[str, Any]) -> dict[str, Any]:
     """`results --json` without what may differ between two runs of one spec."""
     free = ("steps", "timing", "mlflow_run_id")
     trials = [{key: value for key, value in trial.items() if key not in free} for trial in document["trials"]]
-    return {key: value for key, value in document.items() if key != "steps"} | {"trials": trials}
+    return {key: value for key, value in document.items() if key not in free} | {"trials": trials}
 
 
 def values_only(record: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -330,6 +333,22 @@ def test_every_step_was_trained_once(finished, document):
     assert [trial["steps"]["asked"] for trial in trials] == [12] + [2 + 3 * 10] * 7
 
 
+def test_a_dry_run_knew_how_much_would_be_asked_and_trained(finished, document, tmp_path):
+    store = Store(str(finished.folder / "raylt-data"))
+    spec = stored_spec(store, NAME)
+    for ledger in (Ledger(Store(str(tmp_path)), NAME), Ledger(store, NAME)):
+        work = work_of(spec, (item.trial for item in all_trials(spec, ledger)))
+        assert (work.asked.steps, work.distinct.steps) == (document["steps"]["asked"], document["steps"]["trained"])
+        assert work.asked.trainings == sum(len(trial["rounds"]) for trial in document["trials"])
+    assert work.distinct.samples == 80 * len({path.split("/")[2] for path in finished.files("stages/*/*/grid.safetensors")})
+
+
+def test_hours_add_up(document):
+    hours = [trial["timing"]["hours"] for trial in document["trials"]]
+    assert all(trial["timing"]["hours"] == round(trial["timing"]["stages_s"] / 3600, 6) for trial in document["trials"])
+    assert min(hours) >= 0 < hours[0]
+
+
 # --- MLflow -----------------------------------------------------------------------------------------------------------
 
 
@@ -472,14 +491,22 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert done.code == 143
     assert "Traceback" not in done.err
 
-    done = sweep.run()
+    # its hours are over
+    done = sweep.run("--max-hours", "0.003", plan={6: HOLD})
+    assert (done.code, sweep.results()["state"]) == (3, "interrupted")
+    assert "stopped: the 0.003 hours of --max-hours are over; the same command goes on from here" in done.out
+    assert "Traceback" not in done.err
+    assert sweep.record()[NAME]["status"] == "KILLED"
+
+    done = sweep.run("--max-hours", "5")
     assert done.code == 0, done.err
+    assert "--max-hours" not in done.out
     assert comparable(sweep.results()) == comparable(document)
     assert values_only(sweep.record()) == values_only(finished.record())
     assert sweep.study() == finished.study()
     assert set(sweep.steps()) == set(finished.steps())
     again = (sweep.steps() - finished.steps()).total()
-    assert again <= 3 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
+    assert again <= 4 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
 
 
 @pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in tests/unit/test_rungs.py

@@ -20,7 +20,19 @@ from raylt.plan import TrialSpec
 from raylt.store import Store
 from tests.confirmed import begun, confirmed
 
-FLOATS = ["density", "loss", "fid", "kid", "kid_sd", "flops", "ticket_bytes", "train_steps", "wall_s", "density/mid_block"]
+FLOATS = [
+    "density",
+    "loss",
+    "fid",
+    "kid",
+    "kid_sd",
+    "flops",
+    "ticket_bytes",
+    "train_steps",
+    "wall_s",
+    "hours",
+    "density/mid_block",
+]
 
 
 @pytest.mark.parametrize("name", ["results", "confirmation"])

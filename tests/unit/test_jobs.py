@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raylt import jobs, ssh
+from raylt.cli import run
 from raylt.errors import EnvironmentFailure
 from raylt.ssh import Head
 
@@ -80,6 +81,28 @@ def test_a_job_that_ray_forgot_is_no_failed_sweep(answer: tuple[int, str], state
 def test_a_sweep_beside_another_has_jobs_of_its_own() -> None:
     plain, beside = (jobs.Sent("digits", "d", "digits.yaml", "", options) for options in ((), ("--new",)))
     assert (plain.label, beside.label) == ("digits", "digits --new")
+
+
+@pytest.mark.parametrize("command", ["sweep", "confirm"])
+def test_hours_travel_with_the_job_and_make_no_other_sweep_of_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr(run, "_run_job", lambda head, one, again, detach: sent.append((one, again)) or 0)
+    for hours in (None, 8.0):
+        if command == "sweep":
+            run._sweep_on(HEAD, "digits", ["search.trials=3"], new=False, dry_run=False, detach=True, max_hours=hours)
+        else:
+            run._confirm_on(HEAD, "digits", None, top=None, seeds=None, detach=True, max_hours=hours)
+    (without, _), (bound, again) = sent
+    assert (without.bound, bound.bound) == ((), ("--max-hours=8.0",))
+    assert without.label == bound.label == ("digits" if command == "sweep" else "digits confirm")
+    assert again.endswith(" --max-hours=8.0")
+
+    class Client:
+        def submit_job(self, entrypoint: str, submission_id: str, **_: Any) -> str:
+            assert entrypoint.endswith(" --max-hours=8.0")
+            return submission_id
+
+    assert jobs._submit(Client(), bound, 1) == f"raylt-{bound.label.replace(' ', '-')}-1"
 
 
 def test_a_head_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from raylt.ledger import Ledger
 from raylt.page import html_page
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
-from raylt.report import bytes_text, pareto_rows, pareto_table, similarity_table, trials_tables
+from raylt.report import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
 from raylt.runs import split_sqlite, without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
@@ -119,6 +119,19 @@ def test_the_pareto_table_shows_the_front_under_the_dense_model(document: dict[s
     text = text_of(pareto_table(document))
     assert [line.split()[0] for line in text.splitlines() if re.match(r"\s*\d+ ", line)] == ["0", "5", "4", "3"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_trials_cost_fits_80_columns(document: dict[str, Any]) -> None:
+    many = {"asked": 12_345_678, "trained": 9_876_543, "shared": 2_469_135}
+    document["trials"][5] |= {"steps": many, "timing": {"wall_s": 1.5, "stages_s": 4_500_000, "hours": 1250.0}}
+    text = text_of(cost_table(document))
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["5", "search", "searched", "complete", "12,345,678", "9,876,543", "2,469,135", "1,250"] in rows
+    assert ["7", "search", "searched", "failed", "-", "-", "-", "-"] in rows
+    assert ["all", "12,345,699", "9,876,557", "2,469,142", "1,250"] in rows
+    assert cost_text(document["trials"][:2]).startswith("steps: 6 asked, 4 trained, 2 shared; 0 trial-hours")
+    assert text_of(cost_table({**document, "trials": []}))
 
 
 def test_two_protocols_have_two_tables(document: dict[str, Any]) -> None:
