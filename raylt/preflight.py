@@ -115,6 +115,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         f"rounds   {_budget_words(spec, found, rounds)}",
         f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
+        *_ceiling_lines(spec),
         f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps, {protocol.features} features",
         f"store    {spec.storage.root}",
         *_disk_lines(spec, store, found),
@@ -129,6 +130,13 @@ def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str
         return [f"groups   chosen from the profile once {ended} ended"]
     weights = {group: sum(layer.size for layer in layers if layer.block in blocks) for group, blocks in groups.items()}
     return [f"group    {group}: {', '.join(blocks)} ({weights[group]:,} weights)" for group, blocks in groups.items()]
+
+
+def _ceiling_lines(spec: SweepSpec) -> list[str]:
+    limits = spec.search.constraints
+    flops = [] if limits.flops is None else [f"{100 * limits.flops:g} % of the dense model's FLOPs"]
+    size = [] if limits.ticket_bytes is None else [in_units(limits.ticket_bytes)]
+    return [f"ceiling  {' and '.join([*flops, *size])}: what costs more is not ranked"] if flops or size else []
 
 
 def _budget_words(spec: SweepSpec, found: Preflight, rounds: str) -> str:
