@@ -17,7 +17,7 @@ from typing import Any
 from guidance.arms import ARMS, UNSHARED, arm_specs, design_specs
 
 KEPT = Path(__file__).parent / "results" / "search.json"
-PARTS = ("arms", "designs", "bends", "surrogate")
+PARTS = ("arms", "designs", "bends", "surrogate", "times")
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Every part that is asked for; the others are taken from the file, where it has them."""
-    from guidance import agreement, bends, real, surrogate_arms
+    from guidance import agreement, bends, real, surrogate_arms, times
 
     parts = given.only.split(",")
     seeds = range(given.seed, given.seed + given.seeds)
@@ -71,6 +71,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         found["bends"] = bends.measure_all(bends.jobs(given.seed, quick=given.quick), root, given.jobs)
     if "surrogate" in parts:
         surrogate_arms.add(found, 2 if given.quick else 50, given.jobs)
+    if "times" in parts:
+        found["proposal_times"] = times.proposal_times(50 if given.quick else 1000)
     return found
 
 

@@ -23,14 +23,8 @@ def write_page(found: Row) -> None:
     page = DOCS / "search.md"
     (DOCS / "results" / FIGURE).write_bytes(hypervolume_png(found))
     text = page.read_text()
-    for name, section in (
-        ("real", real),
-        ("surrogate", surrogate),
-        ("savings", savings),
-        ("agreement", agreement),
-        ("bends", bends),
-    ):
-        text = with_section(text, name, "\n".join(section(found)))
+    for section in (real, surrogate, savings, times, agreement, bends):
+        text = with_section(text, section.__name__, "\n".join(section(found)))
     page.write_text(text)
 
 
@@ -116,6 +110,12 @@ def _share(against: Row) -> str:
         return "never" if value is None else f"{value:.2f}"
 
     return f"{word(against['ratio'])} ({word(against['low'])} to {word(against['high'])})"
+
+
+def times(found: Row) -> Iterator[str]:
+    known = found["proposal_times"]
+    yield f"Seconds of one proposal once a study has {known['trials']:,} trials (median of four, on one core):\n"
+    yield from table(list(known["seconds"]), [[f"{seconds:.2g}" for seconds in known["seconds"].values()]])
 
 
 def savings(found: Row) -> Iterator[str]:
