@@ -25,6 +25,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
              {"sampler": "similarity", "profile": "size", "pilots": 0}),
     "movement": ("how far dense training moved a group, which needs no pilots",
                  {"sampler": "similarity", "profile": "movement", "pilots": 0}),
+    "cost": ("the FLOPs of a weight, by log: of shapes alone, no training and no pilots",
+             {"sampler": "similarity", "profile": "cost", "pilots": 0}),
     "random": ("the deltas drawn at random", {"sampler": "random", "pilots": 0}),
     "random-uniform": ("the deltas drawn at random, over uniform in place of ERK",
                        {"sampler": "random", "base": "uniform", "pilots": 0}),

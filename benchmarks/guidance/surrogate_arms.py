@@ -72,11 +72,8 @@ def surrogate_arms() -> dict[str, Arm]:
         "excess and movement": Arm(
             "gamma along the mean of both profiles", guided, "similarity", profile="excess and movement"
         ),
-        "cost": Arm("placebo: gamma along the FLOPs of a weight", ARMS["size"][1], "size", profile="cost"),
         "gp-movement": Arm("Gaussian process, gamma along movement", {**ARMS["movement"][1], "sampler": "gp"}, "movement"),
-        "gp-cost": Arm(
-            "Gaussian process, gamma along the FLOPs of a weight", {**ARMS["size"][1], "sampler": "gp"}, "size", profile="cost"
-        ),
+        "gp-cost": Arm("Gaussian process, gamma along the FLOPs of a weight", {**ARMS["cost"][1], "sampler": "gp"}, "cost"),
         "line": Arm("similarity, the first four on a line along the profile", guided, "similarity", along_the_profile),
     }
 

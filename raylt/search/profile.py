@@ -14,6 +14,7 @@ from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
 from raylt.document import SIMILARITY_FILE
 from raylt.ledger import Ledger
+from raylt.metrics.flops import count_flops
 from raylt.presets import default_groups
 from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec, matches
@@ -141,8 +142,14 @@ class _Evidence:
         return known if len(known) == len(found) else None
 
     def _raw(self, layers: Sequence[Layer]) -> float | None:
-        """The named quantity of some layers. `shuffled` is a permutation of `excess` over the groups, for placebo."""
+        """The named quantity of some layers. `shuffled` is a permutation of `excess` over the groups, for placebo.
+
+        `cost`: the log of the FLOPs that a weight causes, of which training knows nothing: gamma then trades loss for FLOPs.
+        """
         name, found = self.spec.search.profile, self.numbers(layers)
+        if name == "cost":
+            flops = count_flops(self.spec.unet_config).layers
+            return math.log(sum(flops[la.name] for la in layers) / sum(la.size for la in layers)) if layers else None
         if name == "size":
             return -math.log(sum(layer.size for layer in layers)) if layers else None
         if name == "movement":

@@ -13,6 +13,7 @@ from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.document import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
 from raylt.ledger import COMPLETE, Ledger
+from raylt.metrics.flops import count_flops
 from raylt.plan import TrialSpec, plan
 from raylt.search.groups import grouped, settled
 from raylt.search.profile import load_mask, measure
@@ -159,13 +160,17 @@ def chosen(swept):
     return make
 
 
-@pytest.mark.parametrize("profile", ["excess", "kappa", "movement", "size"])
+@pytest.mark.parametrize("profile", ["excess", "kappa", "movement", "cost", "size"])
 def test_auto_groups_are_the_breaks_of_the_profile_block_by_block(swept, chosen, profile):
     ledger = swept[1]
     spec, found = chosen(profile)
     size = {block: sum(layer.size for layer in free_layers(spec) if layer.block == block) for block in spec.free_blocks}
+    flops = count_flops(spec.unet_config).layers
+    cost = {b: sum(flops[la.name] for la in free_layers(spec) if la.block == b) / size[b] for b in spec.free_blocks}
+    others = {"size": lambda b, _: -math.log(size[b]), "cost": lambda b, _: math.log(cost[b])}
+    others["movement"] = lambda _, numbers: math.log(numbers["movement"])
     raw = {
-        block: {"size": -math.log(size[block]), "movement": math.log(numbers["movement"])}.get(profile, numbers.get(profile))
+        block: others.get(profile, lambda _, numbers: numbers[profile])(block, numbers)
         for block, numbers in found["blocks"].items()
         if block not in KEPT_DENSE
     }
