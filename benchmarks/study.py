@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pages import table, with_section
 
 DOCS = Path(__file__).parents[1] / "docs"
 Row = Mapping[str, Any]
@@ -83,15 +85,6 @@ def draw(document: Row, folder: Path) -> None:
         (folder / f"{document['name']}-similarity.png").write_bytes(similarity_heat_png(document))
 
 
-def with_section(page: str, name: str, text: str) -> str:
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"docs/results.md lacks {begin} ... {end}")
-    return f"{before}{begin}\n{text}\n{end}{after}"
-
-
 def section(document: Row) -> Iterator[str]:
     """The tables of `raylt results` and `raylt report`, as Markdown."""
     counts = document["counts"]
@@ -138,13 +131,6 @@ def beside_table(found: Row) -> Iterator[str]:
         for row in found["rows"]
     ]
     yield from table(["rule", "density", *(f"{title} - {found['name']}" for title in numbers.values())], body)
-
-
-def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(cells)} |".replace("|   ", "| &nbsp;&nbsp;") for cells in body)  # controls are indented
-    yield ""
 
 
 def _has_similarity(document: Row) -> bool:

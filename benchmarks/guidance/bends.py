@@ -154,5 +154,5 @@ def jobs(first_seed: int, *, quick: bool) -> list[tuple[str, int]]:
     """(problem, seed), all problems of one seed before the next; seeds that no search of the benchmark uses."""
     if quick:
         return [("quick", first_seed)]
-    seeds = {problem: 2 if problem.startswith("MNIST") else 4 for problem in PROBLEMS if problem != "quick"}
-    return [(problem, first_seed + 10 + s) for s in range(4) for problem, count in seeds.items() if s < count]
+    seeds = {problem: 2 if problem.startswith("MNIST") else 3 for problem in PROBLEMS if problem != "quick"}
+    return [(problem, first_seed + 10 + s) for s in range(3) for problem, count in seeds.items() if s < count]

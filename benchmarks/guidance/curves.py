@@ -41,8 +41,10 @@ def curve(run: Run) -> tuple[Floats, Floats]:
     return steps.astype(np.float64), np.array(values)
 
 
-def best_loss(run: Run) -> float:
-    return min((loss for loss, _ in points_of(run["trials"])), default=float("inf"))
+def chosen(run: Run, most_flops: float = float("inf")) -> Mapping[str, Any] | None:
+    """The trial that a user would take: of those that cost no more than `most_flops`, the one with the lowest loss."""
+    alive = [t for t in run["trials"] if t["state"] == "COMPLETE" and not t["broken"] and t["flops"] <= most_flops]
+    return min(alive, key=lambda trial: trial["loss"], default=None)
 
 
 def on_grid(runs: Sequence[Run], grid: Floats) -> Floats:
@@ -95,7 +97,9 @@ def summary(runs: Sequence[Run], random: Sequence[Run]) -> dict[str, Any]:
     values = on_grid(runs, grid)
     return {
         "hypervolume": interval(ends),
-        "best_loss": interval([best_loss(run) for run in runs]),
+        # what the chosen are worth without the noise they were chosen by; the first trial is the base
+        "chosen": interval([_gain(run, chosen(run)) for run in runs]),
+        "chosen_at_base_flops": interval([_gain(run, chosen(run, run["trials"][0]["flops"])) for run in runs]),
         "steps": float(steps[-1]),
         "curve": {
             "steps": grid.tolist(),
@@ -104,6 +108,12 @@ def summary(runs: Sequence[Run], random: Sequence[Run]) -> dict[str, Any]:
         },
         "against_random": against_random(runs, random),
     }
+
+
+def _gain(run: Run, trial: Mapping[str, Any] | None) -> float:
+    """Change of the expected loss against the base's; the base itself is always there to choose."""
+    assert trial is not None
+    return float(trial["expected"] / run["trials"][0]["expected"] - 1)
 
 
 def interval(values: Sequence[float] | Floats) -> dict[str, float | None]:

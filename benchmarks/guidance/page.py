@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import percent, plus_minus, table, with_section
 
 from guidance import curves
-from guidance.markdown import percent, plus_minus, table, with_section
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURE = "search-hypervolume.png"
@@ -33,11 +33,18 @@ def real(found: Row) -> Iterator[str]:
     seeds = [run["seed"] for run in arms["random"]]
     yield f"![Hypervolume against training steps](results/{FIGURE})\n"
     yield f"Training seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them.\n"
-    header = ["arm", "hypervolume", *(f"seed {seed}" for seed in seeds), "lowest loss, against ERK", "steps", "stopped"]
+    header = [
+        "arm",
+        "hypervolume",
+        *(f"seed {seed}" for seed in seeds),
+        "lowest loss, by ERK's",
+        "at ERK's FLOPs",
+        "steps",
+        "stopped",
+    ]
     body = []
     for name, runs in arms.items():
         ends = [curves.curve(run)[1][-1] for run in runs]
-        gains = [curves.best_loss(run) / run["baselines"]["erk"]["loss"] - 1 for run in runs]
         stopped = sum(trial["state"] == "PRUNED" for run in runs for trial in run["trials"])
         steps = np.mean([curves.curve(run)[0][-1] for run in runs])
         body.append(
@@ -45,7 +52,8 @@ def real(found: Row) -> Iterator[str]:
                 name,
                 plus_minus(curves.interval(ends)),
                 *(f"{end:.4f}" for end in ends),
-                percent(curves.interval(gains)),
+                _chosen_against_erk(runs, at_its_flops=False),
+                _chosen_against_erk(runs, at_its_flops=True),
                 f"{steps:,.0f}",
                 str(stopped),
             ]
@@ -76,6 +84,18 @@ def real(found: Row) -> Iterator[str]:
     )
 
 
+def _chosen_against_erk(runs: Sequence[Row], *, at_its_flops: bool) -> str:
+    """The lowest loss found, by ERK's of the same seed; among tickets that cost no more than it, or all."""
+    changes = []
+    for run in runs:
+        erk = run["baselines"]["erk"]
+        best = curves.chosen(run, erk["flops"] if at_its_flops else float("inf"))
+        if best is None:
+            return "-"
+        changes.append(best["loss"] / erk["loss"] - 1)
+    return percent(curves.interval(changes))
+
+
 def _against(mine: Sequence[Row], base: Sequence[Row], key: str) -> dict[str, float | None]:
     return curves.interval([m[key] / b[key] - 1 for m, b in zip(mine, base, strict=True)])
 
@@ -96,9 +116,16 @@ def surrogate(found: Row) -> Iterator[str]:
     arms = {name: arm for name, arm in found["arms"].items() if "surrogate" in arm}
     in_order = sorted(arms, key=lambda name: -arms[name]["surrogate"]["hypervolume"]["mean"])
     yield from table(
-        ["arm", "what", "hypervolume", "lowest loss", "steps"],
+        ["arm", "what", "hypervolume", "steps", "chosen", "chosen at ERK's FLOPs"],
         [
-            [name, arms[name]["what"], plus_minus(s["hypervolume"]), plus_minus(s["best_loss"], 5), _share(s["against_random"])]
+            [
+                name,
+                arms[name]["what"],
+                plus_minus(s["hypervolume"]),
+                _share(s["against_random"]),
+                percent(s["chosen"], 2),
+                percent(s["chosen_at_base_flops"], 2),
+            ]
             for name in in_order
             for s in (arms[name]["surrogate"],)
         ],

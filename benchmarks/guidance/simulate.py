@@ -86,14 +86,23 @@ class World:
 
     def train(self, spec: SweepSpec, trial: TrialSpec, draw: np.random.Generator) -> Row:
         """A trial's result; where it does not pass its rung, half of its steps and no numbers."""
-        bend = np.array([[trial.offsets[blocks[0]] for blocks in GROUPS.values()]])
-        at_rung, at_end = self.surrogate.losses(bend, draw)[0] * (self.rung_loss, self.base_loss)
+        bend = np.array([trial.offsets[blocks[0]] for blocks in GROUPS.values()])
+        expected = self.surrogate.expected(bend) * (self.rung_loss, self.base_loss)
+        at_rung, at_end = expected + self.surrogate.draw(draw) * (self.rung_loss, self.base_loss)
         rounds = [{"round": 2, "loss": at_rung, "broken": False, "flops": self.flops(trial.offsets, 2)}]
         if at_rung > trial.thresholds.get("2", float("inf")):
             return {"state": "PRUNED", "broken": None, "loss": None, "flops": None, "rounds": rounds, "steps": self.steps // 2}
         flops = self.flops(trial.offsets, 3)
         rounds.append({"round": 3, "loss": at_end, "broken": False, "flops": flops})
-        return {"state": "COMPLETE", "broken": False, "loss": at_end, "flops": flops, "rounds": rounds, "steps": self.steps}
+        return {
+            "state": "COMPLETE",
+            "broken": False,
+            "loss": at_end,
+            "flops": flops,
+            "rounds": rounds,
+            "steps": self.steps,
+            "expected": expected[1],
+        }
 
 
 def standardised(values: Mapping[str, float]) -> dict[str, float]:

@@ -65,10 +65,13 @@ class Surrogate:
             }
         return found
 
-    def losses(self, bends: Floats, draw: np.random.Generator) -> Floats:
-        """Ratios at the rung and at the end of one training each: proposals x rounds."""
-        mean = np.array([model.predict(bends) for model in self.models]).T
-        return mean + draw.multivariate_normal(np.zeros(len(self.models)), self.noise, len(bends))
+    def expected(self, bend: Floats) -> Floats:
+        """Ratios at the rung and at the end, without noise."""
+        return np.array([model.predict(bend[None])[0] for model in self.models])
+
+    def draw(self, random: np.random.Generator) -> Floats:
+        """The noise of one training, at the rung and at the end."""
+        return random.multivariate_normal(np.zeros(len(self.models)), self.noise)
 
 
 def _fit(bends: Floats, ratios: Floats, kernel: Any = None) -> GaussianProcessRegressor:

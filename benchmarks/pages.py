@@ -18,7 +18,7 @@ def with_section(page: str, name: str, text: str) -> str:
 def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(cells)} |" for cells in body)
+    yield from (f"| {' | '.join(cells)} |".replace("|   ", "| &nbsp;&nbsp;") for cells in body)  # controls are indented
     yield ""
 
 
@@ -27,6 +27,6 @@ def plus_minus(value: Mapping[str, float | None], digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}{half}"
 
 
-def percent(value: Mapping[str, float | None]) -> str:
+def percent(value: Mapping[str, float | None], digits: int = 1) -> str:
     mean, half = value["mean"] or 0.0, value["half"]
-    return f"{100 * mean:+.1f}{'' if half is None else f' ± {100 * half:.1f}'} %"
+    return f"{100 * mean:+.{digits}f}{'' if half is None else f' ± {100 * half:.{digits}f}'} %"
