@@ -97,9 +97,9 @@ def summary(runs: Sequence[Run], random: Sequence[Run]) -> dict[str, Any]:
     values = on_grid(runs, grid)
     return {
         "hypervolume": interval(ends),
-        # what the chosen are worth without the noise they were chosen by; the first trial is the base
+        # what the chosen are worth without the noise they were chosen by
         "chosen": interval([_gain(run, chosen(run)) for run in runs]),
-        "chosen_at_base_flops": interval([_gain(run, chosen(run, run["trials"][0]["flops"])) for run in runs]),
+        "chosen_at_base_flops": interval([_gain(run, chosen(run, run["base"]["flops"])) for run in runs]),
         "steps": float(steps[-1]),
         "curve": {
             "steps": grid.tolist(),
@@ -111,9 +111,8 @@ def summary(runs: Sequence[Run], random: Sequence[Run]) -> dict[str, Any]:
 
 
 def _gain(run: Run, trial: Mapping[str, Any] | None) -> float:
-    """Change of the expected loss against the base's; the base itself is always there to choose."""
-    assert trial is not None
-    return float(trial["expected"] / run["trials"][0]["expected"] - 1)
+    """Change of the expected loss against the base's, which is what is left where nothing was found."""
+    return 0.0 if trial is None else float(trial["expected"] / run["base"]["expected"] - 1)
 
 
 def interval(values: Sequence[float] | Floats) -> dict[str, float | None]:

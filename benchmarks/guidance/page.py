@@ -107,22 +107,25 @@ def surrogate(found: Row) -> Iterator[str]:
         ["loss", "R²", "rank correlation", "spread", "noise"],
         [
             [name, f"{q['r2']:.2f}", f"{q['spearman']:.2f}", f"{100 * q['sd']:.2f} %", f"{100 * q['noise_sd']:.2f} %"]
-            for name, q in quality.items()
-            if isinstance(q, dict)
+            for name, q in quality["rounds"].items()
         ],
     )
+    yield "Without the trials of one arm, the fit misses theirs by (bias ± standard deviation, last round):\n"
+    missed = quality["arms"]
+    yield from table(list(missed), [[f"{100 * m['bias']:+.1f} ± {100 * m['sd']:.1f} %" for m in missed.values()]])
     seeds = quality["seeds"]
-    yield f"{seeds} seeds an arm; `steps`: to the hypervolume that random search ends with, as a share of its steps.\n"
+    yield f"{seeds} seeds an arm. *To random's*: steps to the hypervolume that random search ends with, by its own.\n"
     arms = {name: arm for name, arm in found["arms"].items() if "surrogate" in arm}
     in_order = sorted(arms, key=lambda name: -arms[name]["surrogate"]["hypervolume"]["mean"])
     yield from table(
-        ["arm", "what", "hypervolume", "steps", "chosen", "chosen at ERK's FLOPs"],
+        ["arm", "what", "hypervolume", "to random's", "steps in all", "chosen", "chosen at ERK's FLOPs"],
         [
             [
                 name,
                 arms[name]["what"],
                 plus_minus(s["hypervolume"]),
                 _share(s["against_random"]),
+                f"{s['steps']:,.0f}",
                 percent(s["chosen"], 2),
                 percent(s["chosen_at_base_flops"], 2),
             ]

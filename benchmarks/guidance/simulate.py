@@ -24,14 +24,12 @@ Row = dict[str, Any]
 
 
 def search(
-    spec: SweepSpec, world: World, seed: int, profile_name: str, start_steps: int, baselines: Sequence[Row],
+    spec: SweepSpec, world: World, seed: int, profile: Mapping[str, float], start_steps: int, baselines: Sequence[Row],
     fixed: FixedProposal = fixed_proposal,
 ) -> Row:  # fmt: skip
-    """One search of a spec on the surrogate. What differs from seed to seed: proposals, noise, and the profile."""
+    """One search of a spec on the surrogate. `seed`: of the noise; `profile`: group -> s_g."""
     draw = np.random.default_rng([seed, 7])
     proposer = Proposer(spec, default_startup(spec), fixed)
-    # An arm without pilots has nothing to bend by, as in a real sweep.
-    profile = world.profile(profile_name, seed) if spec.search.has_profile else dict.fromkeys(GROUPS, 0.0)
     history: list[tuple[TrialSpec, Row]] = []
     for number in range(spec.search.trials):
         params, attrs = proposer.propose(number, history)
@@ -40,7 +38,8 @@ def search(
         limits = thresholds(spec, ended, lambda rung, bend=bend: world.flops(bend, rung))
         trial = TrialSpec(number, "search", SEARCHED, 0, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits)
         history.append((trial, world.train(spec, trial, draw)))
-    return {"start_steps": start_steps, "reference": world.reference, "trials": [result for _, result in history]}
+    trials = [result for _, result in history]
+    return {"start_steps": start_steps, "reference": world.reference, "base": world.base, "trials": trials}
 
 
 class World:
@@ -53,6 +52,9 @@ class World:
         some = runs["similarity"]
         self.base_loss = float(np.mean([run["trials"][0]["loss"] for run in some]))
         self.rung_loss = float(np.mean([run["trials"][0]["losses"][2] for run in some]))
+        at_base = dict.fromkeys((block for blocks in GROUPS.values() for block in blocks), 0.0)
+        ratio = surrogate.expected(np.zeros(len(GROUPS)))[1]
+        self.base = {"expected": ratio * self.base_loss, "flops": self.flops(at_base, 3)}
         self.reference = [float(np.mean([run["reference"][i] for run in some])) for i in range(2)]
         self.steps = some[0]["trials"][-1]["steps"]
 
@@ -88,7 +90,7 @@ class World:
         """A trial's result; where it does not pass its rung, half of its steps and no numbers."""
         bend = np.array([trial.offsets[blocks[0]] for blocks in GROUPS.values()])
         expected = self.surrogate.expected(bend) * (self.rung_loss, self.base_loss)
-        at_rung, at_end = expected + self.surrogate.draw(draw) * (self.rung_loss, self.base_loss)
+        at_rung, at_end = expected * np.exp(self.surrogate.draw(draw))
         rounds = [{"round": 2, "loss": at_rung, "broken": False, "flops": self.flops(trial.offsets, 2)}]
         if at_rung > trial.thresholds.get("2", float("inf")):
             return {"state": "PRUNED", "broken": None, "loss": None, "flops": None, "rounds": rounds, "steps": self.steps // 2}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from guidance import curves
-from guidance.arms import ARMS, spec_of
-from guidance.simulate import World, search
+from guidance.arms import ARMS, GROUPS, spec_of
+from guidance.simulate import World, search, standardised
 from guidance.surrogate import Surrogate
 from raylt.diffusion.noise import Draw, seed_of
+from raylt.search.groups import grouped
 from raylt.search.sampler import FIRST_GAMMA, default_startup, fixed_proposal
 from raylt.search.space import DELTA, GAMMA, at_base
 from raylt.spec import SweepSpec
@@ -55,6 +56,7 @@ class Arm:
     like: str  # the real arm whose preparation it needs
     fixed: Any = field(default=fixed_proposal)
     profile: str = ""  # another than its spec's
+    has_few_groups: bool = False  # those of `groups: auto`, in place of one a block
 
 
 def surrogate_arms() -> dict[str, Arm]:
@@ -72,8 +74,10 @@ def surrogate_arms() -> dict[str, Arm]:
         "excess and movement": Arm(
             "gamma along the mean of both profiles", guided, "similarity", profile="excess and movement"
         ),
-        "gp-movement": Arm("Gaussian process, gamma along movement", {**ARMS["movement"][1], "sampler": "gp"}, "movement"),
         "gp-cost": Arm("Gaussian process, gamma along the FLOPs of a weight", {**ARMS["cost"][1], "sampler": "gp"}, "cost"),
+        "loss": Arm("similarity, with loss as the one objective", {**guided, "objectives": ["loss"]}, "similarity"),
+        "loss-rungs": Arm("the same with rungs", {**guided, "objectives": ["loss"], "rungs": True}, "rungs"),
+        "groups": Arm("similarity, blocks in the groups of `auto`", guided, "similarity", has_few_groups=True),
         "line": Arm("similarity, the first four on a line along the profile", guided, "similarity", along_the_profile),
     }
 
@@ -82,7 +86,7 @@ def add(found: Row, seeds: int, jobs: int) -> None:
     """Put the surrogate's quality, and every arm's searches on it, beside what is there of the real ones."""
     runs = {name: arm["real"]["runs"] for name, arm in found["arms"].items()}
     trials = len(runs["random"][0]["trials"])
-    surrogate = Surrogate.of_runs([run for name in runs if ARMS[name][1].get("base", "erk") == "erk" for run in runs[name]])
+    surrogate = Surrogate.of_runs({name: mine for name, mine in runs.items() if ARMS[name][1].get("base", "erk") == "erk"})
     found["surrogate"] = {"seeds": seeds, **surrogate.quality()}
     arms = surrogate_arms()
     with ProcessPoolExecutor(jobs, get_context("spawn"), _open, (runs, surrogate, trials)) as pool:
@@ -115,8 +119,19 @@ def _search(job: tuple[str, int]) -> Row:
     arm = surrogate_arms()[name]
     run = _runs[arm.like][seed % len(_runs[arm.like])]
     baselines = [_at_rung(row) for row in run["baselines"].values()]
-    spec = _spec({**arm.search, "trials": _trials}, seed)
-    return search(spec, _world, seed, arm.profile or spec.search.profile, run["start_steps"], baselines, arm.fixed)
+    groups = _by_similarity(seed) if arm.has_few_groups else {group: [group] for group in GROUPS}
+    patterns = {name: [block for member in members for block in GROUPS[member]] for name, members in groups.items()}
+    spec = _spec({**arm.search, "trials": _trials, "groups": patterns}, seed)
+    # An arm without pilots has nothing to bend by, as in a real sweep.
+    known = _world.profile(arm.profile or spec.search.profile, seed) if spec.search.has_profile else dict.fromkeys(GROUPS, 0.0)
+    means = {name: float(np.mean([known[member] for member in members])) for name, members in groups.items()}
+    profile = standardised(means) if any(means.values()) else means
+    return search(spec, _world, seed, profile, run["start_steps"], baselines, arm.fixed)
+
+
+def _by_similarity(seed: int) -> Mapping[str, list[str]]:
+    """What `search.groups: auto` would choose from a seed's excess."""
+    return grouped(_world.profile("excess", seed))
 
 
 def _at_rung(baseline: Row) -> Row:

@@ -7,21 +7,21 @@ from functools import cached_property
 
 import torch
 
-from raylt.diffusion.model import layers_of
+from raylt.diffusion.model import Layer, layers_of
+from raylt.diffusion.train import Compute
 from raylt.ledger import Ledger
 from raylt.metrics.flops import count_flops, weight_costs
 from raylt.plan import SEARCHED
 from raylt.spec import SweepSpec
 from raylt.tensors import NamedTensors, unpack
 from raylt.ticket.allocation import Allocation, Pruning
-from raylt.ticket.find import TRAINED
+from raylt.ticket.find import TRAINED, TicketSearch, allocation_of
 
 
 class Foresight:
     """Says what proposals will cost, so that none is trained that would break the FLOPs ceiling.
 
-    It looks at a round as if all weights were there to choose from. Where earlier rounds left fewer of a layer,
-    or layers of a block compete (`ticket.scope: block`), the ticket may differ a little: its own count decides in the end.
+    Exact but for `ticket.scope: block`, under which the layers of a block compete: there the ticket's own count decides.
     """
 
     def __init__(self, spec: SweepSpec, ledger: Ledger | None) -> None:
@@ -42,16 +42,24 @@ class Foresight:
         """
         if self._dense_weights is None:
             return 0
+        ticket = self.spec.ticket.model_copy(update={"scope": "layer"})
         rule = Allocation(SEARCHED, self.spec.search.base, offsets)
-        counts = rule.at(self.spec.ticket.density_of(index), self._pruning)
-        sizes = {layer.name: layer.size for layer in self._pruning.layers}
-        return count_flops(self.spec.unet_config).of_counts({name: (kept, sizes[name]) for name, kept in counts.items()})
+        search = TicketSearch(self.spec, Compute(), rule, 0)
+        kept = {layer.name: layer.size for layer in self._layers}
+        for r in range(1, index + 1):  # each round chooses among what the one before it left
+            left = {layer.name: _scores(layer, kept[layer.name]) for layer in self._layers}
+            pruning = Pruning(self._layers, ticket, left, self._dense_weights, self._costs)
+            kept = allocation_of(search, r).at(ticket.density_of(r), pruning)
+        counts = {layer.name: (kept[layer.name], layer.size) for layer in self._layers}
+        return count_flops(self.spec.unet_config).of_counts(counts)
 
     @cached_property
-    def _pruning(self) -> Pruning:
-        layers, ticket = layers_of(self.spec.unet_config), self.spec.ticket.model_copy(update={"scope": "layer"})
-        all_there = {layer.name: torch.ones(layer.shape) for layer in layers}
-        return Pruning(layers, ticket, all_there, self._dense_weights or {}, weight_costs(self.spec))
+    def _layers(self) -> list[Layer]:
+        return layers_of(self.spec.unet_config)
+
+    @cached_property
+    def _costs(self) -> dict[str, int]:
+        return weight_costs(self.spec)
 
     @cached_property
     def _dense_weights(self) -> NamedTensors | None:
@@ -60,3 +68,10 @@ class Foresight:
             return {}
         dense = self.ledger.complete("dense")
         return unpack(self.ledger.store.find(dense[0][1]["final_stage"]).read(TRAINED))["weights"] if dense else None
+
+
+def _scores(layer: Layer, kept: int) -> torch.Tensor:
+    """Scores of a layer of which so many weights are left: which ones does not matter to a static rule."""
+    scores = torch.full((layer.size,), -1.0)
+    scores[:kept] = 1.0
+    return scores

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import optuna
 import pytest
+import torch
 
 from raylt import preflight
 from raylt.ceilings import is_feasible, violations
+from raylt.diffusion.model import layers_of
+from raylt.diffusion.train import Compute
 from raylt.document import pareto_of, results, trial_record
 from raylt.errors import SpecError
 from raylt.ledger import COMPLETE
-from raylt.metrics.flops import count_flops
+from raylt.metrics.flops import count_flops, weight_costs
 from raylt.report import state_text
 from raylt.search import dispatch
 from raylt.search.foresight import Foresight
+from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.store import Store
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.find import TicketSearch, cut
+from raylt.ticket.mask import Mask
+from raylt.ticket.prune import magnitude
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
@@ -108,3 +116,21 @@ def test_a_ceiling_below_what_any_ticket_needs_is_refused_with_the_least_there_i
     least = float(str(caught.value).split("); ")[1].split()[0])
     assert least < base_share(spec)
     preflight.check(tiny_spec(search={"constraints": {"flops": least}}), Store(str(tmp_path)))
+
+
+@pytest.mark.parametrize("base", ["uniform", "erk", "lamp"])
+@pytest.mark.parametrize("budget", ["density", "flops"])
+@pytest.mark.parametrize("shared", [0, 2])
+def test_what_is_foreseen_is_what_the_masks_will_cost(tiny_spec, base, budget, shared, monkeypatch):
+    ticket = {"rounds": 3, "density": 0.1, "shared_rounds": shared}
+    spec = tiny_spec(ticket=ticket, search={"base": base, "budget": budget})
+    layers, draw = layers_of(spec.unet_config), torch.Generator().manual_seed(1)
+    weights = {f"{layer.name}.weight": torch.randn(layer.shape, generator=draw) for layer in layers}
+    bends = offsets(spec, {"gamma": 1.2, "delta/down": -0.8, "delta/mid": 0.9, "delta/up": 0.3}, PROFILE)
+    foresight = Foresight(spec, None)
+    monkeypatch.setattr(Foresight, "_dense_weights", weights)
+    search = TicketSearch(spec, Compute(), Allocation("searched", base, bends), 0, weight_costs(spec))
+    mask = Mask.dense(layers)
+    for index in (1, 2, 3):
+        mask = cut(search, index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
+        assert foresight.flops(bends, index) == count_flops(spec.unet_config).of(mask)
