@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from raylt.errors import InputError
 from raylt.ledger import Ledger
 from raylt.lookup import find_results
 from raylt.spec import SweepSpec
@@ -25,6 +26,8 @@ def run_all(specs: Sequence[Mapping[str, Any]], root: Path, jobs: int) -> None:
 
 
 def _run(spec: Mapping[str, Any], root: Path) -> None:
+    if _has_ended(spec, root):
+        return
     folder = root / "specs"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{spec['name']}.yaml"
@@ -38,6 +41,14 @@ def _run(spec: Mapping[str, Any], root: Path) -> None:
     if code != 0:
         raise SystemExit(f"sweep {spec['name']} left with {code}; see {log}")
     print(f"{spec['name']} has ended", flush=True)
+
+
+def _has_ended(spec: Mapping[str, Any], root: Path) -> bool:
+    try:
+        stored, _, document = find_results(spec["name"], str(root / "store"))
+    except InputError:  # not begun
+        return False
+    return document["state"] == "complete" and stored.search.trials == spec["search"]["trials"]
 
 
 def read_run(name: str, root: Path) -> Row:
