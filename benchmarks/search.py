@@ -17,7 +17,7 @@ from typing import Any
 from guidance.arms import ARMS, UNSHARED, arm_specs, design_specs
 
 KEPT = Path(__file__).parent / "results" / "search.json"
-PARTS = ("arms", "designs", "bends", "surrogate", "times")
+PARTS = ("arms", "designs", "bends", "surrogate", "limits", "times")
 
 
 def main() -> None:
@@ -71,6 +71,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         found["bends"] = bends.measure_all(bends.jobs(given.seed, quick=given.quick), root, given.jobs)
     if "surrogate" in parts:
         surrogate_arms.add(found, 2 if given.quick else 50, given.jobs)
+    if "limits" in parts:
+        found["limits"] = surrogate_arms.limits(found)
     if "times" in parts:
         found["proposal_times"] = times.proposal_times(50 if given.quick else 1000)
     return found

@@ -23,7 +23,7 @@ def write_page(found: Row) -> None:
     page = DOCS / "search.md"
     (DOCS / "results" / FIGURE).write_bytes(hypervolume_png(found))
     text = page.read_text()
-    for section in (real, surrogate, savings, times, agreement, bends):
+    for section in (real, surrogate, limits, savings, times, agreement, bends):
         text = with_section(text, section.__name__, "\n".join(section(found)))
     page.write_text(text)
 
@@ -135,6 +135,25 @@ def surrogate(found: Row) -> Iterator[str]:
     )
 
 
+def limits(found: Row) -> Iterator[str]:
+    known = found["limits"]
+    yield f"The best of {known['bends']:,} random bends by the surrogate's mean, against ERK:\n"
+    header = ["among", "loss", "FLOPs", *known["any"]["bend"]]
+    rows = [("all", known["any"]), ("no dearer than ERK", known["at_base_flops"])]
+    yield from table(
+        header,
+        [
+            [
+                name,
+                f"{100 * best['loss']:+.2f} %",
+                f"{100 * best['flops']:+.0f} %",
+                *(f"{b:+.2f}" for b in best["bend"].values()),
+            ]
+            for name, best in rows
+        ],
+    )
+
+
 def _share(against: Row) -> str:
     def word(value: float | None) -> str:
         return "never" if value is None else f"{value:.2f}"
@@ -155,11 +174,14 @@ def savings(found: Row) -> Iterator[str]:
 
 def _saving_rows(found: Row) -> Iterator[list[str]]:
     pairs = [
-        ("guidance, against no profile", "similarity", "gamma0"),
-        ("guidance, against a shuffled profile", "similarity", "shuffled"),
-        ("guidance, against block sizes", "similarity", "size"),
-        ("guidance by movement, against a shuffled profile", "movement", "shuffled"),
-        ("rungs", "rungs", "similarity"),
+        ("similarity, against no profile", "similarity", "gamma0"),
+        ("similarity, against a shuffled profile", "similarity", "shuffled"),
+        ("similarity, against block sizes", "similarity", "size"),
+        ("movement, against no profile", "movement", "gamma0"),
+        ("movement, against the FLOPs of a weight", "movement", "cost"),
+        ("a Gaussian process in place of TPE, no profile", "gp-gamma0", "gamma0"),
+        ("rungs, loss and FLOPs", "rungs", "similarity"),
+        ("rungs, loss alone", "loss-rungs", "loss"),
     ]
     for what, mine, other in pairs:
         a, b = found["arms"][mine]["surrogate"]["against_random"], found["arms"][other]["surrogate"]["against_random"]

@@ -13,7 +13,7 @@ import numpy as np
 from guidance import curves
 from guidance.arms import ARMS, GROUPS, spec_of
 from guidance.simulate import World, search, standardised
-from guidance.surrogate import Surrogate
+from guidance.surrogate import NEAR, Surrogate
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.search.groups import grouped
 from raylt.search.sampler import FIRST_GAMMA, default_startup, fixed_proposal
@@ -22,6 +22,7 @@ from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml, parse_spec
 
 Row = dict[str, Any]
+NUM_BENDS = 4000
 PRIOR_SD = {GAMMA: 0.5, DELTA: 0.3}
 
 
@@ -86,7 +87,7 @@ def add(found: Row, seeds: int, jobs: int) -> None:
     """Put the surrogate's quality, and every arm's searches on it, beside what is there of the real ones."""
     runs = {name: arm["real"]["runs"] for name, arm in found["arms"].items()}
     trials = len(runs["random"][0]["trials"])
-    surrogate = Surrogate.of_runs({name: mine for name, mine in runs.items() if ARMS[name][1].get("base", "erk") == "erk"})
+    surrogate = _fitted(runs)
     found["surrogate"] = {"seeds": seeds, **surrogate.quality()}
     arms = surrogate_arms()
     with ProcessPoolExecutor(jobs, get_context("spawn"), _open, (runs, surrogate, trials)) as pool:
@@ -96,6 +97,29 @@ def add(found: Row, seeds: int, jobs: int) -> None:
     for name, arm in arms.items():
         entry = found["arms"].setdefault(name, {"what": arm.what, "search": dict(arm.search)})
         entry["surrogate"] = curves.summary(searches[name], searches["random"])
+
+
+def limits(found: Row) -> Row:
+    """What there is to find: the lowest expected loss of many bends near the base, at any FLOPs and at the base's."""
+    runs = {name: arm["real"]["runs"] for name, arm in found["arms"].items() if "real" in arm}
+    world = World(_fitted(runs), runs, _spec({"trials": 0}, 0))
+    draw = np.random.default_rng(0)
+    bends = draw.normal(0, 0.6, (NUM_BENDS, len(GROUPS))).clip(-NEAR, NEAR)
+    bends -= bends.mean(axis=1, keepdims=True)
+    expected = np.array([world.surrogate.expected(bend)[1] for bend in bends]) * world.base_loss / world.base["expected"] - 1
+    blocks = [blocks[0] for blocks in GROUPS.values()]
+    flops = np.array([world.flops(dict(zip(blocks, bend, strict=True)), 3) for bend in bends]) / world.base["flops"] - 1
+    cheap = np.where(flops <= 0, expected, np.inf)
+
+    def at(index: Any) -> Row:
+        bend = dict(zip(GROUPS, map(float, bends[index]), strict=True))
+        return {"loss": float(expected[index]), "flops": float(flops[index]), "bend": bend}
+
+    return {"bends": NUM_BENDS, "any": at(expected.argmin()), "at_base_flops": at(cheap.argmin())}
+
+
+def _fitted(runs: Mapping[str, list[Row]]) -> Surrogate:
+    return Surrogate.of_runs({name: mine for name, mine in runs.items() if ARMS[name][1].get("base", "erk") == "erk"})
 
 
 _world: World
