@@ -87,7 +87,6 @@ def _trial(spec: SweepSpec, trial: Row, ledger: Ledger, steps: _Steps) -> Row:
         "state": trial["state"],
         "broken": bool(trial["broken"]),
         "bend": {group: offsets[blocks[0]] for group, blocks in spec.groups.items()} if offsets else None,
-        "densities": trial["densities"],
         "loss": trial["loss"],
         "fid": trial["fid"],
         "flops": trial["flops"],
