@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from guidance import curves
 
 COLORS = {
-    "similarity": "C0", "movement": "C2", "size": "C4", "shuffled": "C5", "gamma0": "C1", "random": "black", "cost": "darkgreen",
-    "random-uniform": "0.6", "rungs": "C3", "gp": "C6", "gp-gamma0": "C8", "nsga2": "C9",
+    "similarity": "C0", "movement": "C2", "size": "C4", "shuffled": "C5", "gamma0": "C1", "random": "black",
+    "cost": "darkgreen", "random-uniform": "0.6", "rungs": "C3", "gp": "C6", "gp-gamma0": "C8", "nsga2": "C9",
 }  # fmt: skip
 
 
