@@ -241,9 +241,10 @@ def _family(name: str) -> str:
 
 
 def _change(rows: Sequence[Row], profile: str, key: str) -> str:
-    """Mean over seeds of the change against the base; placebos of one seed are averaged first."""
+    """Mean over seeds of the change against the base, and each seed's; placebos of one seed are averaged first."""
     changes = []
     for row in rows:
         mine = [bend[key] for name, bend in row["bends"].items() if _family(name) == profile]
         changes.append(float(np.mean(mine)) / row["bends"]["base"][key] - 1)
-    return percent(curves.interval(changes))
+    each = f" ({', '.join(f'{100 * change:+.1f}' for change in changes)})" if len(changes) > 1 else ""
+    return f"{100 * float(np.mean(changes)):+.1f} %{each}"
