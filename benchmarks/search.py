@@ -72,7 +72,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     if "surrogate" in parts:
         surrogate_arms.add(found, 2 if given.quick else 50, given.jobs)
     if "limits" in parts:
-        found["limits"] = surrogate_arms.limits(found)
+        found["limits"] = surrogate_arms.limits(found, 100 if given.quick else 4000)
     if "times" in parts:
         found["proposal_times"] = times.proposal_times(50 if given.quick else 1000)
     return found

@@ -22,7 +22,6 @@ from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml, parse_spec
 
 Row = dict[str, Any]
-NUM_BENDS = 4000
 PRIOR_SD = {GAMMA: 0.5, DELTA: 0.3}
 
 
@@ -99,12 +98,12 @@ def add(found: Row, seeds: int, jobs: int) -> None:
         entry["surrogate"] = curves.summary(searches[name], searches["random"])
 
 
-def limits(found: Row) -> Row:
+def limits(found: Row, num_bends: int) -> Row:
     """What there is to find: the lowest expected loss of many bends near the base, at any FLOPs and at the base's."""
     runs = {name: arm["real"]["runs"] for name, arm in found["arms"].items() if "real" in arm}
     world = World(_fitted(runs), runs, _spec({"trials": 0}, 0))
     draw = np.random.default_rng(0)
-    bends = draw.normal(0, 0.6, (NUM_BENDS, len(GROUPS))).clip(-NEAR, NEAR)
+    bends = draw.normal(0, 0.6, (num_bends, len(GROUPS))).clip(-NEAR, NEAR)
     bends -= bends.mean(axis=1, keepdims=True)
     expected = np.array([world.surrogate.expected(bend)[1] for bend in bends]) * world.base_loss / world.base["expected"] - 1
     blocks = [blocks[0] for blocks in GROUPS.values()]
@@ -115,7 +114,7 @@ def limits(found: Row) -> Row:
         bend = dict(zip(GROUPS, map(float, bends[index]), strict=True))
         return {"loss": float(expected[index]), "flops": float(flops[index]), "bend": bend}
 
-    return {"bends": NUM_BENDS, "any": at(expected.argmin()), "at_base_flops": at(cheap.argmin())}
+    return {"bends": num_bends, "any": at(expected.argmin()), "at_base_flops": at(cheap.argmin())}
 
 
 def _fitted(runs: Mapping[str, list[Row]]) -> Surrogate:
