@@ -68,7 +68,7 @@ def test_a_violation_is_what_lies_above_the_ceiling(tiny_spec):
     assert is_feasible({})  # of a sweep that knew no ceilings
 
 
-@pytest.mark.parametrize("sampler", ["similarity", "gp", "nsga2"])
+@pytest.mark.parametrize("sampler", ["similarity", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
 def test_no_proposal_that_would_break_the_ceiling_is_trained(tiny_spec, tmp_path, sampler):
     free = tiny_spec(search={"sampler": sampler, "trials": 6, "concurrency": 1})
     ceiling = round(base_share(free), 4)  # about half of all bends are dearer than the base
