@@ -112,7 +112,7 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "start_seed": trial.start_seed,
         "train_steps": trial.steps,
         **{name: known.get(name) for name in _NUMBERS},
-        "feasible": is_feasible(known) if known.get("loss") is not None else None,
+        "feasible": is_feasible(known) if trial.kind in RANKED_KINDS and known.get("loss") is not None else None,
         "pareto": pareto,
         "rounds": rounds,
         "steps": known.get("steps"),
