@@ -10,6 +10,7 @@ import numpy as np
 from pages import percent, plus_minus, table, with_section
 
 from guidance import curves
+from guidance.bends import FIRST
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURE = "search-hypervolume.png"
@@ -219,16 +220,28 @@ def agreement(found: Row) -> Iterator[str]:
 
 def bends(found: Row) -> Iterator[str]:
     rows: dict[str, list[Row]] = {}
-    for row in found["bends"]:
+    known = [*_second_proposals(found), *found["bends"]]
+    for row in known:
         rows.setdefault(row["problem"], []).append(row)
-    profiles = _profiles(found["bends"])
+    profiles = _profiles(known)
     header = ["change of loss", *(f"{problem} ({len(mine)} seeds)" for problem, mine in rows.items())]
     yield from table(header, [[profile, *(_change(mine, profile, "loss") for mine in rows.values())] for profile in profiles])
+    first = rows[FIRST]
+    against = (f"{placebo} {percent(_between(first, 'excess', placebo), 2)}" for placebo in ("size", "shuffled"))
+    yield f"The excess against its placebos, {FIRST}, paired by seed, with 95 % intervals: {', '.join(against)}.\n"
     yield "Change of FLOPs that goes with it:\n"
     yield from table(
         ["change of FLOPs", *rows],
         [[profile, *(_change(mine, profile, "flops") for mine in rows.values())] for profile in profiles],
     )
+
+
+def _second_proposals(found: Row) -> Iterator[Row]:
+    """The searches began with just this: their first trial is the base, their second the bend along the profile alone."""
+    arms = {"similarity": "excess", "shuffled": "shuffled", "size": "size", "movement": "movement", "cost": "cost"}
+    for index, run in enumerate(found["arms"]["similarity"]["real"]["runs"]):
+        mine = {name: found["arms"][arm]["real"]["runs"][index]["trials"][1] for arm, name in arms.items()}
+        yield {"problem": FIRST, "seed": run["seed"], "bends": {"base": run["trials"][0], **mine}}
 
 
 def _profiles(rows: Iterable[Row]) -> list[str]:
@@ -240,11 +253,26 @@ def _family(name: str) -> str:
     return name.rstrip(" 0123456789")
 
 
-def _change(rows: Sequence[Row], profile: str, key: str) -> str:
-    """Mean over seeds of the change against the base, and each seed's; placebos of one seed are averaged first."""
-    changes = []
+def _between(rows: Sequence[Row], profile: str, other: str) -> dict[str, float | None]:
+    """The loss of one bend by that of another, of the seeds that have both."""
+    pairs = ((_changes([row], profile, "loss"), _changes([row], other, "loss")) for row in rows)
+    return curves.interval([(1 + mine[0]) / (1 + theirs[0]) - 1 for mine, theirs in pairs if mine and theirs])
+
+
+def _changes(rows: Sequence[Row], profile: str, key: str) -> list[float]:
+    """Against the base, of each seed that has the profile; placebos of one seed are averaged first."""
+    found = []
     for row in rows:
         mine = [bend[key] for name, bend in row["bends"].items() if _family(name) == profile]
-        changes.append(float(np.mean(mine)) / row["bends"]["base"][key] - 1)
+        if mine:
+            found.append(float(np.mean(mine)) / row["bends"]["base"][key] - 1)
+    return found
+
+
+def _change(rows: Sequence[Row], profile: str, key: str) -> str:
+    """Mean over seeds of the change against the base, and each seed's."""
+    changes = _changes(rows, profile, key)
+    if not changes:
+        return "-"
     each = f" ({', '.join(f'{100 * change:+.1f}' for change in changes)})" if len(changes) > 1 else ""
     return f"{100 * float(np.mean(changes)):+.1f} %{each}"
