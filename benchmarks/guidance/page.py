@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pages import percent, plus_minus, table, with_section
+from scipy.stats import spearmanr
 
 from guidance import curves
 from guidance.bends import FIRST
@@ -24,7 +26,7 @@ def write_page(found: Row) -> None:
     page = DOCS / "search.md"
     (DOCS / "results" / FIGURE).write_bytes(hypervolume_png(found))
     text = page.read_text()
-    for section in (real, surrogate, limits, savings, times, agreement, bends):
+    for section in (real, profiles, surrogate, limits, savings, times, agreement, bends):
         text = with_section(text, section.__name__, "\n".join(section(found)))
     page.write_text(text)
 
@@ -83,6 +85,23 @@ def real(found: Row) -> Iterator[str]:
             for rule, mine in rules.items()
         ],
     )
+
+
+def profiles(found: Row) -> Iterator[str]:
+    """How alike a profile is under two training seeds, and how like the FLOPs of a weight."""
+    runs = found["arms"]["similarity"]["real"]["runs"]
+    cost = [found["arms"]["cost"]["real"]["runs"][0]["profile"][group] for group in runs[0]["blocks"]]
+    body = []
+    for name in ("excess", "kappa", "movement"):
+        mine = [[numbers[name] for numbers in run["blocks"].values()] for run in runs]
+        seeds = [spearmanr(a, b).statistic for a, b in itertools.combinations(mine, 2)]
+        body.append([name, _each(seeds), _each([spearmanr(values, cost).statistic for values in mine])])
+    yield "Spearman's rank correlation of a profile over the six blocks:\n"
+    yield from table(["profile", "between training seeds", "with the FLOPs of a weight, each seed"], body)
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)
 
 
 def _chosen_against_erk(runs: Sequence[Row], *, at_its_flops: bool) -> str:
