@@ -13,7 +13,12 @@ def violations(spec: SweepSpec, numbers: Mapping[str, Any]) -> dict[str, float]:
     limits = spec.search.constraints
     costs = {"flops": numbers["flops"] / numbers["flops_dense"], "ticket_bytes": numbers["ticket_bytes"]}
     ceilings = {"flops": limits.flops, "ticket_bytes": limits.ticket_bytes}
-    return {name: costs[name] / ceiling - 1 for name, ceiling in ceilings.items() if ceiling is not None}
+    return {name: violation(costs[name], ceiling) for name, ceiling in ceilings.items() if ceiling is not None}
+
+
+def violation(cost: float, ceiling: float) -> float:
+    """By how much of a ceiling a cost lies above it."""
+    return cost / ceiling - 1
 
 
 def is_feasible(result: Mapping[str, Any]) -> bool:

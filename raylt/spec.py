@@ -108,6 +108,10 @@ class TicketSpec(_Model):
             return self.densities[round_index - 1]
         return float((self.density if self.density is not None else 0.1) ** (round_index / self.rounds))
 
+    def is_shared(self, round_index: int) -> bool:
+        """Whether a pruning is uniform, and so one for all trials."""
+        return round_index <= self.shared_rounds
+
     @property
     def final_density(self) -> float:
         return self.density_of(self.rounds)

@@ -132,11 +132,11 @@ def _search_problems(spec: SweepSpec) -> Iterator[Problem]:
     purpose, without = (" (groups: auto)", "") if search.has_auto_groups else ("", ", or sampler: tpe")
     if not search.has_profile:
         what = f"are too few for profile: {search.profile}{purpose}"
-        expected = f"2 or more: similarity is measured between pilots (or profile: movement{without})"
+        expected = f"2 or more: similarity is measured between pilots (or profile: movement or cost{without})"
         yield _problem("search.pilots", what, expected, search.pilots, *about, "search.profile")
     if ticket.criterion == "synflow":
         what = f"cannot be measured{purpose}: under criterion: synflow all pilots have one mask"
-        yield _problem("search.profile", what, f"movement or size{without}", search.profile, *about, "ticket.criterion")
+        yield _problem("search.profile", what, f"movement, cost or size{without}", search.profile, *about, "ticket.criterion")
 
 
 def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:

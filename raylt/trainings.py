@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.spec import SweepSpec
-
-FROM_SCRATCH = ("reinit", "small-dense")  # controls that train all steps; the others start at the rewind point
+from raylt.ticket.controls import FROM_SCRATCH
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,8 @@ class Training:
     allocation: str  # what its mask is cut by
     round: int | None  # None: the training up to the rewind point
     steps: int
-    is_scored: bool = field(
-        default=True, compare=False
-    )  # by the trial that asks: a control trains its ticket's rounds unscored
+    # By the trial that asks: a control trains its ticket's rounds unscored.
+    is_scored: bool = field(default=True, compare=False)
 
 
 def trainings_of(spec: SweepSpec, trial: TrialSpec) -> Iterator[Training]:
@@ -36,7 +34,7 @@ def trainings_of(spec: SweepSpec, trial: TrialSpec) -> Iterator[Training]:
     yield Training(*origin, "dense", 0, steps)
     last = 0 if trial.rule is None else max(trial.control_rounds) if is_control else spec.ticket.rounds
     for index in range(1, last + 1):
-        rule = "uniform" if index <= spec.ticket.shared_rounds else allocation
+        rule = "uniform" if spec.ticket.is_shared(index) else allocation
         yield Training(*origin, rule, index, steps, not is_control)
         if is_control and index in trial.control_rounds:
             yield Training(*origin, f"{trial.control} of {rule}", index, budget if trial.control in FROM_SCRATCH else steps)

@@ -104,7 +104,7 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
     free = [block for block in spec.blocks if blocks[block]["kappa"] is not None]
     bends = {"base": dict.fromkeys(free, 0.0)}
     for profile, values in _profiles({block: blocks[block] for block in free}, sizes, seed):
-        bends[profile] = {block: GAMMA * value for block, value in zip(free, values, strict=True)}
+        bends[profile] = {block: GAMMA * values[block] for block in free}
     found = {}
     for index, (profile, bend) in enumerate(bends.items()):
         trial = TrialSpec(100 + index, "search", SEARCHED, seed, offsets=bend)
@@ -132,24 +132,22 @@ def _sizes(spec: Any) -> dict[str, int]:
     return sizes
 
 
-def _profiles(blocks: Mapping[str, Row], sizes: Mapping[str, int], seed: int) -> Iterator[tuple[str, list[float]]]:
+def _profiles(blocks: Mapping[str, Row], sizes: Mapping[str, int], seed: int) -> Iterator[tuple[str, Mapping[str, float]]]:
     """Profile -> its value in every block, with mean 0 and standard deviation 1."""
-    own = {
-        name: [numbers[name] for numbers in blocks.values()] for name in ("excess", "kappa", "kappa_partial", "kappa_movement")
+    from raylt.search.profile import standardised
+
+    raw = {
+        name: {block: numbers[name] for block, numbers in blocks.items()}
+        for name in ("excess", "kappa", "kappa_partial", "kappa_movement")
     }
-    own["movement"] = [math.log(numbers["movement"]) for numbers in blocks.values()]
-    own["size"] = [-math.log(sizes[block]) for block in blocks]
-    standard = {name: standardised(values) for name, values in own.items()}
+    raw["movement"] = {block: math.log(numbers["movement"]) for block, numbers in blocks.items()}
+    raw["size"] = {block: -math.log(sizes[block]) for block in blocks}
+    standard = {name: standardised(values) for name, values in raw.items()}
     yield from standard.items()
-    yield "excess and movement", standardised([e + m for e, m in zip(standard["excess"], standard["movement"], strict=True)])
+    yield "excess and movement", standardised({b: standard["excess"][b] + standard["movement"][b] for b in blocks})
     for index in range(PERMUTATIONS):
-        order = np.random.default_rng([seed, index]).permutation(standard["excess"])
-        yield f"shuffled {index}", [float(value) for value in order]
-
-
-def standardised(values: list[float]) -> list[float]:
-    array = np.array(values)
-    return [float(value) for value in (array - array.mean()) / array.std()]
+        order = np.random.default_rng([seed, index]).permutation([*standard["excess"].values()])
+        yield f"shuffled {index}", dict(zip(blocks, map(float, order), strict=True))
 
 
 def jobs(first_seed: int, *, quick: bool) -> list[tuple[str, int]]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raylt.intervals import CONFIDENCE, student_t
+from raylt import verdicts
+from raylt.intervals import CONFIDENCE
 
 Run = Mapping[str, Any]  # start_steps, reference; trials: state, broken, loss, flops, steps
 Point = tuple[float, float]
@@ -75,6 +76,7 @@ def against_random(arm: Sequence[Run], random: Sequence[Run]) -> dict[str, Any]:
     def reach(seeds: npt.NDArray[np.int64]) -> float:
         return steps_to(mine[seeds].mean(0), grid, float(theirs[seeds].mean(0)[-1]))
 
+    # Not scipy's bootstrap: its percentiles interpolate, and between two infinities there is no number.
     draw, num = np.random.default_rng(0), len(arm)
     resampled = sorted(reach(draw.integers(0, num, num)) / total for _ in range(RESAMPLES))
     low, high = (resampled[round(q * (RESAMPLES - 1))] for q in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
@@ -115,8 +117,8 @@ def _gain(run: Run, trial: Mapping[str, Any] | None) -> float:
     return 0.0 if trial is None else float(trial["expected"] / run["base"]["expected"] - 1)
 
 
-def interval(values: Sequence[float] | Floats) -> dict[str, float | None]:
-    """Mean, and half the width of its interval (Student's t)."""
-    n = len(values)
-    half = student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else None
-    return {"mean": float(np.mean(values)), "half": half}
+def interval(values: Iterable[float]) -> dict[str, float | None]:
+    """Mean, and half the width of its interval, as raylt has it."""
+    found = verdicts.summary([float(value) for value in values])
+    half = None if found["high"] is None else (found["high"] - found["low"]) / 2
+    return {"mean": found["mean"], "half": half}

@@ -14,6 +14,7 @@ from raylt.diffusion.model import layers_of
 from raylt.metrics.flops import count_flops
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.search.foresight import Foresight
+from raylt.search.profile import standardised
 from raylt.search.proposal import FixedProposal, Proposer
 from raylt.search.rungs import thresholds
 from raylt.search.sampler import default_startup, fixed_proposal
@@ -105,8 +106,3 @@ class World:
             "steps": self.steps,
             "expected": expected[1],
         }
-
-
-def standardised(values: Mapping[str, float]) -> dict[str, float]:
-    array = np.array(list(values.values()))
-    return dict(zip(values, map(float, (array - array.mean()) / array.std()), strict=True))

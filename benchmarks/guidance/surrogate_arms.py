@@ -12,10 +12,11 @@ import numpy as np
 
 from guidance import curves
 from guidance.arms import ARMS, GROUPS, spec_of
-from guidance.simulate import World, search, standardised
+from guidance.simulate import World, search
 from guidance.surrogate import NEAR, Surrogate
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.search.groups import grouped
+from raylt.search.profile import standardised
 from raylt.search.sampler import FIRST_GAMMA, default_startup, fixed_proposal
 from raylt.search.space import DELTA, GAMMA, at_base
 from raylt.spec import SweepSpec
@@ -148,8 +149,7 @@ def _search(job: tuple[str, int]) -> Row:
     # An arm without pilots has nothing to bend by, as in a real sweep.
     known = _world.profile(arm.profile or spec.search.profile, seed) if spec.search.has_profile else dict.fromkeys(GROUPS, 0.0)
     means = {name: float(np.mean([known[member] for member in members])) for name, members in groups.items()}
-    profile = standardised(means) if any(means.values()) else means
-    return search(spec, _world, seed, profile, run["start_steps"], baselines, arm.fixed)
+    return search(spec, _world, seed, standardised(means), run["start_steps"], baselines, arm.fixed)
 
 
 def _by_similarity(seed: int) -> Mapping[str, list[str]]:

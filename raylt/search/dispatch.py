@@ -114,7 +114,7 @@ class Dispatcher:
             self._proposer = Proposer(settled(self.spec, measured), self.startup)
         spec, profile = self._proposer.spec, measured["profile"]
         params, attrs = self._proposer.propose(
-            number, history, lambda drawn: self._foresight.excess(offsets(spec, drawn, profile))
+            number, history, lambda drawn: self._foresight.violation(offsets(spec, drawn, profile))
         )
         bend = offsets(spec, params, profile)
         ended = [result for _, result in [*self.ledger.complete("baseline"), *history]]

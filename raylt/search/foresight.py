@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from raylt.ceilings import violation
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.train import Compute
 from raylt.ledger import Ledger
@@ -28,12 +29,12 @@ class Foresight:
         """`ledger`: where the dense model is found, for base LAMP alone."""
         self.spec, self.ledger = spec, ledger
 
-    def excess(self, offsets: Mapping[str, float]) -> float:
+    def violation(self, offsets: Mapping[str, float]) -> float:
         """By how much of `search.constraints.flops` a bend of the base lies above it; 0 or less where it keeps it."""
         ceiling = self.spec.search.constraints.flops
         if ceiling is None:
             return 0.0
-        return self.flops(offsets, self.spec.ticket.rounds) / count_flops(self.spec.unet_config).dense / ceiling - 1
+        return violation(self.flops(offsets, self.spec.ticket.rounds) / count_flops(self.spec.unet_config).dense, ceiling)
 
     def flops(self, offsets: Mapping[str, float], index: int) -> int:
         """FLOPs of one forward pass of one image at round `index`; `offsets`: block -> what its logits gain.

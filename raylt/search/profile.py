@@ -51,6 +51,14 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
     return found
 
 
+def standardised(raw: Mapping[str, float]) -> dict[str, float]:
+    """The values with mean 0 and standard deviation 1; all 0 where there is nothing to tell them apart."""
+    values = np.array([*raw.values()])
+    spread = float(values.std())
+    standard = (values - values.mean()) / spread if spread > LEAST_SPREAD else np.zeros(len(values))
+    return dict(zip(raw, map(float, standard), strict=True))
+
+
 def load_mask(store: Store, stage: str, layers: Sequence[Layer]) -> Mask:
     """The mask of a training stage."""
     return Mask.unpack(unpack(store.find(stage).read(MASK))["mask"], layers)
@@ -125,12 +133,10 @@ class _Evidence:
         raw = self._raw_of(groups)
         if raw is None:
             return dict.fromkeys(groups, 0.0)
-        values = np.array([*raw.values()])
         if self.spec.search.profile == "shuffled":
-            values = np.random.default_rng(seed_of(self.spec.search.seed, Draw.PROFILE, 0)).permutation(values)
-        spread = float(values.std())
-        standard = (values - values.mean()) / spread if spread > LEAST_SPREAD else np.zeros(len(values))
-        return dict(zip(raw, map(float, standard), strict=True))
+            order = np.random.default_rng(seed_of(self.spec.search.seed, Draw.PROFILE, 0))
+            raw = dict(zip(raw, order.permutation([*raw.values()]), strict=True))
+        return standardised(raw)
 
     def _free_of(self, blocks: Sequence[str]) -> list[Layer]:
         return [layer for layer in self.free if layer.block in blocks]

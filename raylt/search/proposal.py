@@ -35,16 +35,16 @@ class Proposer:
         self._known: list[tuple[TrialSpec, Result]] = []  # what the study holds
 
     def propose(
-        self, number: int, history: History, excess: Callable[[Mapping[str, float]], float] = lambda params: 0.0
+        self, number: int, history: History, violation: Callable[[Mapping[str, float]], float] = lambda params: 0.0
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Parameters of search trial `number` (from 0), and the sampler's notes, from the ended trials of `history`.
 
-        A function of spec, startup, number and history alone. `excess`: by how much parameters are known to break a ceiling;
+        A function of spec, startup, number and history alone. `violation`: by how much parameters are known to break a ceiling;
         where that is above 0 they are drawn again, `ATTEMPTS` times in all. Then the last stand, to be learnt from.
         """
         self._extend(history)
         for attempt in range(ATTEMPTS):
-            params, attrs, over = self._draw(number, attempt, excess)
+            params, attrs, over = self._draw(number, attempt, violation)
             if over <= 0:
                 break
         if attempt > 0:
@@ -52,7 +52,7 @@ class Proposer:
         return params, attrs
 
     def _draw(
-        self, number: int, attempt: int, excess: Callable[[Mapping[str, float]], float]
+        self, number: int, attempt: int, violation: Callable[[Mapping[str, float]], float]
     ) -> tuple[dict[str, float], dict[str, Any], float]:
         self._study.sampler = make_sampler(self.spec, number, self.startup, attempt)
         fixed = self.fixed(self.spec, number) if attempt == 0 else None
@@ -62,7 +62,7 @@ class Proposer:
         _ = asked.relative_params  # drawn also where all are fixed: NSGA-II then notes the generation
         proposed = self._study.get_trials(deepcopy=False)[-1]
         params, attrs = {**at_base(self.spec), **proposed.params}, dict(proposed.system_attrs)
-        over = excess(params)
+        over = violation(params)
         if over > 0:
             asked.set_constraint("flops", over)
         # It stays in the study. Samplers learn nothing of one that failed; TPE does of a pruned one that is infeasible.

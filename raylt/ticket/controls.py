@@ -30,6 +30,8 @@ from raylt.ticket.mask import Mask
 
 Narrower = Callable[[Mapping[str, Any], Mask], Mapping[str, Any]]  # a smaller config of the FLOPs of a masked one
 
+FROM_SCRATCH = ("reinit", "small-dense")  # trained 0 .. T in the table above, not from the rewind point
+
 
 def control_round(
     control: Control, search: TicketSearch, ticket: Round, images: ImageSet, store: Store, narrower: Narrower,

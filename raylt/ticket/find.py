@@ -126,7 +126,7 @@ def cut(search: TicketSearch, index: int, density: float, scores: Scores, dense_
 def allocation_of(search: TicketSearch, index: int) -> Allocation:
     """The rule of round `index`: uniform in the rounds that trials share."""
     assert search.allocation is not None
-    return Allocation("uniform") if index <= search.spec.ticket.shared_rounds else search.allocation
+    return Allocation("uniform") if search.spec.ticket.is_shared(index) else search.allocation
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

@@ -509,24 +509,30 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert again <= 4 * TINY["train"]["checkpoint_every"] * TINY["search"]["concurrency"]
 
 
-@pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in tests/unit/test_rungs.py
-def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_sweep):
-    search = {"rungs": True, "objectives": ["loss"], "trials": 5, "concurrency": 1}  # loss alone: more of them are stopped
-    changes = {"ticket": {"rounds": 3}, "search": search}
-    whole, sweep = new_sweep(**changes), new_sweep(**changes)
+def assert_a_kill_changes_nothing(whole, sweep, *, after, last):
+    """Run one to its end; kill the other once trial `after` has ended, before `last` has, and run it again. Its document."""
     done = whole.run()
     assert done.code == 0, done.err
     killed = sweep.start("tiny.yaml")
-    eventually(lambda: sweep.has_ended(6) or killed.poll() is not None, "the second search trial ends")
+    eventually(lambda: sweep.has_ended(after) or killed.poll() is not None, f"trial {after} ends")
     killed.kill()
     killed.wait()
-    assert not sweep.has_ended(9)
+    assert not sweep.has_ended(last)
     done = sweep.run()
     assert done.code == 0, done.err
     document = sweep.results()
     assert comparable(document) == comparable(whole.results())
     assert sweep.study() == whole.study()
     assert values_only(sweep.record()) == values_only(whole.record())
+    return document
+
+
+@pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in tests/unit/test_rungs.py
+def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_sweep):
+    search = {"rungs": True, "objectives": ["loss"], "trials": 5, "concurrency": 1}  # loss alone: more of them are stopped
+    changes = {"ticket": {"rounds": 3}, "search": search}
+    whole, sweep = new_sweep(**changes), new_sweep(**changes)
+    document = assert_a_kill_changes_nothing(whole, sweep, after=6, last=9)
     assert document["counts"]["pruned"] > 0
     for trial in document["trials"]:
         if trial["state"] == "PRUNED":
@@ -540,18 +546,7 @@ def test_a_sweep_with_auto_groups_that_was_killed_ends_as_one_that_was_not(new_s
     changes = {"search": {"groups": "auto", "profile": "movement", "pilots": 0, "baselines": [], "trials": 4}}
     whole, sweep = new_sweep(**changes), new_sweep(**changes)
     assert "groups   chosen from the profile once the dense training has ended" in whole.run("--dry-run").out
-    done = whole.run()
-    assert done.code == 0, done.err
-    killed = sweep.start("tiny.yaml")
-    eventually(lambda: sweep.has_ended(1) or killed.poll() is not None, "the first search trial ends")
-    killed.kill()
-    killed.wait()
-    done = sweep.run()
-    assert done.code == 0, done.err
-    document = sweep.results()
-    assert comparable(document) == comparable(whole.results())
-    assert sweep.study() == whole.study()
-    assert values_only(sweep.record()) == values_only(whole.record())
+    document = assert_a_kill_changes_nothing(whole, sweep, after=1, last=4)
     assert sorted(block for blocks in document["groups"].values() for block in blocks) == sorted(BLOCKS - KEPT_DENSE)
     names = {f"delta/{group}" for group in document["groups"]}
     shown = whole.record()[NAME]["params"]
