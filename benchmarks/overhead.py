@@ -38,9 +38,9 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from raylt.diffusion.model import layers_of
-from raylt.document import LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
+from raylt.document import RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.lease import Lease
-from raylt.ledger import Ledger
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
 from raylt.search.dispatch import Dispatcher

@@ -28,7 +28,7 @@ def _message(**content: Any) -> dict[str, Any]:
 
 
 class TrialActor(tune.Trainable):
-    """Runs what its config says: `spec`, `compute`, `inputs`, `root`, `name`, `epoch` of the sweep, and the `trial`.
+    """Runs what its config says: `spec`, `compute`, `inputs`, `root`, `name`, `epoch`, `token` of the sweep, and the `trial`.
 
     Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
     result and is not tried again. Only a trial whose process has gone is: killed, or asked to leave (`Preempted`).
@@ -75,7 +75,7 @@ class TrialActor(tune.Trainable):
         if self._run is None or self._rounds is None:
             config = self._config
             spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
-            guard = guard_for(Store(config["root"]), config["name"], config["epoch"])
+            guard = guard_for(Store(config["root"]), config["name"], config["epoch"], config["token"])
             store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
             self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"]), store), store, log.trained)
             self._rounds = iter(self._run)

@@ -2,7 +2,7 @@
 
 Where the filesystem has locks, a file lock: exact, and it dies with its process. Also on NFS, whose server drops the locks
 of a client that has vanished (NFS 4: after 90 s). Elsewhere, as on S3, a claim in the stage's folder that its maker keeps
-fresh. There is no conditional put to be had, so in a rare race two make the stage: the same bytes, harmlessly.
+fresh. Claims save work and decide nothing: a stage is created once, so should two make it, the first that is done made it.
 
 On either, `claim.json` stays in the folder of a stage that was never finished, and says whose it was.
 """
@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, replace
 
 import filelock
 
+from raylt.damage import Damaged
 from raylt.errors import Diverged, EnvironmentFailure
 from raylt.files import Files
 
 CLAIM = "claim.json"
-STALE_AFTER_S = 60.0  # without a heartbeat its maker is taken for dead
+STALE_AFTER_S = 60.0  # its maker is taken for dead when a claim has not changed for so long
 HEARTBEAT_EVERY_S = 10.0
 SETTLE_S = 0.2  # two that claim at once look, after this, who wrote last
 POLL_S = 1.0
@@ -38,7 +39,7 @@ class Busy(Exception):
 class Claim:
     owner: str  # SWEEP/TRIAL
     token: str
-    heartbeat: float  # unix seconds; 0: nobody is at it any more
+    heartbeat: float  # new with each sign of life; 0: nobody is at it any more
 
     @staticmethod
     def by(owner: str, heartbeat: float) -> Claim:
@@ -47,10 +48,10 @@ class Claim:
 
 def read_claim(files: Files, folder: str) -> Claim | None:
     """The claim on a stage; None where there is none, or none of ours."""
-    content = files.read_json(f"{folder}/{CLAIM}")
     try:
+        content = files.read_record(f"{folder}/{CLAIM}")
         return None if content is None else Claim(**content)
-    except TypeError:
+    except (TypeError, Damaged):
         return None
 
 
@@ -95,7 +96,7 @@ def _leave(files: Files, folder: str, mine: Claim, finished: bool) -> None:
 
 
 def _write(files: Files, folder: str, claim: Claim) -> None:
-    files.write_json(f"{folder}/{CLAIM}", asdict(claim))
+    files.write_record(f"{folder}/{CLAIM}", asdict(claim))
 
 
 def _file_lock(files: Files, digest: str, guard: Callable[[], None], wait: bool) -> filelock.BaseFileLock | None:
@@ -139,9 +140,9 @@ def _claimed(files: Files, folder: str, owner: str, guard: Callable[[], None], w
 
 
 def _may_take(claim: Claim, owner: str, unchanged_s: float) -> bool:
-    """Whether nobody living holds a claim. Seen unchanged for long enough it is stale too, whatever two clocks say."""
+    """Whether nobody living holds a claim, by the time that it was seen unchanged: two hosts' clocks are never compared."""
     is_same_trial = owner != "" and claim.owner == owner
-    return is_same_trial or time.time() - claim.heartbeat > STALE_AFTER_S or unchanged_s > STALE_AFTER_S
+    return is_same_trial or claim.heartbeat == 0 or unchanged_s > STALE_AFTER_S
 
 
 class _Heart:

@@ -204,11 +204,15 @@ def _keep_secrets_at_home() -> None:
 
 
 class Signals:
-    """SIGTERM as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave."""
+    """SIGTERM and SIGHUP as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave.
+
+    SIGHUP comes when the terminal or the SSH session ends. Who has it ignored (`nohup`) goes on.
+    """
 
     def __init__(self) -> None:
         self.terminated, self.expired = False, False
-        self._before = signal.getsignal(signal.SIGTERM)
+        gentle = (signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.getsignal(number) for number in gentle if signal.getsignal(number) != signal.SIG_IGN}
         self._held = threading.Lock()  # while Ray starts
         self._timer: threading.Timer | None = None
         self.take()
@@ -227,7 +231,8 @@ class Signals:
             self.take()
 
     def take(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        for number in self._before:
+            signal.signal(number, self._on_terminate)
 
     def _expire(self) -> None:
         with self._held:
@@ -260,4 +265,5 @@ class Signals:
 
     def restore(self) -> None:
         self.end_timer()
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

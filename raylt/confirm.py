@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylt.document import CONFIRM_FILE, confirmations, next_free_id, pareto_of
+from raylt.document import next_free_id, pareto_of
 from raylt.ledger import Ledger
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
@@ -30,10 +30,10 @@ def confirm(spec: SweepSpec, ledger: Ledger, request: Request) -> list[Planned]:
 
     Call it when the search has ended: finalists are those of its Pareto front.
     """
-    known = confirmations(ledger)
+    known = ledger.confirmations()
     extended = extend(spec, ledger, known, request)
     if len(extended) > len(known):
-        ledger.write(CONFIRM_FILE, [{"trial": item.trial.dump(), "after": list(item.after)} for item in extended])
+        ledger.plan_confirmation(extended)
     return extended
 
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from raylt.claim import CLAIM, Busy, read_claim, sole_maker
-from raylt.document import LOCK_FILE
+from raylt.damage import Damaged
 from raylt.lease import read_holder
-from raylt.ledger import FAIL, Ledger, sweep_names
-from raylt.store import FAILED, KEY, MANIFEST, STAGES, Store, folder_of, is_leftover
+from raylt.ledger import FAIL, Ledger, existing, read_lock, sweep_names
+from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
 
@@ -33,7 +33,8 @@ class StageFiles:
 
     @property
     def is_unfinished(self) -> bool:
-        return not self.is_whole and FAILED not in self.files
+        """Whether it would have to be made again anyhow: also where all that is there is the memory of a divergence."""
+        return not self.is_whole
 
     @property
     def bytes(self) -> int:
@@ -80,11 +81,24 @@ class Survey:
             _, _, digest, *rest = path.split("/")
             if rest:
                 self.stages.setdefault(digest, StageFiles(digest)).files["/".join(rest)] = size
-        self.ledgers = {name: Ledger(store, name) for name in sweep_names(store)}
-        self.locks: dict[str, dict[str, Any]] = {name: ledger.read(LOCK_FILE) or {} for name, ledger in self.ledgers.items()}
+        self.ledgers: dict[str, Ledger] = {}
+        self.damaged: dict[str, Damaged] = {}  # sweeps whose needs nobody can tell
+        for name in sweep_names(store):
+            try:
+                self.ledgers[name] = existing(store, name)
+            except Damaged as error:
+                self.damaged[name] = error
+        self.locks: dict[str, dict[str, Any]] = {name: read_lock(store, name) or {} for name in self.ledgers}
         named = [set[str]().union(*self._named(name, False), *self._named(name, True)) for name in self.ledgers]
         unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in set().union(*named)]
-        self._keys = {digest: store.read_json(f"{folder_of(digest)}/{KEY}") or {} for digest in unnamed}
+        self._keys = {digest: self._key_of(digest) for digest in unnamed}
+
+    def _key_of(self, digest: str) -> dict[str, Any]:
+        """The key of a stage; {} where it is damaged."""
+        try:
+            return dict(self.store.find(digest).key)
+        except Damaged:
+            return {}
 
     def _named(self, name: str, failed: bool) -> list[set[str]]:
         """The stages that each of a sweep's results names: of trials that failed, or of the others."""
@@ -116,12 +130,19 @@ class Survey:
         owners = {}
         for digest, stage in self.stages.items():
             if digest in self._keys:
-                manifest = self.store.read_json(f"{folder_of(digest)}/{MANIFEST}") or {}
-                owners[digest] = str(manifest.get("owner", ""))
+                owners[digest] = self._owner_in(f"{folder_of(digest)}/{MANIFEST}")
+            elif FAILED in stage.files:
+                owners[digest] = self._owner_in(f"{folder_of(digest)}/{FAILED}")
             elif stage.is_unfinished:
                 claim = read_claim(self.store, folder_of(digest))
                 owners[digest] = "" if claim is None else claim.owner
         return owners
+
+    def _owner_in(self, path: str) -> str:
+        try:
+            return str((self.store.read_record(path) or {}).get("owner", ""))
+        except Damaged:
+            return ""
 
     def usage(self) -> dict[str, Usage]:
         """Sweep -> its bytes."""
@@ -174,7 +195,7 @@ class Survey:
         data = self.locks[name].get("data_sha256")
         beside = [other for other in self.ledgers if other != name and self.locks[other].get("data_sha256") == data]
         holders = {other: read_holder(self.store, other) for other in beside}
-        return [other for other, holder in holders.items() if holder is not None and holder.is_alive()]
+        return [other for other, holder in holders.items() if holder is not None and holder.seems_alive]
 
 
 def delete(store: Store, garbage: Garbage) -> int:

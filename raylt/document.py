@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raylt.ceilings import is_feasible
+from raylt.errors import SpecError
 from raylt.lease import read_holder
-from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result
+from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result, is_sealed, read_lock
 from raylt.pareto import pareto_ids
-from raylt.plan import Planned, TrialSpec, plan
+from raylt.plan import TrialSpec, plan
+from raylt.seals import BadSeal, unseal_yaml
 from raylt.spec import SweepSpec
 from raylt.specfile import parse_spec
 from raylt.store import Store
@@ -17,8 +19,7 @@ from raylt.verdicts import confirmation
 
 SCHEMA = 1
 RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured against, not ranked
-SPEC_FILE, LOCK_FILE, SIMILARITY_FILE, RUNS_FILE = "spec.yaml", "spec.lock.json", "similarity.json", "mlflow.json"
-CONFIRM_FILE = "confirm.json"
+SPEC_FILE, SIMILARITY_FILE, RUNS_FILE = "spec.yaml", "similarity.json", "mlflow.json"
 
 # Of a block and of a layer. Sweeps measured by an earlier raylt have the first four alone.
 SIMILARITY_NUMBERS = (
@@ -47,7 +48,26 @@ _ROUND_NUMBERS = ("round", "density", "fid", "kid", "kid_sd", "loss", "flops", "
 def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
-    return parse_spec((store.read(path) or b"").decode(), f"{store.root}/{path}", ())
+    try:
+        return parse_spec(stored_yaml(store, name), f"{store.root}/{path}", ())
+    except SpecError as error:
+        why = f"it is no spec that this raylt reads ({str(error).splitlines()[0]})"
+        raise store.damaged(path, why) from error
+
+
+def stored_yaml(store: Store, name: str) -> str:
+    """That spec's text. Raises `Damaged`."""
+    path = f"sweeps/{name}/{SPEC_FILE}"
+    data = store.read(path)
+    if data is None:
+        raise store.damaged(path, "it is not there, though the sweep was begun")
+    try:
+        text, has_sum = unseal_yaml(data)
+        if not has_sum and is_sealed(read_lock(store, name)):
+            raise BadSeal("its checksum is missing")
+    except BadSeal as error:
+        raise store.damaged(path, str(error)) from error
+    return text
 
 
 def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
@@ -144,19 +164,14 @@ def counts_of(trials: list[dict[str, Any]]) -> dict[str, int]:
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
     """Every planned, every search and every confirming trial has been asked and has ended."""
     num_search = sum(trial.is_search and trial.retry_of is None for trial in ledger.asked.values())
-    planned = [*plan(spec), *confirmations(ledger)]
+    planned = [*plan(spec), *ledger.confirmations()]
     all_asked = num_search >= spec.search.trials and all(item.trial.id in ledger.asked for item in planned)
     return all_asked and not ledger.open_trials()
 
 
-def confirmations(ledger: Ledger) -> list[Planned]:
-    """The trials that `raylt confirm` has planned, asked or not."""
-    return [Planned(TrialSpec(**item["trial"]), item["after"]) for item in ledger.read(CONFIRM_FILE) or []]
-
-
 def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
     """An id that is neither asked nor planned."""
-    planned = [item.trial.id for item in [*plan(spec), *confirmations(ledger)]]
+    planned = [item.trial.id for item in [*plan(spec), *ledger.confirmations()]]
     return 1 + max([*planned, *ledger.asked])
 
 
@@ -171,7 +186,7 @@ def state_of(spec: SweepSpec, ledger: Ledger) -> str:
     if is_complete(spec, ledger):
         return "complete"
     holder = read_holder(ledger.store, ledger.name)
-    return "running" if holder is not None and holder.is_alive() else "interrupted"
+    return "running" if holder is not None and holder.seems_alive else "interrupted"
 
 
 def _timing(known: dict[str, float] | None) -> dict[str, float | None] | None:

@@ -32,7 +32,12 @@ class Preempted(EnvironmentFailure):
 
 
 class Diverged(RayltError):
-    """Training reached a loss or a weight that is not finite. Always so for this stage, so the store remembers it."""
+    """Training reached a loss or a weight that is not finite. What does so twice from clean inputs, the store remembers.
+
+    `stage`: the digest of the stage that diverged, once that is known.
+    """
+
+    stage = ""
 
 
 class InputError(RayltError):

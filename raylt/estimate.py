@@ -10,9 +10,9 @@ import torch
 
 from raylt.diffusion.sample import HELD_OUT_DRAWS, HELD_OUT_IMAGES
 from raylt.diffusion.train import Compute
-from raylt.document import LOCK_FILE, confirmations, next_free_id
+from raylt.document import next_free_id
 from raylt.inputs import Inputs
-from raylt.ledger import Ledger
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.made import Made, made_for
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
@@ -50,7 +50,7 @@ class Work:
 
 def all_trials(spec: SweepSpec, ledger: Ledger) -> list[Planned]:
     """The sweep's trials, asked or not, as they will be started, and what each waits for."""
-    planned, confirming = plan(spec), confirmations(ledger)
+    planned, confirming = plan(spec), ledger.confirmations()
     mine = {item.trial.id for item in [*planned, *confirming]}
     asked = [trial for number, trial in sorted(ledger.asked.items()) if number not in mine]
     num_searched = sum(trial.is_search and trial.retry_of is None for trial in asked)

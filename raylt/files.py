@@ -1,4 +1,4 @@
-"""Files under one root on any pyarrow filesystem: written in one piece, read whole, every fault put in words.
+"""Files under one root: written in one piece or created once, read whole and checked, every fault put in words.
 
 A dead or silent server is an error within seconds; a fault that passes is sat out. Nothing here knows what a stage is.
 """
@@ -12,19 +12,21 @@ import os
 import re
 import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import fs as pafs
 
-from raylt.errors import EnvironmentFailure, InputError, StoreFailure
+from raylt.bucket import ANSWER_WITHIN_S, CONNECT_WITHIN_S, BucketFolder
+from raylt.damage import Damaged
+from raylt.errors import InputError, StoreFailure
+from raylt.folders import ArrowFolder, Folder, Found, LocalFolder
+from raylt.seals import BadSeal, seal, unseal
 from raylt.spec import CREDENTIALS_ADVICE, has_credentials
 
-CONNECT_WITHIN_S, ANSWER_WITHIN_S = 4.0, 10.0  # of one request
 FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass is met again at once, then after pauses that double
 S3_OPTIONS = ("endpoint_override", "scheme", "region")
 
@@ -44,13 +46,6 @@ _ADVICE = (  # what the cause contains -> what to do
 T = TypeVar("T")
 
 
-class Found(NamedTuple):
-    """A file below a folder: its path under the root, and its size."""
-
-    path: str
-    bytes: int
-
-
 def dump_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
@@ -62,45 +57,51 @@ class Files:
     place from any folder and, for S3, whatever AWS_ENDPOINT_URL is there.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, folder: Folder | None = None) -> None:
+        """`folder`: where `root` lies, in place of what its name says."""
         if has_credentials(root):
             raise InputError(f"storage.root (or RAYLT_ROOT, --root) holds a user name or password; {CREDENTIALS_ADVICE}")
-        self.root = root
+        self.root, self.uri, self.is_local = root, root, False
+        if folder is not None:
+            self._folder = folder
+            return
         try:
-            self._base, self.uri = self._s3_address(root) if root.startswith("s3://") else self._address(root)
+            self.uri, opened = self._s3_address(root) if root.startswith("s3://") else self._address(root)
         except (OSError, ValueError) as error:
             message = f"storage.root: no store at {_shown(root)}: {error}; a folder, or a URI such as s3://bucket/folder"
             raise InputError(message) from error
+        if opened is not None:
+            self._folder = opened
         if self.is_local and Path(self._base).exists() and not Path(self._base).is_dir():
             raise InputError(
                 f"storage.root (or RAYLT_ROOT, --root): {root} is a file; a folder, or a URI such as s3://bucket/folder"
             )
 
-    def _address(self, root: str) -> tuple[str, str]:
-        """(base, uri) of any root but S3's."""
-        if "://" in root:
-            self._fs, base = pafs.FileSystem.from_uri(root)
-            self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
-            return base, root
-        self._fs, self.is_local = pafs.LocalFileSystem(), True
-        base = str(Path(root).expanduser().resolve())
-        return base, base
+    def _address(self, root: str) -> tuple[str, Folder]:
+        """(uri, folder) of any root but S3's."""
+        if "://" not in root:
+            base = str(Path(root).expanduser().resolve())
+            self.is_local = True
+            return base, LocalFolder(base)
+        filesystem, base = pafs.FileSystem.from_uri(root)
+        self.is_local = isinstance(filesystem, pafs.LocalFileSystem)
+        return root, LocalFolder(base) if self.is_local else ArrowFolder(filesystem, base)
 
-    def _s3_address(self, root: str) -> tuple[str, str]:
+    def _s3_address(self, root: str) -> tuple[str, None]:
         parts = urlsplit(root)
         options = dict(parse_qsl(parts.query))
         unknown = sorted(set(options) - set(S3_OPTIONS))
         if unknown or not parts.netloc:
             what = f"unknown {', '.join(unknown)}; known are {', '.join(S3_OPTIONS)}" if unknown else "it names no bucket"
             raise InputError(f"storage.root: {_shown(root)}: {what}; for example s3://bucket/folder?region=eu-central-1")
-        self._s3_options, self.is_local = _s3_endpoint() | options, False
-        base = f"{parts.netloc}{parts.path}".rstrip("/")
-        return base, f"s3://{base}?{urlencode(self._s3_options)}".rstrip("?")
+        self._s3_options = _s3_endpoint() | options
+        self._s3_base = f"{parts.netloc}{parts.path}".rstrip("/")
+        return f"s3://{self._s3_base}?{urlencode(self._s3_options)}".rstrip("?"), None
 
     @cached_property
-    def _fs(self) -> pafs.FileSystem:
+    def _folder(self) -> Folder:
         """S3, once it is needed. Raises `StoreFailure` where there is no such server or bucket."""
-        bucket, options = self._base.partition("/")[0], dict(self._s3_options)
+        bucket, options = self._s3_base.partition("/")[0], dict(self._s3_options)
         region = options.pop("region", None) or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region is None:
             own_server = "endpoint_override" in options
@@ -113,7 +114,12 @@ class Files:
         info = self._patiently("reach", "", lambda: filesystem.get_file_info(bucket))
         if info.type == pafs.FileType.NotFound:
             raise self._failure("reach", "", OSError(f"no such bucket {bucket}"))
-        return filesystem
+        return BucketFolder(filesystem, self._s3_base, region, options)
+
+    @property
+    def _base(self) -> str:
+        assert isinstance(self._folder, LocalFolder)
+        return self._folder.base
 
     # --- what may be done ---------------------------------------------------------------------------------------------
 
@@ -123,69 +129,68 @@ class Files:
 
     def read(self, path: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
+        return self._patiently("read", path, lambda: self._folder.read(path))
 
-        def read() -> bytes | None:
-            try:
-                with self._fs.open_input_file(f"{self._base}/{path}") as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+    def read_record(self, path: str, *, is_sealed: bool | None = None) -> dict[str, Any] | None:
+        """A JSON object that raylt wrote, without its checksum; None where there is none.
 
-        return self._patiently("read", path, read)
+        `is_sealed`: whether it must have a checksum. None: one without is taken as it is; it was written by an earlier raylt.
+        Raises `Damaged`, naming the file.
+        """
+        return self.read_checked(path, is_sealed=is_sealed)[0]
 
-    def read_json(self, path: str) -> Any | None:
-        """A JSON file's content; None where there is none. Raises `EnvironmentFailure` for a file that is no JSON."""
+    def read_checked(self, path: str, *, is_sealed: bool | None = None) -> tuple[dict[str, Any] | None, bool]:
+        """`read_record`, and whether there was a checksum."""
         for attempt in range(3):  # an object that is replaced between the two requests of a read comes cut
             data = self.read(path)
+            if data is None:
+                return None, False
             try:
-                return None if data is None else json.loads(data)
-            except ValueError:
+                record, has_sum = unseal(json.loads(data))
+                if is_sealed and not has_sum:
+                    raise BadSeal("its checksum is missing")
+                return record, has_sum
+            except (ValueError, RecursionError) as error:
+                why = str(error) if isinstance(error, BadSeal) else "it is no JSON"
                 time.sleep(0.1 * attempt)
-        raise EnvironmentFailure(f"{self.root}/{path} is damaged, or no file of raylt's: it is no JSON; restore or delete it")
+        raise self.damaged(path, why)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file in one piece: readers see the old bytes or the new ones, also when this process dies here."""
-        full = f"{self._base}/{path}"
-        self._patiently("write", path, lambda: replace_file(Path(full), data) if self.is_local else self._put(full, data))
+        self._patiently("write", path, lambda: self._folder.replace(path, data))
 
-    def _put(self, full: str, data: bytes) -> None:
-        """An object appears when its stream closes, be it after an error: so nothing is computed in between."""
-        with self._fs.open_output_stream(full) as stream:
-            stream.write(data)
+    def write_record(self, path: str, record: Mapping[str, Any]) -> None:
+        """Write a JSON object with its checksum, in one piece."""
+        self.write(path, dump_json(seal(record)))
 
-    def write_json(self, path: str, value: Any) -> None:
-        self.write(path, dump_json(value))
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file that nobody has written yet: whether it now holds `data`. What is there stays as it is."""
+        return self._patiently("write", path, lambda: self._folder.create(path, data))
+
+    def create_record(self, path: str, record: Mapping[str, Any]) -> bool:
+        """`create` a JSON object with its checksum."""
+        return self.create(path, dump_json(seal(record)))
+
+    def why_not_once(self) -> str | None:
+        """Why two may `create` one file here, each believing that it alone did; None where that cannot be."""
+        return self._patiently("write", "probes", self._folder.why_not_once)
 
     def delete(self, path: str) -> None:
         """Delete a file, should it be there."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.delete_file(f"{self._base}/{path}")
-
-        self._patiently("delete", path, delete)
+        self._patiently("delete", path, lambda: self._folder.delete(path))
 
     def delete_folder(self, path: str) -> None:
         """Delete a folder with all that is in it, should it be there."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.delete_dir(f"{self._base}/{path}")
-
-        self._patiently("delete", path, delete)
+        self._patiently("delete", path, lambda: self._folder.delete_folder(path))
 
     def names(self, path: str) -> list[str]:
         """The names in a folder, sorted; none where there is no folder. Half-written files are left out."""
-        return sorted(info.base_name for info in self._listed(path, False) if not info.base_name.startswith("."))
+        names = self._patiently("list", path, lambda: self._folder.names(path))
+        return sorted(name for name in names if not name.startswith("."))
 
     def all_files(self, path: str) -> list[Found]:
         """Every file below a folder, half-written ones too."""
-        files = (info for info in self._listed(path, True) if info.type == pafs.FileType.File)
-        return sorted(Found(info.path[len(self._base) + 1 :], info.size) for info in files)
-
-    def _listed(self, path: str, recursive: bool) -> list[Any]:
-        selector = pafs.FileSelector(f"{self._base}/{path}".rstrip("/"), allow_not_found=True, recursive=recursive)
-        return list(self._patiently("list", path, lambda: self._fs.get_file_info(selector)))
+        return sorted(self._patiently("list", path, lambda: self._folder.files(path)))
 
     def free_bytes(self) -> int | None:
         """What is free on a local store's disk; None where nobody can know."""
@@ -216,6 +221,10 @@ class Files:
         where = f"{_shown(self.root)}/{path}".rstrip("/")
         return StoreFailure(f"cannot {verb} {where}: {cause}; {advice}")
 
+    def damaged(self, path: str, why: str) -> Damaged:
+        """The error that says so of a file, to be raised."""
+        return Damaged(f"{_shown(self.root)}/{path}", path, why)
+
     @contextlib.contextmanager
     def in_words(self, verb: str, path: str) -> Iterator[None]:
         """Turns an OSError of the local filesystem met inside into a `StoreFailure`."""
@@ -237,22 +246,6 @@ def in_units(num_bytes: float) -> str:
 def _shown(root: str) -> str:
     """A root for messages: without the options of its URI."""
     return root.partition("?")[0].rstrip("/")
-
-
-def replace_file(target: Path, data: bytes) -> None:
-    """Write a local file aside, make it durable, and put it in place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _s3_endpoint() -> dict[str, str]:

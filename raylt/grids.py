@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure
 from raylt.figures import small_grid_png
-from raylt.ledger import COMPLETE, Ledger, Result
+from raylt.ledger import COMPLETE, Ledger, Result, stage_of
 from raylt.report import comparable, pareto_rows
 
 log = logging.getLogger("raylt.report")
@@ -68,7 +68,7 @@ def _grid_png(ledger: Ledger, number: int) -> bytes | None:
 
     result: Result = ledger.results[number]
     try:
-        return small_grid_png(load(ledger.store.find(result["sample_stage"]).read(GRID))["images/first"])
+        return small_grid_png(load(stage_of(ledger.store, result, result["sample_stage"]).read(GRID))["images/first"])
     except (EnvironmentFailure, KeyError) as error:  # collected as garbage, or a result that names none
         log.warning("the report lacks the samples of trial %d: %s", number, error)
         return None

@@ -15,8 +15,8 @@ from pathlib import Path
 import filelock
 
 from raylt.diffusion.data import ImageSet, is_there, load_images
-from raylt.errors import EnvironmentFailure
-from raylt.files import replace_file
+from raylt.errors import StoreFailure
+from raylt.folders import replace_file
 from raylt.metrics.features import InceptionFeatures, load_inception, weights_digest
 from raylt.spec import SweepSpec
 from raylt.store import Output, Stage, Store
@@ -74,15 +74,15 @@ def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
 
 
 def get(address: Address, store: Store) -> Inputs:
-    """The inputs, from the store. Raises `EnvironmentFailure` where it lacks them or has others under their name."""
+    """The inputs, from the store. Raises `StoreFailure` where it lacks them or has others under their name."""
     images = _images(_stage(store, IMAGES, address.images))
     inception = None if address.inception is None else _inception(_stage(store, INCEPTION, address.inception))
     if images is None or (address.inception is not None and inception is None):
         what = "images" if images is None else "Inception weights"
-        raise EnvironmentFailure(f"the sweep's {what} are not in the store {store.root}; `raylt sweep` again puts them there")
+        raise StoreFailure(f"the sweep's {what} are not in the store {store.root}; `raylt sweep` again puts them there")
     found = Inputs(images, inception)
     if found.address != address:
-        raise EnvironmentFailure(f"the store {store.root} holds other images or weights than it says; empty its stages")
+        raise StoreFailure(f"the store {store.root} holds other images or weights than it says; empty its stages")
     return found
 
 

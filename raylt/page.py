@@ -15,10 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raylt.confirmtable import NOTES, budgets, interval, sheets
-from raylt.document import LOCK_FILE
 from raylt.figures import pareto_png, similarity_heat_png, similarity_png
 from raylt.grids import Grid, sample_grids
-from raylt.ledger import Ledger
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.panels import allocations_png, confirmation_png
 from raylt.report import (
     SIMILARITY_HEADER,

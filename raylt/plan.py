@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from raylt.spec import Control, SweepSpec
 from raylt.wording import Protocol
@@ -49,6 +52,23 @@ class TrialSpec:
 
     def dump(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def load(content: Mapping[str, Any]) -> TrialSpec:
+        """What `dump` wrote. Raises `ValueError`, with the field, where it is something else."""
+        unknown = sorted(set(content) - {known.name for known in fields(TrialSpec)})
+        if unknown:
+            raise ValueError(f"it has a field that this raylt does not know ({unknown[0]}): was it written by a newer one?")
+        try:
+            return _loader().validate_python(dict(content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}") from None
+
+
+@lru_cache
+def _loader() -> TypeAdapter[TrialSpec]:
+    return TypeAdapter(TrialSpec)
 
 
 @dataclass(frozen=True)

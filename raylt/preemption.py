@@ -52,7 +52,10 @@ def listening() -> Iterator[None]:
 
 
 def on_terminate() -> None:
-    """Take SIGTERM over, where this thread may. Outside `listening`, and the second time, it does what it did before."""
+    """Take SIGTERM over, where this thread may. Outside `listening`, and the second time, it does what it did before.
+
+    SIGHUP is ignored: it is for the driver, which asks its workers to leave.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     before: Any = signal.getsignal(signal.SIGTERM)
@@ -67,3 +70,4 @@ def on_terminate() -> None:
             raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -124,7 +124,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
 
 
 def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str]:
-    groups = groups_of(spec, store.read_json(f"sweeps/{spec.name}/{SIMILARITY_FILE}") or {})
+    groups = groups_of(spec, store.read_record(f"sweeps/{spec.name}/{SIMILARITY_FILE}") or {})
     if groups is None:
         ended = "the pilots have" if spec.search.has_similarity_profile else "the dense training has"
         return [f"groups   chosen from the profile once {ended} ended"]

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from raylt.document import confirmations
 from raylt.ledger import COMPLETE, Ledger, Result
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
@@ -29,7 +28,7 @@ class SweepProgress:
     @property
     def total(self) -> int:
         """Trials planned and to be searched, as far as they are known: what is confirmed is known when the search has ended."""
-        return len(plan(self.spec)) + self.spec.search.trials + len(confirmations(self.ledger))
+        return len(plan(self.spec)) + self.spec.search.trials + len(self.ledger.confirmations())
 
     def _headline(self) -> str:
         running = ", ".join(trial.name for trial in self.ledger.open_trials()) or "nothing"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from raylt.document import SIMILARITY_FILE, groups_of, is_ranked, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure
-from raylt.ledger import FAIL, RUNNING, Ledger, Result
+from raylt.ledger import FAIL, RUNNING, Ledger, Result, stage_of
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.store import Store
@@ -252,9 +252,9 @@ def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
     from raylt.ticket.file import FILE
 
     if result.get("ticket_stage"):
-        yield FILE, store.find(result["ticket_stage"]).read(FILE)
+        yield FILE, stage_of(store, result, result["ticket_stage"]).read(FILE)
     if result.get("sample_stage"):
-        stage = store.find(result["sample_stage"])
+        stage = stage_of(store, result, result["sample_stage"])
         yield "samples.png", samples_png(load(stage.read(GRID))["images/first"])
         if SAMPLES in stage.whole().files:
             yield SAMPLES, stage.read(SAMPLES)

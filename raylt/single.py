@@ -12,7 +12,7 @@ from raylt import preflight
 from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
-from raylt.ledger import COMPLETE, FAIL, Ledger
+from raylt.ledger import COMPLETE, FAIL, Ledger, stage_of
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
@@ -70,10 +70,10 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}; give another folder") from error
     store = ledger.store
-    weights = unpack(store.find(result["final_stage"]).read(TRAINED))["ema"]
+    weights = unpack(stage_of(store, result, result["final_stage"]).read(TRAINED))["ema"]
     export_pipeline(folder, result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
-    (folder / FILE).write_bytes(store.find(result["ticket_stage"]).read(FILE))
-    samples = store.find(result["sample_stage"])
+    (folder / FILE).write_bytes(stage_of(store, result, result["ticket_stage"]).read(FILE))
+    samples = stage_of(store, result, result["sample_stage"])
     if SAMPLES in samples.whole().files:
         (folder / SAMPLES).write_bytes(samples.read(SAMPLES))
     for path in folder.rglob("*.safetensors"):

@@ -6,8 +6,6 @@ Nothing here imports torch: `raylt validate` reads a spec in well under a second
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -15,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raylt.presets import PRESETS, block_names, block_of, default_groups
+from raylt.seals import digest_of
 from raylt.wording import Protocol
 
 SCHEMA = 1
@@ -306,15 +305,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the bytes every digest in raylt is taken over."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def digest_of(value: Any) -> str:
-    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def matches(name: str, patterns: list[str]) -> bool:

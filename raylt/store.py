@@ -1,8 +1,12 @@
 """The one durable thing: content-addressed stages, and the sweeps' ledgers beside them.
 
 A stage is one memoised unit of compute. Its address is the hash of its key, which holds everything that decides its
-result; it is whole when its manifest is there, and the manifest is written last, in one piece. So a reader needs no lock,
-a writer that dies leaves nothing that could be taken for a result, and two writers of one stage write the same bytes.
+result; it is whole when its manifest is there. Files and manifest are created once and never changed, the manifest last.
+So a reader needs no lock, a writer that dies leaves nothing that could be taken for a result, and a writer that was taken
+for dead, and lives, changes nothing that another has finished.
+
+Whatever is read is checked: a key by its address, a manifest by its own checksum and the stage it names, files by the
+manifest, checkpoints by theirs.
 
     ROOT/stages/<aa>/<sha256>/  key.json  *.safetensors  manifest.json
                                 checkpoint-*.safetensors  claim.json   while it is being made
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,11 +26,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.claim import sole_maker
-from raylt.errors import Diverged, EnvironmentFailure
-from raylt.files import Files
-from raylt.spec import canonical, digest_of
+from raylt.errors import Diverged
+from raylt.files import Files, dump_json
+from raylt.folders import Folder
+from raylt.seals import BadSeal, canonical, digest_of, seal, seal_bytes, unseal, unseal_bytes
 
-CODE_SCHEMA = 1  # part of every key: raised when the same key would give another result
+log = logging.getLogger("raylt.store")
+
+CODE_SCHEMA = 2  # part of every key: raised when the same key would give another result
+FIRST_SEALED = 2  # the first schema whose files all have checksums
 
 STAGES, MANIFEST, KEY, FAILED, CHECKPOINT = "stages", "manifest.json", "key.json", "failed.json", "checkpoint-"
 
@@ -37,19 +46,27 @@ def _no_guard() -> None:
 class Store(Files):
     """Stages and files under one root: a local path or any pyarrow filesystem URI (`s3://bucket/prefix`)."""
 
-    def __init__(self, root: str, owner: str = "", guard: Callable[[], None] = _no_guard) -> None:
+    def __init__(self, root: str, owner: str = "", guard: Callable[[], None] = _no_guard, folder: Folder | None = None) -> None:
         """`owner` is written into the manifests made here; `guard` raises `Fenced` once this process may not write."""
-        super().__init__(root)
+        super().__init__(root, folder)
         self.owner, self.guard = owner, guard
 
     def stage(self, key: Mapping[str, Any]) -> Stage:
         return Stage(self, {"schema": CODE_SCHEMA, **key})
 
     def find(self, digest: str) -> Stage:
-        """A stage by its address alone: for what a result names."""
-        key = self.read_json(f"{folder_of(digest)}/{KEY}")
-        if key is None:
-            raise EnvironmentFailure(f"stage {digest[:12]} is not in the store {self.root}")
+        """A stage by its address alone: for what a result names. Raises `Damaged` where it is not there."""
+        path = f"{folder_of(digest)}/{KEY}"
+        data = self.read(path)
+        if data is None:
+            raise self.damaged(path, "it is not there, though a result names the stage")
+        try:
+            key = json.loads(data)
+            is_right = isinstance(key, dict) and digest_of(key) == digest
+        except (ValueError, RecursionError):
+            is_right = False
+        if not is_right:
+            raise self.damaged(path, "it is not the key of its address")
         return Stage(self, key)
 
 
@@ -63,9 +80,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Manifest:
-    digest: str  # of the manifest's own bytes: what a result names
+    digest: str  # of stage, values and files, not of who made them and when: what a result names
     values: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Mapping[str, Any]]  # name -> bytes, sha256 and, where it lies under another name, at
     time_ms: int  # when the stage became whole: the time of its metric points, however often they are replayed
     duration_s: float
     owner: str
@@ -87,41 +104,58 @@ class Stage:
         return self._manifest
 
     def _read_manifest(self) -> Manifest | None:
-        data = self.store.read(f"{self.path}/{MANIFEST}")
+        path = f"{self.path}/{MANIFEST}"
+        data = self.store.read(path)
         if data is None:
-            failed = self.store.read_json(f"{self.path}/{FAILED}")
+            failed = self.store.read_record(f"{self.path}/{FAILED}")
             if failed is not None:
-                raise Diverged(failed["cause"])
+                raise self._diverged(str(failed.get("cause")))
             return None
         try:
-            content = json.loads(data)
+            content, has_sum = unseal(json.loads(data))
+            if not has_sum and self.key.get("schema", 1) >= FIRST_SEALED:
+                raise BadSeal("its checksum is missing")
+            if has_sum and content.get("stage") != self.digest:
+                raise BadSeal("it is of another stage")
             fields = {name: content[name] for name in Manifest.__annotations__ if name != "digest"}
-        except (ValueError, TypeError, KeyError) as error:
-            raise EnvironmentFailure(
-                f"stage {self.digest[:12]} has a damaged {MANIFEST}; delete {self.store.root}/{self.path} to make it again"
-            ) from error
-        return Manifest(hashlib.sha256(data).hexdigest(), **fields)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            why = str(error) if isinstance(error, BadSeal) else "it is no manifest"
+            raise self.store.damaged(path, why) from error
+        digest = digest_of(_content_of(content)) if has_sum else hashlib.sha256(data).hexdigest()
+        return Manifest(digest, **fields)
+
+    def _diverged(self, cause: str) -> Diverged:
+        error = Diverged(cause)
+        error.stage = self.digest
+        return error
 
     def whole(self) -> Manifest:
+        """The manifest of a stage that should be there. Raises `Damaged` where it is not."""
         manifest = self.manifest()
         if manifest is None:
-            raise EnvironmentFailure(f"stage {self.digest[:12]} ({self.key.get('kind')}) is not whole in {self.store.root}")
+            raise self.store.damaged(
+                f"{self.path}/{MANIFEST}", f"it is not there, though its {self.key.get('kind')} stage is needed"
+            )
         return manifest
 
     def read(self, name: str) -> bytes:
-        """A file of a whole stage, checked against the manifest."""
-        expected, data = self.whole().files.get(name), self.store.read(f"{self.path}/{name}")
-        if expected is None or data is None or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            what = "has no file" if expected is None else "lacks its file" if data is None else "has a damaged file"
-            raise EnvironmentFailure(
-                f"stage {self.digest[:12]} {what} {name}; delete {self.store.root}/{self.path} to make it again"
-            )
+        """A file of a whole stage, checked against the manifest. Raises `Damaged`."""
+        expected = self.whole().files.get(name)
+        if expected is None:
+            raise self.store.damaged(f"{self.path}/{MANIFEST}", f"it names no file {name}")
+        path = f"{self.path}/{expected.get('at', name)}"
+        data = self.store.read(path)
+        if data is None:
+            raise self.store.damaged(path, "it is not there, though the manifest names it")
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise self.store.damaged(path, "its content is not what the manifest says")
         return data
 
     def make(self, compute: Callable[[Stage], Output]) -> Manifest:
         """The manifest of this stage: found, or made by `compute`, which may keep checkpoints meanwhile.
 
-        Where another process makes the stage already, wait for it. `Diverged` is remembered.
+        Where another process makes the stage already, wait for it. What diverges is computed again, from the stage's inputs
+        alone; what diverges twice is remembered: `Diverged`, here and from then on.
         """
         found = self.manifest()
         if found is not None:
@@ -136,43 +170,73 @@ class Stage:
 
     def _make(self, compute: Callable[[Stage], Output]) -> Manifest:
         start = time.monotonic()
-        self.store.write(f"{self.path}/{KEY}", canonical(self.key))
-        try:
-            output = compute(self)
-        except Diverged as error:
-            self.store.guard()
-            self.store.write_json(f"{self.path}/{FAILED}", {"cause": str(error), "owner": self.store.owner})
-            self.drop_leftovers()
-            raise
+        self.store.create(f"{self.path}/{KEY}", canonical(self.key))
+        output = self._computed(compute)
         self.store.guard()
-        for name, data in output.files.items():
-            self.store.write(f"{self.path}/{name}", data)
-        self.store.write_json(
-            f"{self.path}/{MANIFEST}",
-            {
-                "values": dict(output.values),
-                "files": {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in output.files.items()},
-                "time_ms": int(time.time() * 1000),
-                "duration_s": round(time.monotonic() - start, 3),
-                "owner": self.store.owner,
-            },
-        )
+        files = {name: self._put(name, data) for name, data in output.files.items()}
+        content = {
+            "stage": self.digest,
+            "values": dict(output.values),
+            "files": files,
+            "time_ms": int(time.time() * 1000),
+            "duration_s": round(time.monotonic() - start, 3),
+            "owner": self.store.owner,
+        }
+        self.store.create(f"{self.path}/{MANIFEST}", dump_json(seal(content)))  # or another was faster: then its holds
         self.drop_leftovers()
         return self.whole()
+
+    def _computed(self, compute: Callable[[Stage], Output]) -> Output:
+        """What `compute` gives. Raises `Diverged`, remembered, where it diverges twice."""
+        try:
+            return compute(self)
+        except Diverged as error:
+            log.warning("stage %s (%s): %s; trying once more from its beginning", self.digest[:12], self.key.get("kind"), error)
+        self.store.guard()
+        self.drop_leftovers()  # its checkpoints, which may be what is wrong
+        try:
+            return compute(self)
+        except Diverged as error:
+            self.store.guard()
+            self.store.write_record(f"{self.path}/{FAILED}", {"cause": str(error), "owner": self.store.owner})
+            self.drop_leftovers()
+            raise self._diverged(str(error)) from error
+
+    def _put(self, name: str, data: bytes) -> dict[str, Any]:
+        """Write a file of the stage; its entry in the manifest. What another maker wrote, perhaps otherwise, stays."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        entry: dict[str, Any] = {"bytes": len(data), "sha256": sha256}
+        if self.store.create(f"{self.path}/{name}", data):
+            return entry
+        entry["at"] = f"{sha256[:16]}-{name}"  # not bit for bit the same: a GPU, or the other died while writing
+        self.store.write(f"{self.path}/{entry['at']}", data)
+        return entry
 
     def checkpoint(self, name: str, data: bytes) -> None:
         """Keep `data` until the stage is whole. Raises `Fenced` where another driver took over."""
         self.store.guard()
-        self.store.write(f"{self.path}/{CHECKPOINT}{name}", data)
+        self.store.write(f"{self.path}/{CHECKPOINT}{name}", seal_bytes(data))
 
     def load_checkpoint(self, name: str) -> bytes | None:
-        return self.store.read(f"{self.path}/{CHECKPOINT}{name}")
+        """What `checkpoint` kept; None where there is none. Raises `Damaged`."""
+        path = f"{self.path}/{CHECKPOINT}{name}"
+        data = self.store.read(path)
+        try:
+            return None if data is None else unseal_bytes(data)
+        except BadSeal as error:
+            raise self.store.damaged(path, str(error)) from error
 
     def drop_leftovers(self) -> None:
         """Delete the checkpoints, and what writers that died left half-written. For its sole maker, at the end."""
         for file in self.store.all_files(self.path):
             if is_leftover(file.path.rpartition("/")[2]):
                 self.store.delete(file.path)
+
+
+def _content_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the stage, without where its files lie, who made it and when."""
+    files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in manifest["files"].items()}
+    return {"stage": manifest["stage"], "values": manifest["values"], "files": files}
 
 
 def is_leftover(name: str) -> bool:

@@ -15,21 +15,22 @@ from rich.console import Console
 from raylt import cluster, estimate, preflight
 from raylt.confirm import Request, extend
 from raylt.diffusion.train import Compute
-from raylt.document import LOCK_FILE, SPEC_FILE, confirmations, failed_trials, is_complete, stored_spec
+from raylt.document import SPEC_FILE, failed_trials, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
-from raylt.ledger import Ledger
+from raylt.ledger import Ledger, read_lock, require_lock
 from raylt.progress import SweepProgress
 from raylt.runs import tracking_uri, without_secrets
+from raylt.seals import digest_of, seal_yaml
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
 from raylt.single import local_compute
-from raylt.spec import SweepSpec, TrackingSpec, digest_of
+from raylt.spec import SweepSpec, TrackingSpec
 from raylt.specfile import dump_yaml
-from raylt.store import Store
+from raylt.store import CODE_SCHEMA, Store
 from raylt.tracking import Tracker
 from raylt.where import Place
 
@@ -82,7 +83,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
 
 def begun_with(spec: SweepSpec, store: Store) -> Address | None:
     """The inputs of a sweep of this name, where one was begun."""
-    lock = store.read_json(f"sweeps/{spec.name}/{LOCK_FILE}")
+    lock = read_lock(store, spec.name)
     return None if lock is None or "data_sha256" not in lock else Address(lock["data_sha256"], lock.get("inception_sha256"))
 
 
@@ -97,15 +98,41 @@ def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
 
 def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
     """Raises `InputError`, naming the keys that differ, where a sweep of this name asks for something else."""
-    if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:
+    require_lock(store, spec.name)
+    lock = read_lock(store, spec.name)
+    if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
+        if lock is not None and lock.get("digest") != spec.digest:
+            raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
         return
     before = stored_spec(store, spec.name)
     if before.digest == spec.digest:
         return
     old, new = before.identity(), spec.identity()
     changed = [f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    advice = f"restore the spec, or start {spec.name}-2 beside it with --new"
-    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {advice}:", *changed]))
+    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}:", *changed]))
+
+
+def _restore_or_new(spec: SweepSpec) -> str:
+    return f"restore the spec, or start {spec.name}-2 beside it with --new"
+
+
+def refuse_other_numbers(spec: SweepSpec, store: Store, *, has_more: bool) -> None:
+    """Raises `InputError` for a sweep of an earlier raylt that is not complete: its numbers could not be continued.
+
+    What it has stays readable: `status`, `results`, `report`, `export`.
+    """
+    lock = read_lock(store, spec.name)
+    begun = CODE_SCHEMA if lock is None else lock.get("code_schema", 1)
+    if begun != CODE_SCHEMA and has_more:
+        raise InputError(
+            f"sweep {spec.name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
+            f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
+            f"start {spec.name}-2 beside it with --new; what it has found so far can be read as before"
+        )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Driver:
@@ -120,24 +147,27 @@ class _Driver:
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
 
     def run(self, place: Place, found: preflight.Preflight) -> int:
-        lock = self.ledger.read(LOCK_FILE)
-        if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
+        lock = read_lock(self.store, self.spec.name)
+        has_more = not is_complete(self.spec, self.ledger) or self._has_more_to_confirm()
+        if lock is not None and not has_more:
             return self._project_and_leave()
+        refuse_other_numbers(self.spec, self.store, has_more=has_more)
         self._refuse_other_inputs(lock, found.inputs.address)
         self._say(str(place))
+        self._warn_of_store()
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with ExitStack() as ray_is_up:
             with self.signals.held():
                 ray_is_up.enter_context(cluster.connected(place.address))
             resources = cluster.trial_resources(self.spec, self._say)
             self.lease.check()
-            self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())
+            self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", seal_yaml(self.yaml))
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
             self._warn_of_other_versions(lock)
             return self._search(lock, resources, found.inputs.address)
 
     def _has_more_to_confirm(self) -> bool:
-        known = confirmations(self.ledger)
+        known = self.ledger.confirmations()
         return self.confirm is not None and len(extend(self.spec, self.ledger, known, self.confirm)) > len(known)
 
     def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
@@ -150,6 +180,7 @@ class _Driver:
     def _lock(self, compute: Compute, found: preflight.Preflight) -> dict[str, Any]:
         """What is resolved once and then holds for the sweep's life."""
         lock = {
+            "code_schema": CODE_SCHEMA,
             "digest": self.spec.digest,
             **compute.key(),
             "startup": default_startup(self.spec),
@@ -157,8 +188,17 @@ class _Driver:
             "inception_sha256": found.inputs.address.inception,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
-        self.ledger.write(LOCK_FILE, lock)
+        self.ledger.lock(lock)
         return lock
+
+    def _warn_of_store(self) -> None:
+        """Where two drivers at once could both believe that they hold the sweep, say so before anything is written."""
+        why = self.store.why_not_once()
+        if why is not None:
+            self._say(
+                f"warning: {self.store.root.partition('?')[0]} cannot create a file only once ({why}): "
+                "see to it that one driver alone is started on a sweep there"
+            )
 
     def _warn_of_other_versions(self, lock: dict[str, Any]) -> None:
         for name, begun_with in lock["versions"].items():
@@ -188,7 +228,7 @@ class _Driver:
         searcher = LedgerSearcher(dispatcher, round_done)
         shared = {
             "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,
-            "root": self.store.uri, "epoch": self.lease.holder.epoch,
+            "root": self.store.uri, "epoch": self.lease.holder.epoch, "token": self.lease.holder.token,
         }  # fmt: skip
         try:
             study.sync_soon()
@@ -229,7 +269,7 @@ class _Driver:
         return 1 if failed_trials(self.ledger) else 0
 
     def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(self.console, line)
 
 
 def _underlying(error: BaseException) -> BaseException:

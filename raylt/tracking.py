@@ -25,7 +25,8 @@ from raylt.errors import Fenced
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import TrialSpec
 from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, split_sqlite, tracking_uri, without_secrets
-from raylt.spec import SweepSpec, digest_of
+from raylt.seals import digest_of
+from raylt.spec import SweepSpec
 
 __all__ = ["Recorder", "Tracker", "record", "tracking_uri"]
 

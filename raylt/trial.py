@@ -14,7 +14,7 @@ from raylt.ceilings import violations
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
-from raylt.errors import RayltError, cause_of
+from raylt.errors import Diverged, RayltError, cause_of
 from raylt.inputs import Inputs
 from raylt.ledger import COMPLETE, FAIL, PRUNED, Result
 from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
@@ -232,7 +232,9 @@ def _narrower(config: Mapping[str, Any], mask: Mask) -> Mapping[str, Any]:
 def failure(error: BaseException) -> Result:
     """The result of a trial that failed before it had any numbers."""
     now = int(time.time() * 1000)
-    return {"state": FAIL, "cause": cause_of(error), "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}
+    diverged = {"diverged": error.stage} if isinstance(error, Diverged) else {}  # what `raylt retry` forgets
+    ended = {"state": FAIL, "cause": cause_of(error), **diverged}
+    return {**ended, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from raylt.confirm import Request, confirm
-from raylt.document import LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
-from raylt.ledger import Ledger
+from raylt.document import SIMILARITY_FILE, SPEC_FILE
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.metrics.score import GRID
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console
-from raylt.errors import LeaseHeld
+from raylt.errors import EnvironmentFailure, LeaseHeld
 from raylt.lookup import find_sweep
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     for name, usage in survey.usage().items():
         table.add_row(name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger)))
     console(stderr=False).print(table)
+    for name, error in survey.damaged.items():
+        typer.echo(f"{name}: {error}", err=True)
     typer.echo(f"stages that no sweep names: {in_units(survey.unnamed_bytes())}")
     typer.echo(f"all stages: {in_units(sum(stage.bytes for stage in survey.stages.values()))}")
 
@@ -63,7 +65,7 @@ def gc(
     existing(store, name)
     if dry_run:
         holder = read_holder(store, name)
-        if holder is not None and holder.is_alive():
+        if holder is not None and holder.seems_alive:
             raise LeaseHeld(f"sweep {name} is being driven by {holder}; wait for it, or stop it: raylt stop {name}")
         garbage = _garbage(Survey(store), name)
         typer.echo(f"would free {in_units(garbage.bytes)}: {_described(garbage)}")
@@ -77,10 +79,46 @@ def gc(
         lease.release()
 
 
+@store_app.command()
+def verify(
+    context: typer.Context,
+    root: RootOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Delete what can be made again, restore what has a copy, set the rest aside.")
+    ] = False,
+    local: LocalOption = False,
+    cluster: ClusterOption = None,
+) -> None:
+    """Read every file of a store and name what is damaged, what is lost with it, and what mends it.
+
+    The same `raylt sweep` command then makes again what it needs. Leaves with 3 where damage is left.
+    """
+    ask_head(context, root, local, cluster)
+    from raylt import verify as checks
+    from raylt.damage import loss_of
+    from raylt.store import Store
+
+    store = Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data")
+    found = checks.verify(store)
+    for error in found.damaged:
+        loss = loss_of(error.path)
+        typer.echo(f"{error.path}: {error.why}; lost: {loss.what}" + ("" if repair else f"; --repair {loss.mend}"))
+    if repair and found.damaged:
+        for line in checks.repair(store, found):
+            typer.echo(line)
+        found = checks.verify(store)
+    unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
+    typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
+    raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)
+
+
 def _garbage(survey: Survey, name: str) -> Garbage:
     """What may go now: beside a sweep on the same data that runs, no whole stage may."""
     garbage = survey.garbage(name)
     running = survey.runs_beside(name)
+    if survey.damaged and garbage.failed:
+        typer.echo(f"{', '.join(survey.damaged)} is damaged, so what it needs is not known: stages of failed trials stay")
+        return type(garbage)(garbage.unfinished, [], garbage.files)
     if running and garbage.failed:
         typer.echo(f"{', '.join(running)} on the same data is running: stages of failed trials stay until it has ended")
         return type(garbage)(garbage.unfinished, [], garbage.files)

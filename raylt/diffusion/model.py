@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raylt.errors import Problem, SpecError
 from raylt.presets import block_of
-from raylt.spec import canonical
+from raylt.seals import canonical
 from raylt.tensors import NamedTensors
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)  # by type: GroupNorm's gains are called `weight` too

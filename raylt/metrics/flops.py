@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylt.diffusion.model import build_unet, layers_of
-from raylt.spec import SweepSpec, canonical
+from raylt.seals import canonical
+from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
 
 

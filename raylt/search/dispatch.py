@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.confirm import Request, confirm
-from raylt.document import confirmations, next_free_id
+from raylt.document import next_free_id
 from raylt.ledger import FAIL, Ledger, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.foresight import Foresight
@@ -80,7 +80,7 @@ class Dispatcher:
         if self._confirming is None:
             if self.ledger.open_trials():
                 return Wait()  # who is to be confirmed is decided by all
-            known = confirmations(self.ledger)
+            known = self.ledger.confirmations()
             self._confirming = known if self.confirm is None else confirm(self.spec, self.ledger, self.confirm)
         trial = self._next_of(self._confirming)
         if trial is not None:

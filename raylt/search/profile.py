@@ -13,7 +13,7 @@ from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
 from raylt.document import SIMILARITY_FILE
-from raylt.ledger import Ledger
+from raylt.ledger import Ledger, Result, stage_of
 from raylt.metrics.flops import count_flops
 from raylt.presets import default_groups
 from raylt.search.groups import Groups, grouped
@@ -47,7 +47,7 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "groups": groups,
         "profile": evidence.profile(groups),
     }
-    ledger.write(SIMILARITY_FILE, found)
+    ledger.create(SIMILARITY_FILE, found)
     return found
 
 
@@ -59,14 +59,14 @@ def standardised(raw: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(raw, map(float, standard), strict=True))
 
 
-def load_mask(store: Store, stage: str, layers: Sequence[Layer]) -> Mask:
-    """The mask of a training stage."""
-    return Mask.unpack(unpack(store.find(stage).read(MASK))["mask"], layers)
+def load_mask(store: Store, result: Result, layers: Sequence[Layer]) -> Mask:
+    """The mask of a trial's last training."""
+    return Mask.unpack(unpack(stage_of(store, result, result["final_stage"]).read(MASK))["mask"], layers)
 
 
-def _start_and_trained(store: Store, dense: Mapping[str, Any]) -> tuple[NamedTensors, NamedTensors]:
-    start = TrainState.from_bytes(store.find(dense["start_stage"]).read(START)).weights
-    return start, unpack(store.find(dense["final_stage"]).read(TRAINED))["weights"]
+def _start_and_trained(store: Store, dense: Result) -> tuple[NamedTensors, NamedTensors]:
+    start = TrainState.from_bytes(stage_of(store, dense, dense["start_stage"]).read(START)).weights
+    return start, unpack(stage_of(store, dense, dense["final_stage"]).read(TRAINED))["weights"]
 
 
 class _Evidence:
@@ -81,7 +81,7 @@ class _Evidence:
         if dense:
             self.start, self.trained = _start_and_trained(store, dense[0][1])
         pilots = [result for _, result in ledger.complete("pilot")]
-        masks = [load_mask(store, result["final_stage"], self.layers) for result in pilots]
+        masks = [load_mask(store, result, self.layers) for result in pilots]
         origins = [round_0_among(store, result["stages"]) for result in pilots]
         self.comparison = Comparison.of(
             masks,

@@ -24,9 +24,9 @@ from diffusers import DDPMPipeline
 from raylt import cli
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import LOCK_FILE, SPEC_FILE
+from raylt.document import SPEC_FILE
 from raylt.inputs import Inputs
-from raylt.ledger import Ledger
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec

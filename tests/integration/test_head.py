@@ -12,9 +12,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import LOCK_FILE, SPEC_FILE
+from raylt.document import SPEC_FILE
 from raylt.errors import InputError, LeaseHeld
 from raylt.lease import Lease, read_holder
+from raylt.ledger import LOCK_FILE
 from raylt.record import record_sweep
 from raylt.specfile import dump_yaml
 from raylt.store import Store
@@ -69,7 +70,7 @@ def test_every_run_is_made_again_and_a_second_time_adds_none(
     assert {name: (run.info.run_id, run.data.metrics) for name, run in runs_of(uri).items()} == before
     holder = read_holder(store, "digits")
     assert holder is not None
-    assert not holder.is_alive()
+    assert not holder.seems_alive
 
 
 def test_a_sweep_that_is_driven_is_left_to_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

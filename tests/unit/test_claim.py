@@ -107,7 +107,7 @@ def test_another_trial_waits_for_a_living_maker_and_takes_over_from_a_dead_one(s
     assert ended[0][0] == [] and ended[0][1].values == {"by": "first"}  # it found the stage whole
 
     other = {**KEY, "value": 2}
-    store.write_json(f"{store.stage(other).path}/{CLAIM}", asdict(Claim("sweep/9", "dead", time.time() + 3600)))
+    store.write_record(f"{store.stage(other).path}/{CLAIM}", asdict(Claim("sweep/9", "dead", time.time() + 3600)))
     began = time.monotonic()  # a clock that is an hour ahead does not keep a dead claim alive
     Store(s3_root, "sweep/2").stage(other).make(lambda stage: Output())
     assert 2.5 < time.monotonic() - began < 20
@@ -169,5 +169,5 @@ def test_a_waiter_whose_driver_is_gone_stops_waiting(root, start_maker):
 
 def test_a_claim_that_is_none_of_ours_holds_nobody_up(s3_root):
     store = Store(s3_root, "sweep/1")
-    store.write_json(f"{store.stage(KEY).path}/{CLAIM}", {"something": "else"})
+    store.write_record(f"{store.stage(KEY).path}/{CLAIM}", {"something": "else"})
     assert store.stage(KEY).make(lambda stage: Output({"x": 1})).values == {"x": 1}

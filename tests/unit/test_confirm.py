@@ -147,5 +147,5 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     ledger = run(spec, tmp_path, REQUEST, results=one_fails)
     store = Store(str(tmp_path))
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
-    store.write_json(f"sweeps/{spec.name}/spec.lock.json", {})
+    store.write_record(f"sweeps/{spec.name}/spec.lock.json", {})
     assert retry_failed(store, spec.name) == {12: 1 + max(ledger.asked)}

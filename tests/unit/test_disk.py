@@ -125,7 +125,7 @@ def test_a_stage_that_somebody_makes_right_now_stays(root, stages):
     maker.start()
     assert at_work.wait(60)
     if not other.is_local:  # its claim is another sweep's now, and fresh
-        assert Claim(**other.read_json(f"{half.path}/{CLAIM}")).owner == "two/1"
+        assert Claim(**other.read_record(f"{half.path}/{CLAIM}")).owner == "two/1"
     freed = delete(Store(root, "one/gc"), garbage)
     done.set()
     maker.join(60)
@@ -148,7 +148,7 @@ def test_another_sweep_on_the_same_data_that_runs_is_noticed(root, stages):
 
 
 def test_claims_of_the_dead_are_known_by_their_owner(root, stages):
-    left = Store(root).read_json(f"{Store(root).find(stages['half']).path}/{CLAIM}")
+    left = Store(root).read_record(f"{Store(root).find(stages['half']).path}/{CLAIM}")
     assert left == asdict(Claim("one/3", left["token"], 0))
 
 

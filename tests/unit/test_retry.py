@@ -33,7 +33,7 @@ def begin(spec, root):
     """What a driver leaves in a store besides the trials."""
     store = Store(str(root))
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
-    store.write_json(f"sweeps/{spec.name}/spec.lock.json", {})
+    store.write_record(f"sweeps/{spec.name}/spec.lock.json", {})
     return store
 
 

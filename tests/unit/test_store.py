@@ -73,7 +73,7 @@ def test_damage_is_noticed(tmp_path, damage):
     stage = store.stage(KEY)
     stage.make(lambda _: Output(files={"a.bin": b"abc"}))
     damage(tmp_path / stage.path / "a.bin")
-    with pytest.raises(EnvironmentFailure, match=r"a\.bin; delete .* to make it again"):
+    with pytest.raises(EnvironmentFailure, match=r"a\.bin is damaged: .*; lost: one stage, .*raylt store verify"):
         stage.read("a.bin")
 
 

@@ -1,0 +1,179 @@
+"""`raylt store verify`: reads every file of a store as raylt would, names what is damaged, and mends what can be mended.
+
+What can be made again is deleted, so that the next `raylt sweep` makes it; what cannot is set aside. Logs, `study.db` and
+locks are no record: nothing is believed of them, so nothing of them is checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raylt.damage import Damaged
+from raylt.document import stored_spec
+from raylt.errors import Diverged
+from raylt.lease import Lease, read_holder
+from raylt.ledger import LOCK_COPY, LOCK_FILE, is_sealed, read_asked, read_lock, read_result, require_lock, stage_of
+from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of
+
+_OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
+
+
+@dataclass
+class Check:
+    """What was looked at, and what is wrong. `unverified`: files of an earlier raylt, which have no checksums."""
+
+    files: int = 0
+    unverified: int = 0
+    damaged: list[Damaged] = field(default_factory=list)
+
+    def reads(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What `read` gives; None where it finds damage, which is kept once."""
+        try:
+            return read(*args, **options)
+        except Damaged as error:
+            if error.path not in {known.path for known in self.damaged}:
+                self.damaged.append(error)
+        except Diverged:
+            pass  # a stage that can only fail is as it should be
+        return None
+
+
+def verify(store: Store) -> Check:
+    """Read everything in a store."""
+    check = Check()
+    for digest, names in _stages(store).items():
+        _verify_stage(store, digest, names, check)
+    for name in store.names("sweeps"):
+        _verify_sweep(store, name, check)
+    return check
+
+
+def _stages(store: Store) -> dict[str, list[str]]:
+    """Digest -> the names in its folder."""
+    stages: dict[str, list[str]] = {}
+    for path, _ in store.all_files(STAGES):
+        parts = path.split("/")
+        if len(parts) == 4 and not parts[3].startswith("."):
+            stages.setdefault(parts[2], []).append(parts[3])
+    return stages
+
+
+def _verify_stage(store: Store, digest: str, names: list[str], check: Check) -> None:
+    check.files += len(names)
+    if KEY not in names and MANIFEST not in names:
+        return  # a claim alone: nothing was begun
+    stage = check.reads(store.find, digest)
+    if stage is None:
+        return
+    manifest = check.reads(stage.manifest)
+    if manifest is not None:
+        check.unverified += "stage" not in (store.read_record(f"{stage.path}/{MANIFEST}") or {})
+        for file in manifest.files:
+            check.reads(stage.read, file)
+    for name in names:
+        if name.startswith(CHECKPOINT) and manifest is None:
+            check.reads(stage.load_checkpoint, name.removeprefix(CHECKPOINT))
+
+
+def _verify_sweep(store: Store, name: str, check: Check) -> None:
+    check.reads(require_lock, store, name)
+    lock = check.reads(read_lock, store, name)
+    sealed = is_sealed(lock)
+    if lock is None and not store.names(f"sweeps/{name}/trials"):
+        return  # no sweep, or one that was not begun
+    check.reads(stored_spec, store, name)
+    for path, _ in store.all_files(f"sweeps/{name}"):
+        own = path.removeprefix(f"sweeps/{name}/")
+        check.files += 1
+        if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
+            is_new = sealed and not own.startswith(("lease", "stop"))
+            check.reads(store.read_record, path, is_sealed=is_new or None)
+    if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
+        check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
+    for trial, result in _trials(store, name, sealed, check):
+        _verify_result(store, trial, result, check)
+    if not sealed:
+        check.unverified += 1
+
+
+def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
+    for entry in store.names(f"sweeps/{name}/trials"):
+        if entry.isdigit():
+            number = int(entry)
+            check.reads(read_asked, store, name, number, sealed)
+            result = check.reads(read_result, store, name, number, sealed)
+            if result is not None:
+                yield number, result
+
+
+def _verify_result(store: Store, number: int, result: dict[str, Any], check: Check) -> None:
+    """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
+    for digest in result["stages"]:
+        if store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
+            check.reads(stage_of, store, result, digest)
+
+
+# --- mending ----------------------------------------------------------------------------------------------------------
+
+
+def repair(store: Store, check: Check) -> list[str]:
+    """Mend what is damaged, under the lease of the sweep that it belongs to; what was done, a line each.
+
+    Stages belong to no sweep, so none may run. Raises `LeaseHeld` where a driver does.
+    """
+    of_sweeps = sorted({error.path.split("/")[1] for error in check.damaged if error.path.startswith("sweeps/")})
+    has_stages = any(error.path.startswith(f"{STAGES}/") for error in check.damaged)
+    names = store.names("sweeps") if has_stages else of_sweeps
+    leases = []
+    try:
+        for name in names:
+            if read_holder(store, name) is not None or name in of_sweeps:
+                leases.append(Lease.acquire(store, name))
+        return [_mended(store, error) for error in check.damaged]
+    finally:
+        for lease in leases:
+            lease.release()
+
+
+def _mended(store: Store, error: Damaged) -> str:
+    path = error.path
+    if path.startswith(f"{STAGES}/"):
+        return _mended_stage(store, path)
+    folder, _, name = path.rpartition("/")
+    if name == "asked.json":
+        return _set_aside(store, folder)
+    if name == LOCK_FILE:
+        return _restored(store, f"{folder}/{LOCK_COPY}", path)
+    if name == LOCK_COPY:
+        return _restored(store, f"{folder}/{LOCK_FILE}", path)
+    store.delete(path)
+    return f"{path}: deleted"
+
+
+def _mended_stage(store: Store, path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    if name.startswith(CHECKPOINT):
+        store.delete(path)
+        return f"{path}: deleted"
+    store.delete(f"{folder}/{MANIFEST}")  # first: without it, whatever is left is nothing
+    store.delete_folder(folder)
+    return f"{folder}: deleted"
+
+
+def _set_aside(store: Store, folder: str) -> str:
+    """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
+    for path, _ in store.all_files(folder):
+        store.write(f"{folder}.damaged/{path.rpartition('/')[2]}", store.read(path) or b"")
+    store.delete_folder(folder)
+    return f"{folder}: set aside as {folder.rpartition('/')[2]}.damaged"
+
+
+def _restored(store: Store, source: str, target: str) -> str:
+    record = store.read_record(source, is_sealed=True) if store.read(source) is not None else None
+    if record is None:
+        return f"{target}: cannot be restored, its copy {source} is lost too; start the sweep anew beside it with --new"
+    store.write_record(target, record)
+    return f"{target}: restored from {source.rpartition('/')[2]}"
