@@ -225,10 +225,17 @@ class Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, the time does not run out: `ray.init` puts handlers of its own in place, and its C++ one aborts."""
+        """Inside, the time does not run out: `ray.init` puts handlers of its own in place, and its C++ one aborts.
+
+        Ray's processes inherit that SIGHUP is ignored. It reaches every process of a terminal that ends, and workers are to
+        live until the driver has asked them to leave.
+        """
         with self._held:
-            yield
-            self.take()
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            try:
+                yield
+            finally:
+                self.take()
 
     def take(self) -> None:
         for number in self._before:

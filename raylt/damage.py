@@ -27,7 +27,7 @@ _LOSSES = (  # of the first pattern that a path matches
     (_SWEEP + r"trials/\d+/", Loss("what the trial was", "sets the trial aside; another is submitted in its place")),
     (_SWEEP + r"spec\.lock\.json$", Loss("what the sweep was begun with", "restores it from its copy")),
     (_SWEEP + r"spec\.lock\.copy\.json$", Loss("the copy of spec.lock.json", "makes it again")),
-    (_SWEEP + r"spec\.yaml$", Loss("the spec that the sweep was last run with", "deletes it; `raylt sweep` writes it again")),
+    (_SWEEP + r"spec\.yaml$", Loss("the spec that the sweep was last run with", "restores it as the sweep was begun")),
     (_SWEEP + r"similarity\.json$", Loss("the measured similarity", "deletes it; it is measured again")),
     (_SWEEP + r"confirm(-\d+)?\.json$", Loss("the plan of the confirmation", "deletes it; `raylt confirm` plans again")),
     (_SWEEP + r"mlflow\.json$", Loss("which runs of MLflow are the sweep's", "deletes it; MLflow gets new runs")),

@@ -192,11 +192,9 @@ def read_result(store: Store, name: str, number: int, sealed: bool) -> Result | 
 def read_lock(store: Store, name: str) -> dict[str, Any] | None:
     """What a sweep was begun with; None where none was begun. Raises `Damaged` where that is lost."""
     path = f"sweeps/{name}/{LOCK_FILE}"
-    lock = store.read_record(path)
-    if lock is None and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:
-        raise store.damaged(path, "it is not there, and its copy is")
-    if lock is not None and lock.get("code_schema", 1) >= 2:
-        lock = store.read_record(path, is_sealed=True)
+    lock, is_verified = store.read_checked(path)
+    if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
+        raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
     return lock
 
 

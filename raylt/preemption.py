@@ -52,10 +52,7 @@ def listening() -> Iterator[None]:
 
 
 def on_terminate() -> None:
-    """Take SIGTERM over, where this thread may. Outside `listening`, and the second time, it does what it did before.
-
-    SIGHUP is ignored: it is for the driver, which asks its workers to leave.
-    """
+    """Take SIGTERM over, where this thread may. Outside `listening`, and the second time, it does what it did before."""
     if threading.current_thread() is not threading.main_thread():
         return
     before: Any = signal.getsignal(signal.SIGTERM)
@@ -70,4 +67,3 @@ def on_terminate() -> None:
             raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)

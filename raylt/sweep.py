@@ -182,6 +182,7 @@ class _Driver:
         lock = {
             "code_schema": CODE_SCHEMA,
             "digest": self.spec.digest,
+            "spec": self.yaml,  # as it began, should spec.yaml be lost
             **compute.key(),
             "startup": default_startup(self.spec),
             "data_sha256": found.inputs.address.images,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import stored_spec
+from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.lease import Lease, read_holder
 from raylt.ledger import LOCK_COPY, LOCK_FILE, is_sealed, read_asked, read_lock, read_result, require_lock, stage_of
+from raylt.seals import seal_yaml
 from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of
 
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
@@ -132,7 +133,8 @@ def repair(store: Store, check: Check) -> list[str]:
         for name in names:
             if read_holder(store, name) is not None or name in of_sweeps:
                 leases.append(Lease.acquire(store, name))
-        return [_mended(store, error) for error in check.damaged]
+        in_order = sorted(check.damaged, key=lambda error: not error.path.endswith((LOCK_FILE, LOCK_COPY)))
+        return [_mended(store, error) for error in in_order]
     finally:
         for lease in leases:
             lease.release()
@@ -149,8 +151,18 @@ def _mended(store: Store, error: Damaged) -> str:
         return _restored(store, f"{folder}/{LOCK_COPY}", path)
     if name == LOCK_COPY:
         return _restored(store, f"{folder}/{LOCK_FILE}", path)
+    if name == SPEC_FILE:
+        return _restored_spec(store, folder.rpartition("/")[2], path)
     store.delete(path)
     return f"{path}: deleted"
+
+
+def _restored_spec(store: Store, sweep: str, path: str) -> str:
+    begun = (read_lock(store, sweep) or {}).get("spec")  # mended before: locks come first
+    if begun is None:
+        return f"{path}: cannot be restored, no copy of it was kept; give `raylt sweep` the spec file"
+    store.write(path, seal_yaml(begun))
+    return f"{path}: restored as the sweep was begun"
 
 
 def _mended_stage(store: Store, path: str) -> str:

@@ -19,13 +19,14 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
 from raylt.inputs import Inputs
 from raylt.lease import Lease
-from raylt.ledger import Ledger
+from raylt.ledger import Ledger, read_lock
+from raylt.seals import seal_yaml
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
-from raylt.store import Stage, Store
+from raylt.store import CODE_SCHEMA, Stage, Store
 from raylt.trial import Bench, TrialRun
 from tests import sabotage
 from tests.conftest import TINY
@@ -73,10 +74,12 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
     lease = Lease.acquire(store, spec.name)
     ledger = Ledger(store, spec.name, lease.check)
     yaml = dump_yaml(spec.dump())
-    store.write(f"sweeps/{spec.name}/spec.yaml", yaml.encode())
+    store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml))
     inputs = Inputs(load_images(spec.data))
     inputs.put(store)
-    ledger.write("spec.lock.json", {"startup": default_startup(spec), "data_sha256": inputs.address.images})
+    if read_lock(store, spec.name) is None:
+        begun = {"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml}
+        ledger.lock({**begun, "startup": default_startup(spec), "data_sha256": inputs.address.images})
     study = StudyFile(spec, Path(root) / "sweeps" / spec.name / "study.db")
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: study.sync(ledger))
     bench = Bench.open(spec, Compute(), inputs)

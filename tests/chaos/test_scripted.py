@@ -5,13 +5,11 @@ from __future__ import annotations
 import collections
 import json
 import multiprocessing
-import shutil
 import sqlite3
 from pathlib import Path
 
 import optuna
 import pytest
-from mlflow.tracking import MlflowClient
 
 from raylt.document import results
 from raylt.ledger import Ledger
@@ -62,22 +60,6 @@ def mlflow_counts(folder: Path) -> dict:
 def study_rows(folder: Path) -> list:
     study = optuna.load_study(study_name=SPEC.name, storage=f"sqlite:///{folder / 'root/sweeps/tiny/study.db'}")
     return [(t.number, t.state, t.params, t.values) for t in study.trials]
-
-
-@pytest.fixture(scope="module")
-def fresh(_warm_store, tmp_path_factory):
-    """Makes folders with a warm store and an empty MLflow database, whose schema takes seconds to create."""
-    template = tmp_path_factory.mktemp("template")
-    shutil.copytree(_warm_store, template / "root")
-    MlflowClient(f"sqlite:///{template / 'mlflow.db'}").search_experiments()
-    return lambda: Path(shutil.copytree(template, tmp_path_factory.mktemp("sweep"), dirs_exist_ok=True))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(fresh):
-    folder = fresh()
-    assert drive(folder) == 0
-    return folder
 
 
 def steps_trained(folder: Path) -> collections.Counter:

@@ -491,6 +491,17 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert done.code == 143
     assert "Traceback" not in done.err
 
+    # the terminal ends: SIGHUP to the driver and to all that it has started
+    third = sweep.start("tiny.yaml", plan={6: HOLD})
+    held_worker(6, third)
+    for process in [*psutil.Process(third.pid).children(recursive=True), third]:
+        process.send_signal(signal.SIGHUP)
+    sabotage.let_go(sweep.folder, 6)
+    done = sweep.end(third)
+    assert done.code == 143
+    assert "Traceback" not in done.err
+    assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
+
     # its hours are over
     done = sweep.run("--max-hours", "0.003", plan={6: HOLD})
     assert (done.code, sweep.results()["state"]) == (3, "interrupted")

@@ -1,0 +1,124 @@
+"""Whatever a byte of a store says that was not written: it is named, or it changes nothing; and it can be mended."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from raylt.damage import Damaged
+from raylt.document import results, stored_spec
+from raylt.ledger import existing, stage_of
+from raylt.store import Store
+from raylt.verify import repair, verify
+from tests.chaos.test_scripted import SPEC, comparable, drive
+
+NO_RECORD = r"locks/|sweeps/tiny/(logs/|study\.db|lease|stop)|.*/claim\.json$"  # nothing is believed of these
+MAY_BE_AWAY = ("result.json", "similarity.json", "mlflow.json")  # as of a trial that runs: away, and shown so
+FLIPS = 3  # of each file
+
+
+def sweep_said(folder: Path) -> dict[str, Any]:
+    """What raylt says of the sweep."""
+    store = Store(str(folder / "root"))
+    existing(store, SPEC.name)
+    assert stored_spec(store, SPEC.name).digest == SPEC.digest
+    return comparable(folder)
+
+
+def stage_said(store: Store, result: dict[str, Any], digest: str) -> list[Any]:
+    """A stage as whoever uses it reads it."""
+    stage = stage_of(store, result, digest)
+    return [dict(stage.key), stage.whole().values, {name: stage.read(name) for name in stage.whole().files}]
+
+
+def said_by_file(folder: Path) -> Iterator[tuple[Path, Callable[[], Any]]]:
+    """Every file that raylt believes, and what raylt says by it."""
+    root, store = folder / "root", Store(str(folder / "root"))
+    for path in sorted((root / "sweeps").rglob("*")):
+        if path.is_file() and not re.match(NO_RECORD, str(path.relative_to(root))):
+            yield path, lambda: sweep_said(folder)
+    named = {digest: result for result in existing(store, SPEC.name).results.values() for digest in result["stages"]}
+    for digest, result in named.items():
+        for path in sorted((root / "stages" / digest[:2] / digest).iterdir()):
+            yield path, lambda result=result, digest=digest: stage_said(store, result, digest)
+
+
+def damages(data: bytes, draw: random.Random) -> dict[str, bytes | None]:
+    """What may become of a file's bytes; None: it is lost."""
+    flipped = {}
+    for index in range(FLIPS):
+        at = draw.randrange(len(data))
+        flipped[f"flip {index} at {at}"] = data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :]
+    return {**flipped, "cut": data[: len(data) // 2], "empty": b"", "{}": b"{}", "[]": b"[]", "lost": None}
+
+
+def test_no_damage_to_any_file_is_believed(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    draw, believed, unnamed, tried = random.Random(1), [], [], 0
+    for path, say in list(said_by_file(folder)):
+        right = say()
+        data, own = path.read_bytes(), str(path.relative_to(folder / "root"))
+        for what, damaged in damages(data, draw).items():
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            tried += 1
+            try:
+                if say() != right and not (what == "lost" and own.endswith(MAY_BE_AWAY)):
+                    believed.append((own, what))
+            except Damaged as error:
+                if error.path != own and not (what == "lost" and own.endswith("asked.json")):
+                    unnamed.append((own, what, error.path))
+            path.write_bytes(data)
+    assert tried > 300
+    assert believed == []
+    assert unnamed == []
+
+
+def flip(path: Path) -> str:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    return path.name
+
+
+def test_what_can_be_made_again_is_made_again_once_that_is_asked(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    root, store = folder / "root", Store(str(folder / "root"))
+    sweep, result = root / "sweeps/tiny", existing(store, SPEC.name).results[0]
+    stage = root / store.find(result["final_stage"]).path
+    harmed = [
+        *(sweep / name for name in ("spec.lock.json", "spec.yaml", "similarity.json", "mlflow.json")),
+        *(sweep / "trials" / name for name in ("00001/result.json", "00004/asked.json", "00006/result.json")),
+        stage / "trained.safetensors",
+    ]
+    for path in harmed:
+        flip(path)
+    found = verify(store)
+    assert {error.path for error in found.damaged} == {str(path.relative_to(root)) for path in harmed}
+    assert all("raylt store verify" in str(error) and "lost: " in str(error) for error in found.damaged)
+    repair(store, found)
+    assert verify(store).damaged == []
+    assert drive(folder) == 0
+    assert comparable(folder) == comparable(undisturbed)
+    assert verify(store).damaged == []
+
+
+def test_a_store_that_is_whole_is_found_whole(undisturbed):
+    found = verify(Store(str(undisturbed / "root")))
+    assert (found.damaged, found.unverified) == ([], 0)
+    assert found.files > 100
+
+
+def test_damage_to_one_sweep_does_not_keep_others_from_being_read(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    shutil.copytree(folder / "root/sweeps/tiny", folder / "root/sweeps/other")
+    (folder / "root/sweeps/other/trials/00002/result.json").write_text("{}")
+    from raylt.disk import Survey
+
+    survey = Survey(Store(str(folder / "root")))
+    assert set(survey.damaged) == {"other"} and set(survey.usage()) == {"tiny"}
+    assert comparable(folder) == comparable(undisturbed)
+    assert results(SPEC, existing(Store(str(folder / "root")), "tiny"))["state"] == "complete"
