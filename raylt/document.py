@@ -47,7 +47,7 @@ _ROUND_NUMBERS = ("round", "density", "fid", "kid", "kid_sd", "loss", "flops", "
 def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
-    return parse_spec((store.read(path) or b"").decode(), f"{store.root}/{path}", ())
+    return parse_spec((store.read(path) or b"").decode(), f"{store.root}/{path}", was_begun=True)
 
 
 def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:

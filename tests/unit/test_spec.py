@@ -78,6 +78,7 @@ QUICKSTART: dict[str, Any] = {  # as FORMATS has it
 NOT_IN_QUICKSTART: dict[str, Any] = {
     "data.root": None,
     "data.size": None,
+    "data.channels": "auto",
     "data.flip": False,
     "model.config": None,
     "train.betas": [0.9, 0.99],
@@ -111,6 +112,7 @@ FREE = {  # key -> another value; a sweep stays the same sweep
 IDENTITY = {  # key -> another value; another sweep
     "data.name": "mnist",
     "data.size": 16,
+    "data.channels": 3,
     "data.flip": True,
     "model.preset": "tiny",
     "model.config": {"block_out_channels": [8, 16]},
