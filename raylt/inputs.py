@@ -78,7 +78,7 @@ def _begun_images(spec: SweepSpec, store: Store, begun: Address | None) -> Image
     if images is None or spec.data.name != "images":
         return images
     count = len(images.train_NCHW) + len(images.test_NCHW)
-    what = "are those that the sweep began with, kept in its store; data.root is not looked at (a sweep of --new would)"
+    what = "images as they were when the sweep began, kept in its store; data.root is not looked at (--new would)"
     return replace(images, notes=(Note(count, what),))
 
 

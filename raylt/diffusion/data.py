@@ -81,7 +81,7 @@ def _border_notes(found: ImageSet, size: int) -> Iterator[Note]:
     if padded != original:
         count = len(found.train_NCHW) + len(found.test_NCHW)
         averaged = f", then averaged to {size}" if padded != size else ""
-        yield Note(count, f"of {original} pixels a side get a black border, to {padded}{averaged}")
+        yield Note(count, f"of {original} pixels a side, bordered with black to {padded}{averaged}")
 
 
 def _twin_notes(train_NCHW: Tensor, test_NCHW: Tensor) -> Iterator[Note]:
@@ -89,7 +89,7 @@ def _twin_notes(train_NCHW: Tensor, test_NCHW: Tensor) -> Iterator[Note]:
     train = {hashlib.sha256(x.tobytes()).digest() for x in train_NCHW.numpy()}
     twins = sum(hashlib.sha256(x.tobytes()).digest() in train for x in test_NCHW.numpy())
     if twins:
-        yield Note(twins, "held-out images are in the training set, too; left as they are, since the set is a standard one")
+        yield Note(twins, "held-out images also in the training set; left as they are, since the set is a standard one")
 
 
 def data_root(data: DataSpec) -> Path:

@@ -59,7 +59,7 @@ def read_folder(root: Path, channels: int, size: int) -> Folder:
     if len(copies) > len(found.paths) - MIN_IMAGES:
         raise SpecError([_too_few(root, f"{len(found.paths) - len(copies)} images that differ", found.notes)])
     if copies:
-        what = "are copies of others (equal once read); copies are never on both sides of the split"
+        what = "copies of others (equal once read), which are never on both sides of the split"
         read.tally.add(what, _named(found.paths[copies[0]], root), len(copies))
     return Folder(read.x_NCHW[train_N], read.x_NCHW[test_N], (*found.notes, *read.tally.notes))
 
@@ -201,8 +201,8 @@ class _Reading:
             raise SpecError(problems)
         if recoloured:
             hint = ": all there are, so data.channels: 1 would do" if len(recoloured) == len(paths) else ""
-            what = f"are grey, turned to RGB{hint}" if channels == 3 else "are in colour, turned to grey"
-            self.tally.add(what, _named(recoloured[0], root), len(recoloured))
+            what = f"grey, turned to RGB{hint}" if channels == 3 else "in colour, turned to grey"
+            self.tally.add(what, "" if hint else _named(recoloured[0], root), len(recoloured))
 
 
 def _read_picture(path: Path, channels: int, size: int) -> _Picture:
@@ -216,7 +216,7 @@ def _read_picture(path: Path, channels: int, size: int) -> _Picture:
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             if np.asarray(rgba)[..., 3].min() < 255:
-                altered.append("have transparency, laid on white")
+                altered.append("with transparency, laid on white")
             image = Image.new("RGBA", rgba.size, "white")
             image.alpha_composite(rgba)
         square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
@@ -229,17 +229,17 @@ def _read_picture(path: Path, channels: int, size: int) -> _Picture:
 def _conversions(file: Any, size: int) -> Iterator[str]:
     """What reading an opened picture will change of it, but for its colours."""
     if file.mode not in _COMMON_MODES:
-        yield f"are in {file.mode}, turned to RGB"
+        yield f"in {file.mode}, turned to RGB"
     if file.format in ("PNG", "TIFF") and any(";16" in str(tile.args) for tile in file.tile):
-        yield "have 16 bits a channel, cut to 8"
+        yield "with 16 bits a channel, cut to 8"
     if getattr(file, "is_animated", False):
-        yield "have several frames or pages, of which the first is taken"
+        yield "with several frames or pages, of which the first is taken"
     if file.getexif().get(_ORIENTATION) in range(2, 9):
-        yield "are turned, as their EXIF data say"
+        yield "turned, as their EXIF data say"
     if file.width != file.height:
-        yield "are not square, cropped to their centre"
+        yield "not square, cropped to their centre"
     if min(file.size) < size:
-        yield f"have fewer than {size} pixels a side, enlarged"
+        yield f"with fewer than {size} pixels a side, enlarged"
 
 
 # --- which are held out -------------------------------------------------------------------------------------------------

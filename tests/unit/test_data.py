@@ -159,14 +159,14 @@ def test_an_unusable_root_is_a_spec_error(tmp_path: Path) -> None:
         load_images(DataSpec(name="cifar10", root=str(tmp_path / "file")))
 
 
-@pytest.mark.parametrize(("size", "words"), [(8, []), (4, []), (12, ["1,797 of 8 pixels a side get a black border, to 12"])])
+@pytest.mark.parametrize(("size", "words"), [(8, []), (4, []), (12, ["1,797 of 8 pixels a side, bordered with black to 12"])])
 def test_a_border_is_said(size: int, words: list[str]) -> None:
     assert [str(note) for note in load_images(DataSpec(size=size)).notes if "border" in note.what] == words
 
 
 def test_a_border_that_is_averaged_is_said() -> None:
     (note,) = [note for note in load_images(DataSpec(size=5)).notes if "border" in note.what]
-    assert str(note) == "1,797 of 8 pixels a side get a black border, to 10, then averaged to 5"
+    assert str(note) == "1,797 of 8 pixels a side, bordered with black to 10, then averaged to 5"
 
 
 def test_held_out_images_of_a_standard_set_that_are_trained_on_are_counted_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_held_out_images_of_a_standard_set_that_are_trained_on_are_counted_and_l
     images = load_images(DataSpec(name="mnist"))
     assert (images.train_NCHW.shape, images.test_NCHW.shape) == ((30, 1, 28, 28), (14, 1, 28, 28))
     assert [(note.count, note.what.partition(";")[0]) for note in images.notes] == [
-        (4, "held-out images are in the training set, too")
+        (4, "held-out images also in the training set")
     ]
 
 

@@ -54,7 +54,7 @@ def all_values(images: ImageSet) -> list[int]:
 def notes_of(folder: Path, **keys: Any) -> dict[str, tuple[int, str]]:
     """What is said of a folder: reason -> (count, example); that everything is grey is left out."""
     notes = load_images(spec_of(folder, **keys)).notes
-    return {note.what: (note.count, note.example) for note in notes if "are grey" not in note.what}
+    return {note.what: (note.count, note.example) for note in notes if "grey, turned" not in note.what}
 
 
 def refusal(data: DataSpec) -> str:
@@ -72,7 +72,7 @@ def test_pictures_are_cropped_and_a_tenth_is_held_out(tmp_path: Path) -> None:
     assert (images.train_NCHW == images.train_NCHW[:, :1, :1, :1]).all()  # the red is cropped away
     assert load_images(spec_of(tmp_path)).digest == images.digest
     assert load_images(spec_of(tmp_path, 4)).train_NCHW.shape == (27, 3, 4, 4)
-    assert notes_of(tmp_path) == {"are not square, cropped to their centre": (30, "sub0/000.png")}
+    assert notes_of(tmp_path) == {"not square, cropped to their centre": (30, "sub0/000.png")}
 
 
 class TestOrder:
@@ -217,7 +217,7 @@ class TestConverted:
         halves = every[(every[:, 0, 0, 0] == 0) & (every[:, 0, 0, 7] == 255)]
         assert len(halves) == 3 and (halves == halves[:1]).all()
         assert (halves[0, :, :, :4] == 0).all() and (halves[0, :, :, 4:] == 255).all()
-        assert notes_of(tmp_path)["have transparency, laid on white"] == (3, f"0.{suffix}")
+        assert notes_of(tmp_path)["with transparency, laid on white"] == (3, f"0.{suffix}")
 
     def test_every_kind_of_image_becomes_rgb(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)
@@ -231,8 +231,8 @@ class TestConverted:
         every = torch.cat([images.train_NCHW, images.test_NCHW])
         assert every.shape == (30, 3, 8, 8)
         assert int((every == 255).flatten(1).all(1).sum()) == len(kinds)
-        assert notes_of(tmp_path)["are in CMYK, turned to RGB"] == (1, "c.jpg")
-        assert notes_of(tmp_path)["have fewer than 8 pixels a side, enlarged"] == (10, "a.webp")
+        assert notes_of(tmp_path)["in CMYK, turned to RGB"] == (1, "c.jpg")
+        assert notes_of(tmp_path)["with fewer than 8 pixels a side, enlarged"] == (10, "a.webp")
 
     def test_photos_are_turned_as_their_exif_data_say(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)
@@ -245,7 +245,7 @@ class TestConverted:
         every = torch.cat([images.train_NCHW, images.test_NCHW])
         turned = (every[:, 0, :8] == 0).flatten(1).all(1) & (every[:, 0, 8:] == 255).flatten(1).all(1)
         assert int(turned.sum()) == 1
-        assert notes_of(tmp_path, size=16)["are turned, as their EXIF data say"] == (1, "0.png")
+        assert notes_of(tmp_path, size=16)["turned, as their EXIF data say"] == (1, "0.png")
 
     def test_of_several_frames_the_first_is_taken(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)
@@ -254,13 +254,13 @@ class TestConverted:
             picture(200).save(tmp_path / f"a.{suffix}", save_all=True, append_images=[picture(100)], **extra)
         values = all_values(load_images(spec_of(tmp_path)))
         assert values.count(200) == 4 and values.count(100) == 0
-        assert notes_of(tmp_path)["have several frames or pages, of which the first is taken"] == (4, "a.gif")
+        assert notes_of(tmp_path)["with several frames or pages, of which the first is taken"] == (4, "a.gif")
 
     def test_sixteen_bits_of_colour_are_cut_and_said(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)
         shutil.copy(_png_of_16_bits(tmp_path / "deep.png"), tmp_path / "sub0/deep.png")
         (tmp_path / "deep.png").unlink()
-        assert notes_of(tmp_path) == {"have 16 bits a channel, cut to 8": (1, "sub0/deep.png")}
+        assert notes_of(tmp_path) == {"with 16 bits a channel, cut to 8": (1, "sub0/deep.png")}
 
 
 def _png_of_16_bits(path: Path) -> Path:
@@ -284,16 +284,16 @@ class TestChannels:
         assert one.train_NCHW.shape == (18, 1, 8, 8)
         assert torch.equal(one.train_NCHW.expand(-1, 3, -1, -1), three.train_NCHW)
         (hint,) = three.notes
-        assert str(hint).startswith("20 are grey, turned to RGB: all there are, so data.channels: 1 would do")
+        assert str(hint) == "20 grey, turned to RGB: all there are, so data.channels: 1 would do"
         assert one.notes == ()
 
     def test_what_is_recoloured_is_counted(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)
         Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "sub0/red.png")
         (grey,) = load_images(spec_of(tmp_path)).notes
-        assert (grey.count, grey.what) == (20, "are grey, turned to RGB")
+        assert (grey.count, grey.what) == (20, "grey, turned to RGB")
         images = load_images(spec_of(tmp_path, channels=1))
-        assert [str(note) for note in images.notes] == ["1 are in colour, turned to grey, such as sub0/red.png"]
+        assert [str(note) for note in images.notes] == ["1 in colour, turned to grey, such as sub0/red.png"]
         assert 76 in all_values(images)  # 0.299 * 255
 
 

@@ -154,7 +154,7 @@ class TestResume:
         found = gather(folder_spec, store, began.address)
         assert found.address == began.address != now.address
         assert [str(note) for note in found.images.notes] == [
-            "24 are those that the sweep began with, kept in its store; data.root is not looked at (a sweep of --new would)"
+            "24 images as they were when the sweep began, kept in its store; data.root is not looked at (--new would)"
         ]
 
     def test_a_sweep_whose_images_are_nowhere_is_refused_with_the_reason(
@@ -185,7 +185,7 @@ class TestResume:
         said = [
             "data     12 left out: hidden, or in a hidden folder, such as .ipynb_checkpoints/000.png",
             "data     1 left out: files of other kinds (1 .heic), such as a.heic",
-            "data     24 are grey, turned to RGB: all there are, so data.channels: 1 would do, such as sub0/000.png",
+            "data     24 grey, turned to RGB: all there are, so data.channels: 1 would do",
             "data     a batch of 23 has images twice: there are 22 to train on",
         ]
         assert [line for line in describe_sweep(spec) if line in said] == said
