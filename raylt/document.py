@@ -49,7 +49,7 @@ def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
     try:
-        return parse_spec(stored_yaml(store, name), f"{store.root}/{path}", ())
+        return parse_spec(stored_yaml(store, name), f"{store.root}/{path}", was_begun=True)
     except SpecError as error:
         why = f"it is no spec that this raylt reads ({str(error).splitlines()[0]})"
         raise store.damaged(path, why) from error

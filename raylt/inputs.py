@@ -1,20 +1,21 @@
 """What every trial reads and none makes: the images, and Inception's weights. The driver puts them into the store, once.
 
 A worker's node has neither data set nor internet. It takes both from the store: from a local one as they lie there, from
-any other through a cache of the node's own, so that its actors fetch them once. A sweep that was begun goes on from them
-also where its data set is no more.
+any other through a cache of the node's own, so that its actors fetch them once. A sweep that was begun goes on from them,
+whatever has become of its data set.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import filelock
 
-from raylt.diffusion.data import ImageSet, is_there, load_images
+from raylt.diffusion.data import ImageSet, load_images
+from raylt.diffusion.notes import Note
 from raylt.errors import StoreFailure
 from raylt.folders import replace_file
 from raylt.metrics.features import InceptionFeatures, load_inception, weights_digest
@@ -53,13 +54,11 @@ class Inputs:
 
 
 def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
-    """The inputs of a sweep, from this machine. `begun`: what it has used so far, which the store may have.
+    """The inputs of a sweep: those it has used so far (`begun`) where the store has them, else this machine's.
 
     Raises `SpecError` or `EnvironmentFailure` where they are to be had nowhere.
     """
-    images = None
-    if begun is not None and not is_there(spec.data):
-        images = _images(_stage(store, IMAGES, begun.images))
+    images = _begun_images(spec, store, begun)
     if images is None:
         images = load_images(spec.data)
     if spec.protocol("search").features != "inception":
@@ -71,6 +70,16 @@ def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
         inception = load_inception()
         InceptionFeatures("cpu", inception)  # does the file hold a whole network?
     return Inputs(images, inception)
+
+
+def _begun_images(spec: SweepSpec, store: Store, begun: Address | None) -> ImageSet | None:
+    """A sweep's own images from its store. A folder may hold others by now, so it is said that nobody looks there."""
+    images = None if begun is None else _images(_stage(store, IMAGES, begun.images))
+    if images is None or spec.data.name != "images":
+        return images
+    count = len(images.train_NCHW) + len(images.test_NCHW)
+    what = "images as they were when the sweep began, kept in its store; data.root is not looked at (--new would)"
+    return replace(images, notes=(Note(count, what),))
 
 
 def get(address: Address, store: Store) -> Inputs:

@@ -98,6 +98,14 @@ def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:
     return []
 
 
+def data_lines(spec: SweepSpec, images: ImageSet) -> list[str]:
+    """What was left out or altered of the data, and what they are too few for; each a line of its own."""
+    lines, count = [f"data     {note}" for note in images.notes], len(images.train_NCHW)
+    if spec.train.batch_size > count:
+        lines.append(f"data     a batch of {spec.train.batch_size} has images twice: there are {count} to train on")
+    return lines
+
+
 def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
     """What the sweep would do, in plain lines."""
     ticket, total = spec.ticket, sum(layer.size for layer in found.layers)
@@ -110,6 +118,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
     lines = [
         f"sweep    {spec.name} ({spec.digest[:12]})",
         f"data     {spec.data.name}: {num_train} training and {num_test} held-out images, {channels} x {size} x {size}",
+        *data_lines(spec, found.inputs.images),
         f"model    {total:,} prunable weights in {len(found.layers)} layers; {found.flops.dense / 1e6:,.1f} MFLOPs an image",
         f"train    {spec.train.steps} steps of {spec.train.batch_size}; rounds restart at step {ticket.rewind_step}",
         f"rounds   {_budget_words(spec, found, rounds)}",

@@ -30,6 +30,8 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
     found = preflight.check(spec, store)
+    for line in preflight.data_lines(spec, found.inputs.images):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     bench = Bench.open(spec, local_compute(spec), found.inputs)
     trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
     run = TrialRun(trial, bench, store, ticket_progress(spec, console))

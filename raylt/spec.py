@@ -40,6 +40,7 @@ IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as
     "fashion-mnist": (1, 28),
     "cifar10": (3, 32),
     "cifar100": (3, 32),
+    "images": (3, 0),  # a folder of pictures: RGB unless told otherwise, of no size of its own
 }
 
 
@@ -54,7 +55,14 @@ class DataSpec(_Model):
     name: DataName = "digits"
     root: str | None = None  # where torchvision keeps it; not identity
     size: Annotated[int, Field(ge=4)] | None = None  # pad to the next multiple, average down; null: as it is
+    channels: Literal[1, 3, "auto"] = "auto"  # auto: as the data set has it; a folder of pictures has 3, whatever they show
     flip: bool = False  # random horizontal flips
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(channels, size in pixels) of the images the model sees; size 0 for a folder where none is given."""
+        channels, size = IMAGE_SHAPES[self.name]
+        return channels if self.channels == "auto" else self.channels, self.size or size
 
 
 class ModelSpec(_Model):
@@ -223,9 +231,8 @@ class SweepSpec(_Model):
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """(channels, size in pixels) of the images the model sees. Images of a folder are read as RGB."""
-        channels, size = IMAGE_SHAPES.get(self.data.name, (3, 0))
-        return channels, self.data.size or size
+        """(channels, size in pixels) of the images the model sees."""
+        return self.data.shape
 
     @property
     def unet_config(self) -> dict[str, Any]:
@@ -273,6 +280,8 @@ class SweepSpec(_Model):
             flat["ticket.density"] = self.ticket.final_density
         if self.model.config is None:
             flat["model.preset"] = self.model.preset or _default_preset(self)
+        if self.data.shape[0] == IMAGE_SHAPES[self.data.name][0]:  # sweeps begun before there was such a key stay the same
+            del flat["data.channels"]
         flat |= {f"metrics.{name}.features": self.protocol(name).features for name in ("search", "final")}
         return {key: value for key, value in flat.items() if not _is_free(key)}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
-from raylt.spec import CREDENTIALS_ADVICE, SweepSpec, has_credentials, matches
+from raylt.spec import CREDENTIALS_ADVICE, IMAGE_SHAPES, SweepSpec, has_credentials, matches
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
@@ -33,8 +33,28 @@ def _data_problems(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem("data.size", "is needed for a folder of images", "for example size: 32", about=("data.name",))
     if spec.data.name == "images" and spec.data.root is None:
         yield Problem("data.root", "is needed for a folder of images", "the folder", about=("data.name",))
+    if spec.data.name == "digits" and spec.data.root is not None:
+        expected = "no data.root, or the data.name of what lies there, such as images"
+        what = "is never looked at: the digits come with scikit-learn"
+        yield _problem("data.root", what, expected, spec.data.root, "data.name")
+    channels = IMAGE_SHAPES[spec.data.name][0]
+    if spec.data.name != "images" and spec.data.channels not in ("auto", channels):
+        what, expected = f"is not what {spec.data.name} has", f"{channels}, or auto"
+        yield _problem("data.channels", what, expected, spec.data.channels, "data.name")
+    yield from _overruled_problems(spec)
     if spec.model.preset is not None and spec.model.config is not None:
         yield Problem("model", "has both preset and config", "one of them")
+
+
+def _overruled_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Keys of `model.config` that the data decide: there as well, they must say the same."""
+    channels, size = spec.image_shape
+    for key, right in (("in_channels", channels), ("out_channels", channels), ("sample_size", size)):
+        given = (spec.model.config or {}).get(key, right)
+        same = [right] if key != "sample_size" else [right, [right, right], None]  # as diffusers takes it
+        if right and (isinstance(given, bool) or given not in same):
+            expected, about = f"{right}, or no such key: the images say it", ("data.name", "data.size", "data.channels")
+            yield _problem(f"model.config.{key}", "contradicts the images", expected, given, *about)
 
 
 def _config_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -79,8 +79,11 @@ def read_spec(path: Path) -> str:
         raise SpecError([Problem("YAML", what, "a text file in UTF-8", file=str(path), line=line)]) from None
 
 
-def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec in `text`; `file` is its name in errors. Raises SpecError with all that is wrong, in the order of lines."""
+def parse_spec(text: str, file: str, overrides: Sequence[str] = (), *, was_begun: bool = False) -> SweepSpec:
+    """The spec in `text`; `file` is its name in errors. Raises SpecError with all that is wrong, in the order of lines.
+
+    `was_begun`: it is a sweep's own, in a store. Contradictions that were not looked for when it began are no errors of it.
+    """
     document = _document(text, file, overrides)
     data = document.data
     wrong: dict[tuple[str | int, ...], Problem] = {}
@@ -89,7 +92,8 @@ def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> SweepSpec
         spec = SweepSpec.model_validate(data)
     except ValidationError as error:
         wrong = wrong_keys(error, data)
-    problems = [*wrong.values(), *_cross(spec or _repaired(data), _doubtful(document, wrong))]
+    crossed = [] if was_begun else _cross(spec or _repaired(data), _doubtful(document, wrong))
+    problems = [*wrong.values(), *crossed]
     if problems or document.problems or spec is None:
         raise SpecError(_in_order(document, problems))
     return spec

@@ -155,6 +155,8 @@ class _Driver:
         self._refuse_other_inputs(lock, found.inputs.address)
         self._say(str(place))
         self._warn_of_store()
+        for line in preflight.data_lines(self.spec, found.inputs.images):
+            self._say(line)
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with ExitStack() as ray_is_up:
             with self.signals.held():
@@ -173,7 +175,8 @@ class _Driver:
     def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
         name = self.spec.name
         if lock is not None and lock["data_sha256"] != have.images:
-            raise InputError(f"the images are not those that sweep {name} began with; restore data.root, or use --new")
+            cause = "data.root holds others, or this raylt reads them otherwise, and the store has no copy"
+            raise InputError(f"the images are not those that sweep {name} began with ({cause}); restore them, or use --new")
         if lock is not None and lock.get("inception_sha256", have.inception) != have.inception:
             raise InputError(f"the Inception weights are not those that sweep {name} began with; restore them, or use --new")
 

@@ -64,7 +64,7 @@ def end(spec: SweepSpec, ledger: Ledger, trial: TrialSpec) -> None:
             "flops_dense": 1_000_000, "ticket_bytes": 123_456, "broken": False, "kept": {}, "layers": {},
             "densities": dict.fromkeys(BLOCKS, last["density"]), "ticket": f"{trial.id:064d}", "time_ms": 1,
             "rounds": scored, "steps": {"asked": 3, "trained": 2, "shared": 1}, "timing": {"wall_s": 1.5},
-            "sample_stage": stage.digest,
+            "sample_stage": stage.digest, "stages": {},
         },
     )  # fmt: skip
 

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from raylt.diffusion.folder import check_room, read_folder
+from raylt.diffusion.notes import Note
 from raylt.errors import Problem, SpecError
-from raylt.spec import IMAGE_SHAPES, DataSpec
+from raylt.spec import DataSpec
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-MIN_IMAGES = 20  # of a folder: two of them are held out
-HELD_OUT_EVERY = 10
 DIGITS_TEST = 360  # of the 1797 digits of scikit-learn
-MAX_PROBLEMS = 10  # unreadable images named at once
 # What torchvision raises for files that are missing, cut off or not to be had; anything else is a fault of ours.
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, AssertionError, TypeError, LookupError, zlib.error)
 
@@ -40,12 +38,16 @@ _TORCHVISION = {
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A data set: images as uint8, 0..255, and their classes as int64 (None where it has none)."""
+    """A data set: images as uint8, 0..255, and their classes as int64 (None where it has none).
+
+    `notes` say what was left out or altered on the way; they are no part of what the set is.
+    """
 
     train_NCHW: Tensor
     test_NCHW: Tensor
     train_labels_N: Tensor | None = None
     test_labels_N: Tensor | None = None
+    notes: tuple[Note, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -65,16 +67,29 @@ def load_images(data: DataSpec) -> ImageSet:
     if data.name == "images":
         return _load_folder(data)
     found = _load_digits() if data.name == "digits" else _load_torchvision(data)
-    size = data.size or IMAGE_SHAPES[data.name][1]
+    channels, size = data.shape
+    check_room(len(found.train_NCHW) + len(found.test_NCHW), channels, size)
     train_NCHW, test_NCHW = resize(found.train_NCHW, size), resize(found.test_NCHW, size)
-    return ImageSet(train_NCHW, test_NCHW, found.train_labels_N, found.test_labels_N)
+    notes = (*_border_notes(found, size), *_twin_notes(train_NCHW, test_NCHW))
+    return ImageSet(train_NCHW, test_NCHW, found.train_labels_N, found.test_labels_N, notes)
 
 
-def is_there(data: DataSpec) -> bool:
-    """Whether this machine has the data set, be it whole or not, without a download."""
-    if data.name == "digits":
-        return True
-    return (data_root(data) if data.name == "images" else data_root(data) / _TORCHVISION[data.name][1]).is_dir()
+def _border_notes(found: ImageSet, size: int) -> Iterator[Note]:
+    """What `resize` does that a smaller size does not say by itself."""
+    original = found.train_NCHW.shape[-1]
+    padded = -(-original // size) * size
+    if padded != original:
+        count = len(found.train_NCHW) + len(found.test_NCHW)
+        averaged = f", then averaged to {size}" if padded != size else ""
+        yield Note(count, f"of {original} pixels a side, bordered with black to {padded}{averaged}")
+
+
+def _twin_notes(train_NCHW: Tensor, test_NCHW: Tensor) -> Iterator[Note]:
+    """Said and not mended: a standard data set without some of its images is another, and compares with nothing published."""
+    train = {hashlib.sha256(x.tobytes()).digest() for x in train_NCHW.numpy()}
+    twins = sum(hashlib.sha256(x.tobytes()).digest() in train for x in test_NCHW.numpy())
+    if twins:
+        yield Note(twins, "held-out images also in the training set; left as they are, since the set is a standard one")
 
 
 def data_root(data: DataSpec) -> Path:
@@ -183,55 +198,10 @@ def _missing(name: str, root: Path, error: Exception) -> Problem:
 
 
 def _load_folder(data: DataSpec) -> ImageSet:
-    """Every png, jpg, jpeg and webp below `data.root` as RGB, by relative path; every tenth is held out."""
+    """The pictures below `data.root`. Their folders' names are no labels."""
     if data.root is None or data.size is None:
         what = "is needed for a folder of images"
         problems = [] if data.root is not None else [Problem("data.root", what, "the folder")]
         raise SpecError(problems + ([] if data.size is not None else [Problem("data.size", what, "for example size: 32")]))
-    root = data_root(data)
-    paths = _image_paths(root)
-    if len(paths) < MIN_IMAGES:
-        what = f"{len(paths)} images in {root}" if root.is_dir() else f"no folder {root}"
-        expected = f"a folder with at least {MIN_IMAGES} images ({', '.join(s[1:] for s in SUFFIXES)}), below it or in it"
-        raise SpecError([Problem("data.root", what, expected, data.root, has_given=True)])
-    x_NCHW = _read_images(paths, data.size)
-    is_test_N = torch.arange(len(paths)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    return ImageSet(x_NCHW[~is_test_N], x_NCHW[is_test_N])
-
-
-def _image_paths(root: Path) -> list[Path]:
-    """The images below a folder, sorted by their path in it; hidden files (such as macOS's `._a.png`) are left out."""
-    found = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _read_images(paths: list[Path], size: int) -> Tensor:
-    """Files -> (N, 3, size, size) uint8. Raises `SpecError` that names the first unreadable ones."""
-    x_NCHW = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    problems: list[Problem] = []
-    for index, path in enumerate(paths):
-        try:
-            x_NCHW[index] = _read_image(path, size)
-        except Exception as error:
-            cause = " ".join(str(error).split()) or type(error).__name__
-            problems.append(Problem("data.root", f"{path} cannot be read as an image: {cause}", "mend it or take it out"))
-            if len(problems) == MAX_PROBLEMS:
-                break
-    if problems:
-        raise SpecError(problems)
-    return x_NCHW
-
-
-def _read_image(path: Path, size: int) -> Tensor:
-    """One file -> (3, size, size) uint8: turned as its EXIF data say, cropped to the centre square, resized.
-
-    Transparency is dropped.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        if file.mode.startswith(("I", "F")):  # PIL's conversion to RGB would clip 16 bits to white
-            raise ValueError(f"it has more than 8 bits a channel (mode {file.mode})")
-        image = ImageOps.exif_transpose(file).convert("RGBA").convert("RGB")
-        square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1)
+    found = read_folder(data_root(data), *data.shape)
+    return ImageSet(found.train_NCHW, found.test_NCHW, notes=found.notes)

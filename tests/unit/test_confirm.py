@@ -112,7 +112,7 @@ def test_a_longer_search_goes_on_beside_a_confirmation(tiny_spec, tmp_path):
     longer = tiny_spec(confirm=CONFIRM, search={"trials": 5})
     ledger = run(longer, tmp_path)
     assert sum(trial.is_search for trial in ledger.asked.values()) == 5
-    assert len(confirming(ledger)) == len(ledger.read("confirm.json"))
+    assert len(confirming(ledger)) == len(ledger.confirmations())
     assert is_complete(longer, ledger)
 
 

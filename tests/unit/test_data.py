@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from raylt.diffusion.data import ImageSet, data_root, load_images, resize, to_float, to_uint8
 from raylt.errors import SpecError
@@ -160,79 +159,30 @@ def test_an_unusable_root_is_a_spec_error(tmp_path: Path) -> None:
         load_images(DataSpec(name="cifar10", root=str(tmp_path / "file")))
 
 
-def _write_images(folder: Path, count: int) -> None:
-    """Image i is grey of value i in its centre square, with red left and right of it."""
-    for i in range(count):
-        image = np.zeros((8, 16, 3), np.uint8)
-        image[:, :, 0] = 255
-        image[:, 4:12] = i
-        path = folder / f"sub{i % 2}" / f"{i // 2:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+@pytest.mark.parametrize(("size", "words"), [(8, []), (4, []), (12, ["1,797 of 8 pixels a side, bordered with black to 12"])])
+def test_a_border_is_said(size: int, words: list[str]) -> None:
+    assert [str(note) for note in load_images(DataSpec(size=size)).notes if "border" in note.what] == words
 
 
-def _folder(path: Path, size: int | None = 8) -> DataSpec:
-    return DataSpec(name="images", root=str(path), size=size)
+def test_a_border_that_is_averaged_is_said() -> None:
+    (note,) = [note for note in load_images(DataSpec(size=5)).notes if "border" in note.what]
+    assert str(note) == "1,797 of 8 pixels a side, bordered with black to 10, then averaged to 5"
 
 
-def test_images_of_a_folder_in_order_cropped_and_split(tmp_path: Path) -> None:
-    _write_images(tmp_path, 30)
-    (tmp_path / "._000.png").write_bytes(b"what macOS leaves")
-    (tmp_path / "notes.txt").write_text("no image")
-    images = load_images(_folder(tmp_path))
-    assert images.train_NCHW.shape == (27, 3, 8, 8) and images.test_NCHW.shape == (3, 3, 8, 8)
-    assert images.train_labels_N is None and images.test_labels_N is None
-    order = [*range(0, 30, 2), *range(1, 30, 2)]  # sub0 before sub1
-    assert images.test_NCHW[:, 0, 0, 0].tolist() == [order[9], order[19], order[29]]
-    assert images.train_NCHW[:, 0, 0, 0].tolist() == [value for i, value in enumerate(order) if i % 10 != 9]
-    assert (images.train_NCHW == images.train_NCHW[:, :1, :1, :1]).all()  # the red is cropped away
-    assert load_images(_folder(tmp_path)).digest == images.digest
-    assert load_images(_folder(tmp_path, 4)).train_NCHW.shape == (27, 3, 4, 4)
+def test_held_out_images_of_a_standard_set_that_are_trained_on_are_counted_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_NCHW = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 28, 28)
+    train_NCHW, test_NCHW = x_NCHW[:30], torch.cat([x_NCHW[27:], x_NCHW[29:30]])
+    monkeypatch.setattr("raylt.diffusion.data._load_torchvision", lambda data: ImageSet(train_NCHW, test_NCHW))
+    images = load_images(DataSpec(name="mnist"))
+    assert (images.train_NCHW.shape, images.test_NCHW.shape) == ((30, 1, 28, 28), (14, 1, 28, 28))
+    assert [(note.count, note.what.partition(";")[0]) for note in images.notes] == [
+        (4, "held-out images also in the training set")
+    ]
 
 
-def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
-    _write_images(tmp_path, 20)
-    for mode, name in [("L", "l.png"), ("P", "p.png"), ("RGBA", "a.webp"), ("CMYK", "c.jpg"), ("1", "b.png"), ("LA", "la.png")]:
-        Image.new("RGB", (9, 7), (255, 255, 255)).convert(mode).save(tmp_path / name)
-    Image.new("P", (8, 8)).save(tmp_path / "t.PNG", transparency=b"\0\1\2")
-    images = load_images(_folder(tmp_path))
-    assert len(images.train_NCHW) + len(images.test_NCHW) == 27
-    assert (images.train_NCHW[:4] == 255).all()  # a.webp, b.png, c.jpg, l.png
-
-
-def test_photos_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
-    _write_images(tmp_path, 20)
-    image = np.zeros((16, 16, 3), np.uint8)
-    image[:8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    Image.fromarray(image).save(tmp_path / "0.png", exif=exif)
-    first_CHW = load_images(_folder(tmp_path, 16)).train_NCHW[0]
-    assert (first_CHW[:, :8] == 0).all() and (first_CHW[:, 8:] == 255).all()
-
-
-def test_unreadable_images_are_named(tmp_path: Path) -> None:
-    _write_images(tmp_path, 20)
-    whole = (tmp_path / "sub0" / "001.png").read_bytes()
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "sixteen.png")
-    with pytest.raises(SpecError) as caught:
-        load_images(_folder(tmp_path))
-    messages = [str(problem) for problem in caught.value.problems]
-    assert len(messages) == 3 and all(message.startswith("data.root: ") for message in messages)
-    assert all(name in message for name, message in zip(("broken.png", "half.png", "sixteen.png"), messages, strict=True))
-    assert "more than 8 bits" in messages[2]
-
-
-def test_a_folder_of_too_few_images_or_none_is_refused(tmp_path: Path) -> None:
-    _write_images(tmp_path, 19)
-    with pytest.raises(SpecError, match=r"data\.root: 19 images in .*at least 20"):
-        load_images(_folder(tmp_path))
-    with pytest.raises(SpecError, match=r"data\.root: no folder "):
-        load_images(_folder(tmp_path / "elsewhere"))
-    with pytest.raises(SpecError, match=r"data\.root: is needed.*\n?.*data\.size: is needed"):
-        load_images(DataSpec(name="images"))
+def test_what_does_not_fit_into_memory_is_refused_by_its_key() -> None:
+    with pytest.raises(SpecError, match=r"^data\.size: 1,797 images of 1 x 999999 x 999999 need .* of memory; .* are free"):
+        load_images(DataSpec(size=999_999))
 
 
 @pytest.mark.slow
@@ -247,3 +197,6 @@ def test_real_data(name: str, size: int | None, shape: tuple[int, int, int]) -> 
     num_train = 50_000 if name == "cifar10" else 60_000
     assert images.train_NCHW.shape == (num_train, *shape) and images.test_NCHW.shape == (10_000, *shape)
     assert images.test_labels_N is not None and images.test_labels_N.bincount().shape == (10,)
+    for labels_N in (images.test_labels_N[:512], images.test_labels_N[:5000]):  # "the first N" stand for all of them
+        expected = len(labels_N) / 10
+        assert ((labels_N.bincount(minlength=10) - expected).abs() < 4.5 * (0.9 * expected) ** 0.5).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import threading
@@ -10,16 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torchvision.datasets import CIFAR10
 
 from raylt import inputs
 from raylt.diffusion.data import ImageSet
-from raylt.errors import EnvironmentFailure, SpecError
+from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.files import Files
 from raylt.inputs import FILE, Address, Inputs, gather, get
 from raylt.metrics.features import InceptionFeatures, load_inception
+from raylt.single import run_ticket
+from raylt.spec import StorageSpec
 from raylt.store import Output, Store
+from raylt.sweep import describe_sweep, run_sweep
+from raylt.where import Place
 from tests.unit.test_features import inception_file, inception_state  # noqa: F401  (fixtures)
+from tests.unit.test_folder import write_images
 
 
 @pytest.fixture
@@ -120,14 +127,9 @@ class TestResume:
 
     @pytest.fixture
     def folder_spec(self, tiny_spec, tmp_path) -> Any:
-        """A sweep on a folder of images."""
-        from PIL import Image
-
-        folder = tmp_path / "pictures"
-        folder.mkdir()
-        for index in range(24):
-            Image.new("RGB", (8, 8), (index * 10, 0, 0)).save(folder / f"{index:02d}.png")
-        return tiny_spec(data={"name": "images", "root": str(folder), "size": 8})
+        """A sweep on a folder of 24 images."""
+        write_images(tmp_path / "pictures", 24)
+        return tiny_spec(data={"name": "images", "root": str(tmp_path / "pictures"), "size": 8}, metrics={"reference": None})
 
     def test_the_store_has_what_the_machine_lost(self, folder_spec, store, tmp_path, monkeypatch, inception_file):  # noqa: F811
         monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
@@ -139,12 +141,72 @@ class TestResume:
         with pytest.raises(SpecError, match="no folder"):  # a new sweep cannot begin here
             gather(folder_spec, store, None)
 
-    def test_images_that_are_there_are_the_ones_that_count(self, folder_spec, store, tmp_path, monkeypatch, inception_file):  # noqa: F811
+    def test_a_sweep_goes_on_from_its_own_images_and_says_so(
+        self, folder_spec, store, tmp_path, monkeypatch, inception_file  # noqa: F811
+    ):  # fmt: skip
+        """The folder may hold others by now, or be read otherwise by another raylt: as the first that mixed their order."""
         monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
-        first = gather(folder_spec, store, None)
-        first.put(store)
-        (tmp_path / "pictures/00.png").unlink()
-        assert gather(folder_spec, store, first.address).images.digest != first.images.digest  # so the sweep refuses it
+        now = gather(folder_spec, store, None)
+        order_N = torch.arange(len(now.images.train_NCHW)).flip(0)
+        began = Inputs(ImageSet(now.images.train_NCHW[order_N], now.images.test_NCHW), now.inception)
+        began.put(store)
+        (tmp_path / "pictures/sub0/000.png").write_bytes(b"damaged since")
+        found = gather(folder_spec, store, began.address)
+        assert found.address == began.address != now.address
+        assert [str(note) for note in found.images.notes] == [
+            "24 images as they were when the sweep began, kept in its store; data.root is not looked at (--new would)"
+        ]
+
+    def test_a_sweep_whose_images_are_nowhere_is_refused_with_the_reason(
+        self, folder_spec, tmp_path, monkeypatch, inception_file  # noqa: F811
+    ):  # fmt: skip
+        monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
+        spec = folder_spec.model_copy(update={"storage": StorageSpec(root=str(tmp_path / "root"))})
+        lock = {"data_sha256": "0" * 64, "inception_sha256": None}
+        Store(spec.storage.root).write_json("sweeps/tiny/spec.lock.json", lock)
+        with pytest.raises(InputError) as refused:
+            run_sweep(spec, place=Place("told"), console=Console(file=io.StringIO()))
+        assert str(refused.value) == (
+            "the images are not those that sweep tiny began with (data.root holds others, or this raylt reads them otherwise, "
+            "and the store has no copy); restore them, or use --new"
+        )
+
+    @pytest.fixture
+    def _no_inception(self, monkeypatch) -> None:
+        monkeypatch.setattr(inputs, "load_inception", lambda: {"weight": torch.ones(3)})
+        monkeypatch.setattr(inputs, "InceptionFeatures", lambda *_: None)
+
+    @pytest.mark.usefixtures("_no_inception")
+    def test_what_became_of_the_images_is_said_before_and_at_the_start(self, folder_spec, tmp_path, monkeypatch):
+        shutil.copytree(tmp_path / "pictures/sub0", tmp_path / "pictures/.ipynb_checkpoints")
+        (tmp_path / "pictures/a.heic").write_text("of another kind")
+        train = folder_spec.train.model_copy(update={"batch_size": 23})
+        spec = folder_spec.model_copy(update={"storage": StorageSpec(root=str(tmp_path / "root")), "train": train})
+        said = [
+            "data     12 left out: hidden, or in a hidden folder, such as .ipynb_checkpoints/000.png",
+            "data     1 left out: files of other kinds (1 .heic), such as a.heic",
+            "data     24 grey, turned to RGB: all there are, so data.channels: 1 would do",
+            "data     a batch of 23 has images twice: there are 22 to train on",
+        ]
+        assert [line for line in describe_sweep(spec) if line in said] == said
+
+        def no_ray(address: str | None) -> None:
+            raise EnvironmentFailure("this test starts no Ray")
+
+        monkeypatch.setattr("raylt.sweep.cluster.connected", no_ray)
+        out = io.StringIO()
+        with pytest.raises(EnvironmentFailure, match="starts no Ray"):
+            run_sweep(spec, place=Place("told"), console=Console(file=out, width=60))
+        assert [line for line in out.getvalue().splitlines() if line in said] == said
+
+        def no_bench(*_: object) -> None:
+            raise EnvironmentFailure("this test trains nothing")
+
+        monkeypatch.setattr("raylt.single.Bench.open", no_bench)
+        out = io.StringIO()
+        with pytest.raises(EnvironmentFailure, match="trains nothing"):
+            run_ticket(spec, "uniform", None, Console(file=out, width=60))
+        assert out.getvalue().splitlines() == said
 
     def test_a_torchvision_data_set_is_not_downloaded_again(self, tiny_spec, store, tmp_path, monkeypatch):
         spec = tiny_spec(data={"name": "cifar10", "root": str(tmp_path)}, metrics={"search": {"features": "inception"}})

@@ -78,6 +78,7 @@ QUICKSTART: dict[str, Any] = {  # as FORMATS has it
 NOT_IN_QUICKSTART: dict[str, Any] = {
     "data.root": None,
     "data.size": None,
+    "data.channels": "auto",
     "data.flip": False,
     "model.config": None,
     "train.betas": [0.9, 0.99],
@@ -111,6 +112,7 @@ FREE = {  # key -> another value; a sweep stays the same sweep
 IDENTITY = {  # key -> another value; another sweep
     "data.name": "mnist",
     "data.size": 16,
+    "data.channels": 3,
     "data.flip": True,
     "model.preset": "tiny",
     "model.config": {"block_out_channels": [8, 16]},
@@ -165,6 +167,7 @@ IDENTITY = {  # key -> another value; another sweep
     "metrics.keep_samples": True,
 }
 ONE_VALUE = {"schema"}
+TWO_LEVELS = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,28 @@ class TestIdentity:
         was, now = digits.identity(), other.identity()
         differing = {k for k in was.keys() | now.keys() if was.get(k) != now.get(k)}
         assert all(k == key or k.startswith(f"{key}.") for k in differing)
+
+    @pytest.mark.parametrize(
+        ("data", "digest"),
+        [
+            ({}, "735f5f0e1b86681afb8d46e4d959846f2b46988e9e6b0734a9044371cf440676"),
+            ({"name": "cifar10"}, "bbee108049b68a3e14e55af8068b489e7e4ea3e8813faa5f0a6f793d1ddafd92"),
+            ({"name": "mnist", "size": 16}, "82065bd0ed7acb801944e8f1a73ef4c935f20c216a39c0b076100f0e256e4dde"),
+            ({"name": "images", "root": "x", "size": 32}, "5bc1602e034f67fb8189e17f773059795ff8e2c7d0282be5b938a4780e0ee13f"),
+        ],
+    )
+    def test_sweeps_begun_before_data_had_channels_are_the_same_sweeps(self, data: dict[str, Any], digest: str) -> None:
+        """The digests are those of a raylt that did not know the key."""
+        spec = SweepSpec.model_validate({"schema": 1, "name": "a", "data": data})
+        written_out = changed(spec, data__channels=spec.image_shape[0])
+        assert spec.digest == written_out.digest == digest
+
+    def test_another_number_of_channels_is_another_sweep(self) -> None:
+        data = {"name": "images", "root": "x", "size": 32, "channels": 1}
+        spec = SweepSpec.model_validate({"schema": 1, "name": "a", "data": data})
+        assert spec.image_shape == (1, 32) and spec.unet_config["in_channels"] == spec.unet_config["out_channels"] == 1
+        assert spec.digest != changed(spec, data__channels="auto").digest
+        assert spec.identity()["data.channels"] == 1
 
     def test_it_rests_on_values_not_on_how_they_are_written(self, digits: SweepSpec) -> None:
         data = digits.dump()
@@ -300,6 +325,17 @@ class TestGroups:
         ({"data__name": "images", "data__size": 8, "model__preset": "tiny"}, ["data.root", *["metrics"] * 2]),
         ({"data__name": "images", "data__root": "x"}, ["data.size", *["metrics"] * 2]),
         ({"data__size": 9}, ["data.size"]),
+        ({"data__root": "x"}, ["data.root"]),
+        ({"data__channels": 1}, []),
+        ({"data__channels": 3}, ["data.channels"]),
+        ({"data__name": "cifar10", "data__channels": 1}, ["data.channels", *["metrics"] * 2]),
+        ({"model__config": {"in_channels": 3}, "model__preset": None}, ["model.config.in_channels"]),
+        ({"model__config": {**TWO_LEVELS, "in_channels": 1, "out_channels": 1}, "model__preset": None}, []),
+        ({"model__config": {**TWO_LEVELS, "sample_size": 8}, "model__preset": None}, []),
+        ({"model__config": {**TWO_LEVELS, "sample_size": [8, 8]}, "model__preset": None}, []),
+        ({"model__config": {**TWO_LEVELS, "sample_size": None}, "model__preset": None}, []),
+        ({"model__config": {**TWO_LEVELS, "sample_size": [8, 16]}, "model__preset": None}, ["model.config.sample_size"]),
+        ({"model__config": {**TWO_LEVELS, "out_channels": True}, "model__preset": None}, ["model.config.out_channels"]),
         ({"data__name": "cifar10"}, ["metrics"] * 2),
         ({"model__config": {"up_block_types": None}, "model__preset": None}, ["model.config.up_block_types"]),
         ({"search__objectives": ["loss", "loss"]}, ["search.objectives"]),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from raylt.document import stored_spec
 from raylt.errors import Problem, SpecError
 from raylt.specfile import builtin_sweeps, dump_yaml, load_spec, parse_spec
+from raylt.store import Store
 from raylt.yamltext import read_yaml
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -80,6 +82,17 @@ def test_planted_errors_are_all_reported_at_once() -> None:
         ("train: {learning_rate: 1e999}\n", "3: train.learning_rate: is not a number (got '1e999')"),
         ("train: {betas: [0.9]}\n", "3: train.betas: has too few entries (got [0.9]); a list of 2, each a number, at"),
         ("train: {ema_decay: 1}\n", "3: train.ema_decay: is too large (got 1); a number, at least 0 and less than 1"),
+        ("data: {channels: 2}\n", "3: data.channels: is not known (got 2); one of 1, 3, auto"),
+        ("data:\n  channels: 3\n", "4: data.channels: is not what digits has (got 3); 1, or auto"),
+        ("data: {root: ./mine, size: 8}\n", "3: data.root: is never looked at: the digits come with scikit-learn (got"),
+        (
+            "data: {name: images, root: x, size: 32}\nmodel:\n  config:\n    in_channels: 1\n",
+            "6: model.config.in_channels: contradicts the images (got 1); 3, or no such key: the images say it",
+        ),
+        (
+            "data: {name: cifar10}\nmodel:\n  config:\n    sample_size: 64\n",
+            "6: model.config.sample_size: contradicts the images (got 64); 32, or no such key",
+        ),
         ("model: {preset: smal}\n", "3: model.preset: is not known (got 'smal'); did you mean 'small'? one of digits, tiny"),
         ("model: {preset: tiny, config: {}}\n", "3: model: has both preset and config; one of them"),
         ("model: {config: {down_block_types: 3}}\n", "3: model.config.down_block_types: is not a list of block types"),
@@ -242,6 +255,17 @@ def test_every_sweep_that_comes_with_raylt_is_valid() -> None:
 def test_the_papers_schedule() -> None:
     ticket = load_spec("cifar10-uniform").ticket
     assert [ticket.density_of(r) for r in range(22)] == pytest.approx([0.8**r for r in range(22)], rel=1e-12)
+
+
+def test_a_sweep_that_was_begun_is_read_although_its_keys_would_contradict_each_other_today(tmp_path: Path) -> None:
+    text = HEAD + "model: {config: {in_channels: 7}}\ndata: {root: ./mine, size: 9}\n"
+    assert len(problems(text)) == 3
+    store = Store(str(tmp_path))
+    store.write("sweeps/x/spec.yaml", text.encode())
+    assert stored_spec(store, "x").unet_config["in_channels"] == 1  # what it was run with
+    store.write("sweeps/x/spec.yaml", text.encode() + b"zzz: 1\n")
+    with pytest.raises(SpecError, match="zzz: unknown key"):
+        stored_spec(store, "x")
 
 
 def test_reading_needs_no_torch_and_little_time() -> None:
