@@ -6,6 +6,7 @@ from raylt.document import SPEC_FILE, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, RayltError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
+from raylt.mlflowclient import check as check_tracking
 from raylt.runs import tracking_uri, without_secrets
 from raylt.store import Store
 from raylt.tracking import Recorder
@@ -21,6 +22,7 @@ def record_sweep(store: Store, name: str) -> int:
     spec = stored_spec(store, name)
     yaml = (store.read(f"sweeps/{name}/{SPEC_FILE}") or b"").decode()
     uri = tracking_uri(spec)
+    check_tracking(uri)
     lease = Lease.acquire(store, name)
     try:
         ledger = Ledger(store, name, lease.check)

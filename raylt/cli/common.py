@@ -54,7 +54,7 @@ def head_to_ask(root: str | None, local: bool, cluster: str | None) -> Head | No
 
     if root is not None and cluster is not None:
         raise InputError("--root and --cluster contradict each other; give one of them")
-    if cluster is None and (root is not None or "RAYLT_ROOT" in os.environ):
+    if cluster is None and (root is not None or os.environ.get("RAYLT_ROOT")):
         return None
     return decide(local=local, cluster=cluster).head
 

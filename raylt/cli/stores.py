@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console
 from raylt.errors import LeaseHeld
-from raylt.lookup import find_sweep
+from raylt.lookup import find_sweep, store_root
 
 if TYPE_CHECKING:
     from raylt.disk import Garbage, Survey
@@ -28,7 +27,7 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     from raylt.files import in_units
     from raylt.store import Store
 
-    survey = Survey(Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data"))
+    survey = Survey(Store(store_root(root)))
     table = Table(box=None, pad_edge=False)
     for column in ("sweep", "whole stages", "of them shared", "unfinished", "ledger"):
         table.add_column(column, justify="left" if column == "sweep" else "right")
