@@ -40,20 +40,20 @@ def connect(uri: str) -> Any:
 
     sqlite = split_sqlite(uri)
     if sqlite is not None and not sqlite[1].exists():
-        _make_database(sqlite[1])
+        _make_database(sqlite[1], artifact_root(uri))
     return MlflowClient(tracking_uri=uri)
 
 
-def _make_database(path: Path) -> None:
+def _make_database(path: Path, artifacts: str | None) -> None:
     """A fresh SQLite file with MLflow's schema, there in one piece or not at all.
 
     MLflow makes the schema in dozens of migrations that take seconds. A driver killed among them would leave a file
-    that no MLflow can open or repair.
+    that no MLflow can open or repair. Where none is named, it pastes the folder we are in into its SQL, quotes and all.
     """
-    from mlflow import MlflowClient
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with tempfile.TemporaryDirectory(prefix="raylt-") as folder:
-        MlflowClient(tracking_uri=sqlite_uri(Path(folder) / "mlflow.db")).search_experiments(max_results=1)
+        SqlAlchemyStore(sqlite_uri(Path(folder) / "mlflow.db"), artifacts).engine.dispose()
         with contextlib.closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
             data = database.serialize()
     path.parent.mkdir(parents=True, exist_ok=True)

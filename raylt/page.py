@@ -24,7 +24,6 @@ from raylt.report import (
     SIMILARITY_HEADER,
     TRIAL_HEADER,
     failures,
-    justify,
     pareto_rows,
     protocol_text,
     similarity_rows,
@@ -32,6 +31,7 @@ from raylt.report import (
     used_protocols,
     weight,
 )
+from raylt.tables import justify
 from raylt.wording import shown, trial_name
 
 Record = Mapping[str, Any]

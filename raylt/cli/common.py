@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylt import __version__
 from raylt.errors import InputError, SpecError
 from raylt.lookup import name_of
 
@@ -21,7 +24,31 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+def _say_versions(is_asked: bool) -> None:
+    """Without an import of torch, which takes seconds."""
+    if is_asked:
+        versions = (
+            f"torch {version('torch')}",
+            f"Ray {version('ray')}",
+            f"Optuna {version('optuna')}",
+            f"MLflow {version('mlflow')}",
+        )
+        typer.echo(f"raylt {__version__} (Python {platform.python_version()}, {', '.join(versions)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_versions, is_eager=True, help="Say which raylt this is, and on what.")
+    ] = False,
+) -> None:
+    pass
+
 
 SPEC_HELP = "A spec file, or the name of a sweep that comes with raylt. Default: $RAYLT_SPEC, ./sweep.yaml, digits."
 SpecArgument = Annotated[str | None, typer.Argument(metavar="[SPEC]", help=SPEC_HELP)]

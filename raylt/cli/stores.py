@@ -21,18 +21,16 @@ app.add_typer(store_app, name="store")
 def du(context: typer.Context, root: RootOption = None, local: LocalOption = False, cluster: ClusterOption = None) -> None:
     """How much each sweep has in a store, and what no sweep names."""
     ask_head(context, root, local, cluster)
-    from rich.table import Table
-
     from raylt.disk import Survey
     from raylt.files import in_units
     from raylt.store import Store
+    from raylt.tables import FittedTable
 
     survey = Survey(Store(store_root(root)))
-    table = Table(box=None, pad_edge=False)
-    for column in ("sweep", "whole stages", "of them shared", "unfinished", "ledger"):
-        table.add_column(column, justify="left" if column == "sweep" else "right")
+    header = ("sweep", "whole stages", "of them shared", "unfinished", "ledger")
+    table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
-        table.add_row(name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger)))
+        table.add_row([name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger))])
     console(stderr=False).print(table)
     typer.echo(f"stages that no sweep names: {in_units(survey.unnamed_bytes())}")
     typer.echo(f"all stages: {in_units(sum(stage.bytes for stage in survey.stages.values()))}")

@@ -1,4 +1,4 @@
-"""A path is a path, whatever is in its name: study.db, MLflow's file and its artifacts lie where they should, and nowhere else."""
+"""A path is a path, whatever is in its name: study.db, MLflow's file and its artifacts lie there, and nowhere else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ledger_of(spec: SweepSpec, root: str) -> Ledger:
     ledger = Ledger(Store(root), spec.name, lambda: None)
     ledger.ask(TrialSpec(0, "search", "searched", 0, params=at_base(spec)))
-    ledger.finish(0, {"state": "FAIL", "cause": "none", "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 5})
+    ledger.finish(
+        0, {"state": "FAIL", "cause": "none", "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 5}
+    )
     return ledger
 
 
@@ -52,13 +54,12 @@ def names_below(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("names", [NAMES[i::5] for i in range(5)], ids=lambda names: repr(names[0]))
 def test_everything_lies_in_the_folder_whatever_its_name(
-    tmp_path: Path, names: tuple[str, ...], empty: Path, tiny_spec: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, names: tuple[str, ...], tiny_spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, spec = tmp_path.joinpath(*names), tiny_spec()  # one below the other: a record takes seconds
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty, "mlflow.db")
     ledger = ledger_of(spec, spec.storage.root)
     file = StudyFile(spec, ledger.store.local_path("study.db"))
     file.sync(ledger)
