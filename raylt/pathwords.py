@@ -47,8 +47,13 @@ def root_problem(root: str) -> tuple[str, str] | None:
         if not slashes or scheme != scheme.lower():
             start = "file:///" if scheme.lower() == "file" else f"{scheme.lower()}://"
             return "is no URI", f"for example {start}{rest.lstrip('/')}"
-    if "://" in root and "#" in root:
+    if "://" not in root:
+        return None
+    if not root.isprintable():
+        return "has control characters, which a URI cannot have", right
+    if "#" in root:
         return "has a #, behind which a URI is cut off", "%23 for it" if root.startswith("file:") else "a name without #"
-    if root.startswith("file://") and "?" in root:
-        return "has a ?, behind which a URI is cut off", "%3F for it"
+    options = root.partition("?")[2]
+    if "?" in root and (root.startswith("file:") or not all("=" in option for option in options.split("&"))):
+        return "has a ?, behind which a URI's options stand", "%3F for it" if root.startswith("file:") else "a name without ?"
     return None

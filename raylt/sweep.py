@@ -28,7 +28,7 @@ from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
 from raylt.single import local_compute
-from raylt.spec import SweepSpec, TrackingSpec, digest_of
+from raylt.spec import NAME_LENGTH, SweepSpec, TrackingSpec, digest_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.tracking import Tracker
@@ -105,6 +105,8 @@ def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
     while store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
         number += 1
         name = f"{spec.name}-{number}"
+    if len(name) > NAME_LENGTH:
+        raise InputError(f"--new: {name} would have more than {NAME_LENGTH} characters; give another name with --set name=NAME")
     return spec.model_copy(update={"name": name})
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raylt.ssh import Head
+    from raylt.tables import FittedTable
     from raylt.wording import Protocol, SortKey
 
 app = typer.Typer(
@@ -119,20 +120,25 @@ def console(*, stderr: bool) -> Console:
     return Console(stderr=stderr)
 
 
+def print_table(table: FittedTable) -> None:
+    """Not cropped: where even one column is wider than the terminal, its numbers are for the terminal to wrap."""
+    console(stderr=False).print(table, crop=False)
+
+
 def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
     """The front; or the search's trials with similarity, the confirmation, or both. Raises `InputError` for a wrong sort."""
     from raylt.report import cost_text, pareto_table, selected, similarity_table, trials_tables
 
-    out, chosen = console(stderr=False), selected(document, protocol=protocol, pareto=pareto, sort=sort)
+    chosen = selected(document, protocol=protocol, pareto=pareto, sort=sort)
     if pareto:
-        out.print(pareto_table(document, sort))
+        print_table(pareto_table(document, sort))
         return
     for table in trials_tables(chosen, protocol or "search"):
-        out.print(table)
+        print_table(table)
     if chosen["trials"]:
         typer.echo(cost_text(chosen["trials"]))
     if protocol != "final" and document["similarity"]:
-        out.print(similarity_table(document))
+        print_table(similarity_table(document))
     if protocol != "search":
         print_confirmation(document)
     if protocol == "final" and not chosen["trials"]:
@@ -143,7 +149,7 @@ def print_cost(document: dict[str, Any], pareto: bool, protocol: Protocol | None
     """What the chosen trials cost. Raises `InputError` for a wrong sort."""
     from raylt.report import cost_table, selected
 
-    console(stderr=False).print(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
+    print_table(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
 
 
 def print_confirmation(document: dict[str, Any]) -> None:
@@ -151,4 +157,4 @@ def print_confirmation(document: dict[str, Any]) -> None:
     from raylt.confirmtable import confirmation_tables
 
     for table in confirmation_tables(document):
-        console(stderr=False).print(table)
+        print_table(table)

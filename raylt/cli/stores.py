@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, print_table
 from raylt.errors import LeaseHeld
 from raylt.lookup import find_sweep, store_root
 
@@ -31,7 +31,7 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
         table.add_row([name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger))])
-    console(stderr=False).print(table)
+    print_table(table)
     typer.echo(f"stages that no sweep names: {in_units(survey.unnamed_bytes())}")
     typer.echo(f"all stages: {in_units(sum(stage.bytes for stage in survey.stages.values()))}")
 
