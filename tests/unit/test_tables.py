@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from raylt.cli import app
 from raylt.confirmtable import confirmation_tables
-from raylt.document import SPEC_FILE, results
+from raylt.document import LOCK_FILE, SPEC_FILE, results
+from raylt.ledger import Ledger
 from raylt.report import cost_table, pareto_table, similarity_table, trials_tables
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
@@ -109,6 +110,7 @@ def test_the_sizes_of_a_store_stand_whole(tmp_path: Any, tiny_spec: Any, monkeyp
     spec = tiny_spec(name="n" * 100)
     store = Store(str(tmp_path))
     store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
+    Ledger(store, spec.name, lambda: None).write(LOCK_FILE, {})
     store.stage({"kind": "none"}).make(lambda _: Output(files={"x": b"1" * 1_234_000}))
     monkeypatch.setenv("COLUMNS", "40")
     lines = CliRunner().invoke(app, ["store", "du", "--root", str(tmp_path)]).stdout.splitlines()
