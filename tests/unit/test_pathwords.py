@@ -19,6 +19,7 @@ from raylt.spec import StorageSpec
 from raylt.specfile import dump_yaml, load_spec, parse_again, parse_spec, read_spec
 from raylt.store import Store
 from raylt.sweep import with_free_name
+from raylt.trackinguri import absolute_uri, sqlite_uri
 from tests.conftest import TINY
 from tests.nasty import NAMES
 
@@ -36,9 +37,11 @@ def _place(tmp_path: Path, monkeypatch: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "path"),
     [
-        ("~/x", "/home/me/x"), ("$HOME/x", "/home/me/x"), ("${HOME}x", "/home/mex"), ("$SCRATCH", "/scratch/a b"), ("a~b", "a~b"),
+        ("~/x", "/home/me/x"), ("$HOME/x", "/home/me/x"), ("${HOME}x", "/home/mex"), ("$SCRATCH", "/scratch/a b"),
+        ("a~b", "a~b"),
         ("./x", "./x"), ("x/", "x/"), ("/x//y", "/x//y"), ("s3://b/$USERNAME_", None), ("s3://bucket//x/", "s3://bucket//x/"),
-        ("$$x", "$x"), ("./~", "./~"), ("$NOWHERE/x", None), ("$EMPTY/x", None), ("a$", None), ("$1", None), ("~nobody_here/x", None),
+        ("$$x", "$x"), ("./~", "./~"), ("$NOWHERE/x", None), ("$EMPTY/x", None), ("a$", None), ("$1", None),
+        ("~nobody_here/x", None),
     ],
 )  # fmt: skip
 def test_words_and_paths(words: str, path: str | None) -> None:
@@ -92,13 +95,11 @@ def test_what_a_store_or_another_machine_has_is_taken_as_it_stands(tmp_path: Pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_spec_read_again_is_the_same(name: str, tiny_spec: Any) -> None:
-    uri = f"sqlite:////x/{name}/m.db" if not set(name) & set("?%") else "sqlite:///m.db"
+    uri = sqlite_uri(Path(f"/x/{name}/m.db"))
     spec = tiny_spec(storage={"root": f"/x/{name}"}, data={"root": f"/y/{name}"}, tracking={"uri": uri})
     again = parse_again(spec, "x")
     assert (again.storage, again.data) == (spec.storage, spec.data)
-    from raylt.trackinguri import absolute_uri
-
-    assert absolute_uri(again.tracking.uri) == absolute_uri(spec.tracking.uri)
+    assert absolute_uri(again.tracking.uri) == uri
 
 
 def test_roots_from_the_environment_and_the_command_line(tmp_path: Path, monkeypatch: Any) -> None:
@@ -170,13 +171,13 @@ def test_a_sweep_beside_one_of_the_longest_name(tmp_path: Path, tiny_spec: Any) 
     spec = tiny_spec(name="n" * 100)
     store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
     assert stored_spec(store, spec.name) == spec
-    with pytest.raises(InputError, match="more than 100 characters.*--set name=NAME"):
+    with pytest.raises(InputError, match=r"more than 100 characters.*--set name=NAME"):
         with_free_name(spec, store)
     assert with_free_name(tiny_spec(name="n" * 98), store).name == "n" * 98
 
 
 def test_group_names_fit_into_params_of_mlflow(tiny_spec: Any) -> None:
-    with pytest.raises(SpecError, match="is no name; .*at most 200"):
+    with pytest.raises(SpecError, match=r"is no name; .*at most 200"):
         parse_spec(dump_yaml({**TINY, "search": {"groups": {"g" * 201: ["*"]}}}), "x")
 
 
