@@ -26,6 +26,7 @@ from raylt.cli.common import (
 )
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, find_sweep, is_file, load
+from raylt.pathwords import literal
 
 if TYPE_CHECKING:
     from raylt.jobs import Sent
@@ -169,7 +170,6 @@ def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -
     """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take."""
     from raylt.document import stored_spec
     from raylt.ledger import existing, sweep_names
-    from raylt.pathwords import literal
     from raylt.spec import StorageSpec
     from raylt.specfile import builtin_sweeps, parse_again
 
@@ -268,13 +268,14 @@ def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
     if code == EnvironmentFailure.exit_code:  # other causes of it are raised
         typer.echo(f"  stopped: the {max_hours:g} hours of --max-hours are over; {again}")
     if not is_recorded:
-        command = shlex.join(["raylt", "record", spec.name, "--root", spec.storage.root])
+        command = shlex.join(["raylt", "record", spec.name, "--root", literal(spec.storage.root)])
         typer.echo(f"warning: MLflow lacks some or all of this sweep's record; `{command}` makes it", err=True)
 
 
 def _print_found(spec: SweepSpec) -> None:
     """The Pareto table, what is confirmed, and where to look. Raises `InputError` where the sweep has not begun."""
-    _, _, document = find_results(spec.name, spec.storage.root)
+    root = literal(spec.storage.root)
+    _, _, document = find_results(spec.name, root)
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
     elif document["confirmation"]:
@@ -285,7 +286,7 @@ def _print_found(spec: SweepSpec) -> None:
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"
     )
-    typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(spec.storage.root)}")
+    typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(root)}")
     typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
 
 

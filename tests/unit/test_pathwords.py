@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,20 @@ def test_the_version_and_help_everywhere(monkeypatch: Any) -> None:
 
 def test_the_default_store_is_known_once() -> None:
     assert find_sweep("tiny", None)[0].root == StorageSpec().root
+
+
+def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path: Path, tiny_spec: Any, capsys: Any) -> None:
+    from raylt.cli.run import _print_end
+    from raylt.document import LOCK_FILE
+    from raylt.sweep import Ended
+
+    spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
+    store = Store(spec.storage.root)
+    store.write(f"sweeps/tiny/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
+    store.write_json(f"sweeps/tiny/{LOCK_FILE}", {})
+    _print_end(Ended(spec, 0, is_recorded=False), False, None)
+    said = capsys.readouterr()
+    for line, command in ((said.out, "results"), (said.err, "record")):
+        (words,) = re.findall(rf"(raylt {command} tiny --root '.*?')", line)
+        _, _, _, _, root = shlex.split(words)
+        assert find_sweep("tiny", root)[0].read(f"sweeps/tiny/{SPEC_FILE}") is not None
