@@ -9,10 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table
-from rich.text import Text
-
-from raylt.report import justify, new_table, protocol_text
+from raylt.report import protocol_text, seen_by
+from raylt.tables import FittedTable
 from raylt.wording import shown
 
 Record = Mapping[str, Any]
@@ -170,18 +168,20 @@ def _compared(key: str, rows: Sequence[Record], behind: str, written: Written) -
     return Sheet(f"{title}. {behind}", note, comparison_header(key), body)
 
 
-def confirmation_tables(results: Record) -> list[Table]:
-    """Every table, of at most 80 columns: one training budget after the other."""
+def confirmation_tables(results: Record) -> list[FittedTable]:
+    """Every table, for a terminal: one training budget after the other."""
     tables = [_drawn(results, steps, sheet) for steps in budgets(results) for sheet in sheets(results, steps, plus_minus)]
     if tables:
-        tables[-1].caption = Text("\n".join(NOTES))
+        tables[-1].caption = "\n".join(NOTES)
     return tables
 
 
-def _drawn(results: Record, steps: int, sheet: Sheet) -> Table:
-    table = new_table(f"{results['name']}: confirmed at {steps} training steps\n{sheet.title}", sheet.note)
-    for name in sheet.header:
-        table.add_column(Text(name), justify=justify(name), overflow="fold")
+def _drawn(results: Record, steps: int, sheet: Sheet) -> FittedTable:
+    """Where it is narrow, a table of numbers keeps its verdicts longest; one of comparisons loses the FID's first."""
+    title = f"{results['name']}: confirmed at {steps} training steps\n{sheet.title}"
+    last = len(sheet.header) - 1
+    least_first = (last, 2, last - 2, 3, 1, last - 1) if sheet.header in HEADERS.values() else (last, *range(last - 1, 0, -1))
+    table = FittedTable(title, sheet.header, least_first, seen_by(results, "--json"), sheet.note)
     for row in sheet.body:
-        table.add_row(*map(Text, row))
+        table.add_row(row)
     return table

@@ -25,8 +25,10 @@ import filelock
 
 from raylt.errors import EnvironmentFailure, InputError, LeaseHeld, RayltError
 from raylt.ledger import sweep_names
+from raylt.lookup import store_root
 from raylt.record import record_sweep
 from raylt.store import Store
+from raylt.trackinguri import sqlite_uri
 from raylt.ui import end_group
 
 STATE = Path("~/.raylt").expanduser()
@@ -42,7 +44,7 @@ def start() -> None:
     Raises `InputError` and `EnvironmentFailure` where there can be no server. That a sweep cannot be recorded is only said:
     the search does not depend on it.
     """
-    store = Store(_setting("RAYLT_ROOT"))
+    store = _store()
     host, port = _address()
     _end_the_one_before()
     if _answers(port):
@@ -64,14 +66,14 @@ def start() -> None:
 
 def serve() -> None:
     """Run the server, again and again, until SIGTERM or until Ray's head has been gone for a while."""
-    root, (_, port) = _setting("RAYLT_ROOT"), _address()
+    store, (_, port) = _store(), _address()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--artifacts-destination", f"{root.partition('?')[0].rstrip('/')}/mlartifacts",
+        "--artifacts-destination", _artifacts(store),
     ]  # fmt: skip
     environment = {
         **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{STATE}/mlflow.db",
+        "MLFLOW_BACKEND_STORE_URI": sqlite_uri(STATE / "mlflow.db"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nothing here asks for it; it takes seven processes, 1.7 GB
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -107,6 +109,18 @@ class _RayWatch:
             if _answers(RAY_PORT):
                 self._last_seen = now
         return self._last_seen is not None and now - self._last_seen > GONE_AFTER_S
+
+
+def _store() -> Store:
+    _setting("RAYLT_ROOT")
+    return Store(store_root(None))
+
+
+def _artifacts(store: Store) -> str:
+    """Where the server keeps artifacts: in the store, as a URI without the options of its own."""
+    if store.is_local:
+        return store.local_path("mlartifacts").as_uri()
+    return f"{store.uri.partition('?')[0].rstrip('/')}/mlartifacts"
 
 
 def _setting(name: str) -> str:

@@ -17,12 +17,40 @@ if TYPE_CHECKING:
 
 def load(source: str | None, overrides: list[str] | None) -> SweepSpec:
     """The spec, with the store that RAYLT_ROOT names where it is set."""
+    from raylt.pathwords import literal
     from raylt.specfile import load_spec
 
     overrides = list(overrides or [])
-    if "RAYLT_ROOT" in os.environ:
-        overrides.append(f"storage.root={json.dumps(os.environ['RAYLT_ROOT'])}")
+    if os.environ.get("RAYLT_ROOT"):
+        overrides.append(f"storage.root={json.dumps(literal(store_root(None)))}")
     return load_spec(source, overrides)
+
+
+def store_root(root: str | None) -> str:
+    """The store that --root names, else RAYLT_ROOT (where it is not empty), else the default: the one place that knows.
+
+    Raises `InputError` where the words name no place.
+    """
+    from raylt.spec import StorageSpec
+
+    if root is not None:
+        return _place("--root", root)
+    named = os.environ.get("RAYLT_ROOT")
+    return _place("RAYLT_ROOT", named) if named else StorageSpec().root
+
+
+def _place(source: str, words: str) -> str:
+    from raylt.errors import InputError, shown
+    from raylt.pathwords import EXPECTED, expanded, root_problem
+
+    try:
+        root = expanded(words)
+    except LookupError as error:
+        raise InputError(f"{source}: {error} (got {shown(words)}); {EXPECTED}") from None
+    found = root_problem(root)
+    if found is not None:
+        raise InputError(f"{source}: {found[0]} (got {shown(words)}); {found[1]}")
+    return root
 
 
 def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
@@ -40,16 +68,17 @@ def find_sweep(name: str, root: str | None) -> tuple[Store, str]:
     """The store and the sweep's name, from a name or a spec file."""
     from raylt.store import Store
 
-    default = root or os.environ.get("RAYLT_ROOT")
     if is_file(name):
         spec = load(name, None)
-        return Store(default or spec.storage.root), spec.name
-    return Store(default or "./raylt-data"), name
+        return Store(spec.storage.root if root is None else store_root(root)), spec.name
+    return Store(store_root(root)), name
 
 
 def name_of(name: str) -> str:
     """A sweep's name, of which a spec file is another."""
-    return load(name, None).name if is_file(name) else name
+    from raylt.specfile import load_spec
+
+    return load_spec(name, here=False).name if is_file(name) else name
 
 
 def is_file(name: str) -> bool:

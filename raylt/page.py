@@ -23,7 +23,6 @@ from raylt.report import (
     SIMILARITY_HEADER,
     TRIAL_HEADER,
     failures,
-    justify,
     pareto_rows,
     protocol_text,
     similarity_rows,
@@ -31,6 +30,7 @@ from raylt.report import (
     used_protocols,
     weight,
 )
+from raylt.tables import justify
 from raylt.wording import shown, trial_name
 
 Record = Mapping[str, Any]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from raylt.document import SPEC_FILE, is_complete, stored_spec
+from raylt.document import is_complete, stored_spec, stored_yaml
 from raylt.errors import EnvironmentFailure, RayltError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
+from raylt.mlflowclient import check as check_tracking
 from raylt.runs import tracking_uri, without_secrets
 from raylt.store import Store
 from raylt.tracking import Recorder
@@ -19,8 +20,9 @@ def record_sweep(store: Store, name: str) -> int:
     """
     existing(store, name)
     spec = stored_spec(store, name)
-    yaml = (store.read(f"sweeps/{name}/{SPEC_FILE}") or b"").decode()
+    yaml = stored_yaml(store, name)
     uri = tracking_uri(spec)
+    check_tracking(uri)
     lease = Lease.acquire(store, name)
     try:
         ledger = Ledger(store, name, lease.check)

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from raylt.document import hours_of, steps_of
 from raylt.errors import InputError
+from raylt.tables import FittedTable
 from raylt.wording import Protocol, SortKey, hours_text, in_forward_order, shown
 
 Record = Mapping[str, Any]
@@ -23,7 +20,6 @@ Row = list[str]
 _OF_A_PROTOCOL = ("loss", "fid", "kid")  # the others are properties of a ticket, however it is scored
 _UNITS = ("B", "kB", "MB", "GB")
 _STEPS = ("asked", "trained", "shared")
-_WORDS = {"kind", "rule", "control", "state", "block", "Pareto", "verdict"}
 
 
 def pareto_rows(results: Record) -> list[Record]:
@@ -89,6 +85,7 @@ def comparable(results: Record) -> list[tuple[Protocol, int | None, list[Record]
 
 TRIAL_HEADER = ["id", "kind", "rule", "state", "density", "loss", "FID", "FLOPs", "ticket", "Pareto"]
 CONFIRMING_HEADER = ["id", "rule", "control", "of", "seed", *TRIAL_HEADER[3:8]]  # a dense model has no rule
+_LEAST_TRIAL, _LEAST_CONFIRMING = (1, 8, 2, 4, 3, 7, 6, 9, 5), (4, 5, 9, 6, 3, 8, 1, 2, 7)  # left out first where it is narrow
 
 
 def trial_row(trial: Record) -> Row:
@@ -141,6 +138,7 @@ def similarity_rows(results: Record) -> list[Row]:
 SIMILARITY_HEADER = [
     "block", "kappa", "±95 %", "kappa\nstart", "excess", "kappa\npartial", "kappa\nmovement", "z", "movement", "pairs",
 ]  # fmt: skip
+_LEAST_SIMILARITY = (9, 8, 6, 5, 7, 3, 2, 4, 1)
 
 
 def _similarity_row(block: str, numbers: Record) -> Row:
@@ -155,6 +153,7 @@ def _similarity_row(block: str, numbers: Record) -> Row:
 
 
 COST_HEADER = ["id", "kind", "rule", "state", "asked", "trained", "shared", "hours"]
+_LEAST_COST = (1, 2, 3, 6, 4, 5, 7)
 
 
 def cost_row(trial: Record) -> Row:
@@ -187,58 +186,61 @@ def failures(trials: Sequence[Record]) -> list[str]:
 # --- tables for a terminal ------------------------------------------------------------------------------------------
 
 
-def trials_tables(results: Record, protocol: Protocol = "search") -> list[Table]:
-    """The trials of a protocol in tables of at most 80 columns: one of the search, one of each budget of the final."""
+def trials_tables(results: Record, protocol: Protocol = "search") -> list[FittedTable]:
+    """The trials of a protocol in tables that fit 80 columns: one of the search, one of each budget of the final."""
     if protocol == "search":
         return [_search_table(results, [trial for trial in results["trials"] if trial["protocol"] == "search"])]
     return [_final_table(results, steps, trials) for p, steps, trials in comparable(results) if p == "final"]
 
 
-def pareto_table(results: Record, sort: SortKey | None = None) -> Table:
+def pareto_table(results: Record, sort: SortKey | None = None) -> FittedTable:
     """The Pareto front, best in the first objective first unless it is sorted otherwise, under the dense model."""
     dense = [trial for trial in results["trials"] if trial["kind"] == "dense" and trial["protocol"] == "search"]
     front = pareto_rows(results) if sort is None else in_order(pareto_rows(results), sort)
     title = _title(results, f"Pareto front in {', '.join(results['objectives'])}", "search")
-    return _trials_table(title, "under the dense model (not ranked)" if dense else "", TRIAL_HEADER, [*dense, *front])
+    return _trials_table(results, title, "under the dense model (not ranked)" if dense else "", TRIAL_HEADER, [*dense, *front])
 
 
-def _search_table(results: Record, trials: Sequence[Record]) -> Table:
+def _search_table(results: Record, trials: Sequence[Record]) -> FittedTable:
     notes = [*failures(trials), *(["* on the Pareto front"] if any(t["pareto"] for t in trials) else [])]
-    return _trials_table(_title(results, f"{len(trials)} trials", "search"), "\n".join(notes), TRIAL_HEADER, trials)
+    title = _title(results, f"{len(trials)} trials", "search")
+    return _trials_table(results, title, "\n".join(notes), TRIAL_HEADER, trials)
 
 
-def _final_table(results: Record, steps: int | None, trials: Sequence[Record]) -> Table:
+def _final_table(results: Record, steps: int | None, trials: Sequence[Record]) -> FittedTable:
     title = _title(results, f"{len(trials)} confirming trials, {steps} training steps", "final")
-    return _trials_table(title, "\n".join(failures(trials)), CONFIRMING_HEADER, trials)
+    return _trials_table(results, title, "\n".join(failures(trials)), CONFIRMING_HEADER, trials)
 
 
 def _title(results: Record, what: str, protocol: str) -> str:
     return f"{results['name']} ({results['state']}): {what}\nFID ({protocol}): {protocol_text(results, protocol)}"
 
 
-def _trials_table(title: str, caption: str, header: Row, trials: Sequence[Record]) -> Table:
-    row_of = trial_row if header is TRIAL_HEADER else confirming_row
-    table = new_table(title, caption)
-    for name in header:
-        table.add_column(Text("" if name == "Pareto" else name), justify=justify(name), overflow="fold")
+def _trials_table(results: Record, title: str, caption: str, header: Row, trials: Sequence[Record]) -> FittedTable:
+    is_search = header is TRIAL_HEADER
+    row_of, least = (trial_row, _LEAST_TRIAL) if is_search else (confirming_row, _LEAST_CONFIRMING)
+    table = FittedTable(title, header, least, seen_by(results, "--csv"), caption)
     for trial in trials:
-        table.add_row(*map(Text, row_of(trial)), style={"front": "bold"}.get(weight(trial), weight(trial)))
+        table.add_row(row_of(trial), style={"front": "bold"}.get(weight(trial), weight(trial)))
     return table
 
 
-def cost_table(results: Record) -> Table:
+def seen_by(results: Record, option: str) -> str:
+    """Where to find what a table leaves out."""
+    return f"`raylt results {results['name']} {option}` has them"
+
+
+def cost_table(results: Record) -> FittedTable:
     """What each trial cost, and all together in the last row."""
     trials = results["trials"]
-    table = new_table(
-        f"{results['name']} ({results['state']}): cost of {len(trials)} trials",
-        "training steps; hours of the stages that a trial made itself, by its last attempt at each",
-    )
-    for name in COST_HEADER:
-        table.add_column(Text(name), justify=justify(name), overflow="fold")
+    table = FittedTable(
+        f"{results['name']} ({results['state']}): cost of {len(trials)} trials", COST_HEADER, _LEAST_COST,
+        seen_by(results, "--csv"), "training steps; hours of the stages that a trial made itself, by its last attempt at each",
+    )  # fmt: skip
     for trial in trials:
-        table.add_row(*map(Text, cost_row(trial)), end_section=trial is trials[-1])
+        table.add_row(cost_row(trial), end_section=trial is trials[-1])
     total = [_whole(steps_of(trials)[key]) for key in _STEPS]
-    table.add_row(*map(Text, ["all", "", "", "", *total, hours_text(3600 * hours_of(trials))]))
+    table.add_row(["all", "", "", "", *total, hours_text(3600 * hours_of(trials))])
     return table
 
 
@@ -247,22 +249,10 @@ _SIMILARITY_NOTE = (
 )
 
 
-def similarity_table(results: Record) -> Table:
+def similarity_table(results: Record) -> FittedTable:
     """Similarity of the pilots' masks, block by block."""
-    table = new_table(f"{results['name']}: similarity of the pilots' masks", _SIMILARITY_NOTE)
-    for name in SIMILARITY_HEADER:
-        table.add_column(Text(name), justify=justify(name), overflow="fold")
+    title = f"{results['name']}: similarity of the pilots' masks"
+    table = FittedTable(title, SIMILARITY_HEADER, _LEAST_SIMILARITY, seen_by(results, "--json"), _SIMILARITY_NOTE)
     for row in similarity_rows(results):
-        table.add_row(*map(Text, row))
+        table.add_row(row)
     return table
-
-
-def new_table(title: str, caption: str) -> Table:
-    """A table with nothing in it yet, as plain as all of raylt's."""
-    look: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
-    return Table(title=Text(title), caption=Text(caption) if caption else None, **look)
-
-
-def justify(name: str) -> Any:
-    """Words to the left, numbers to the right."""
-    return "left" if name in _WORDS else "right"

@@ -12,15 +12,16 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from raylt.document import SIMILARITY_FILE, groups_of, is_ranked, protocol_record, results, trial_record
-from raylt.errors import EnvironmentFailure
+from raylt.errors import EnvironmentFailure, InputError, shown
 from raylt.ledger import FAIL, RUNNING, Ledger, Result, stage_of
+from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.store import Store
+from raylt.trackinguri import absolute_uri, expanded_uri, uri_problem
 
 log = logging.getLogger("raylt.tracking")
 
@@ -33,24 +34,30 @@ SIMILARITY_METRICS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_
 
 
 def tracking_uri(spec: SweepSpec) -> str:
-    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's; the path of an SQLite file made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or spec.tracking.uri
-    sqlite = split_sqlite(uri)
-    return uri if sqlite is None else f"{sqlite[0]}:///{sqlite[1]}{sqlite[2]}"
+    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's; the path of an SQLite file made absolute.
+
+    Raises `InputError` where that can be no tracking URI.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return given_uri("MLFLOW_TRACKING_URI", given) if given else _checked("tracking.uri", spec.tracking.uri)
 
 
-def split_sqlite(uri: str) -> tuple[str, Path, str] | None:
-    """(scheme, absolute path, query) of the URI of an SQLite file; None for any other URI."""
-    scheme, _, rest = uri.partition(":///")
-    path, mark, query = rest.partition("?")
-    is_file = scheme.partition("+")[0] == "sqlite" and path not in ("", ":memory:")
-    return (scheme, Path(path).absolute(), mark + query) if is_file else None
+def given_uri(source: str, uri: str) -> str:
+    """A URI that the user gave by `source`, with `~` and variables replaced and the path of an SQLite file made absolute.
+
+    Raises `InputError` as `tracking_uri`.
+    """
+    try:
+        return _checked(source, expanded_uri(uri))
+    except LookupError as error:
+        raise InputError(f"{source}: {error}; {EXPECTED}") from None
 
 
-def artifact_root(uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts: beside an SQLite file; elsewhere the server knows."""
-    sqlite = split_sqlite(uri)
-    return None if sqlite is None else (sqlite[1].parent / "mlartifacts").as_uri()
+def _checked(source: str, uri: str) -> str:
+    found = uri_problem(uri)
+    if found is not None:
+        raise InputError(f"{source}: {found[0]} (got {shown(without_secrets(uri))}); {found[1]}")
+    return absolute_uri(uri)
 
 
 class Point(NamedTuple):

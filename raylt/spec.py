@@ -31,7 +31,9 @@ SamplerName = Literal["similarity", "tpe", "gp", "nsga2", "random"]
 Objective = Literal["loss", "fid", "kid", "flops", "ticket_bytes", "density"]
 FeaturesName = Literal["inception", "digits-cnn", "mnist-cnn"]
 ImageSampler = Literal["ddim", "ddpm", "dpm++"]
-GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # goes into delta/GROUP
+GROUP_NAME_LENGTH = 200  # delta/GROUP is a param of MLflow's, whose names have 250 characters at most
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=GROUP_NAME_LENGTH)]
+NAME_LENGTH = 100
 Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 
 IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
@@ -217,7 +219,7 @@ class TrackingSpec(_Model):
 
 class SweepSpec(_Model):
     schema_: Annotated[Literal[1], Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=NAME_LENGTH)]
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()

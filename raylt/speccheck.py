@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
+from raylt.pathwords import root_problem
 from raylt.spec import CREDENTIALS_ADVICE, IMAGE_SHAPES, SweepSpec, has_credentials, matches
+from raylt.trackinguri import uri_problem
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
@@ -190,3 +192,13 @@ def _confirm_problems(spec: SweepSpec) -> Iterator[Problem]:
 def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:
     if has_credentials(spec.storage.root):  # not shown: whoever sees the message need not see them
         yield Problem("storage.root", "holds a user name or password", CREDENTIALS_ADVICE)
+
+
+def place_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Where nothing can ever be kept or recorded. Of a sweep that is to run: one that a store has may be read all the same."""
+    if (found := root_problem(spec.storage.root)) is not None:
+        yield _problem("storage.root", *found, spec.storage.root)
+    if (found := uri_problem(spec.tracking.uri)) is not None:
+        what, expected = found
+        has_secret = "@" in spec.tracking.uri  # whoever sees the message need not see it
+        yield Problem("tracking.uri", what, expected, spec.tracking.uri, has_given=not has_secret)

@@ -2,6 +2,9 @@
 
 Whatever is wrong with it is said at once, one line each: `FILE:LINE: KEY: what is wrong (got what was given); what would
 be right`. What `--set` gives counts as if it stood in the file; in errors it is `--set: KEY: ...`.
+
+`~` and variables in paths are replaced here, for whoever runs the sweep on this machine: not in a spec that a store keeps,
+which has been through it, nor in one that goes to a cluster's head, where they may mean other places.
 """
 
 from __future__ import annotations
@@ -18,17 +21,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from raylt.errors import InputError, Problem, SpecError, shown
+from raylt.pathwords import EXPECTED, expanded, literal
 from raylt.spec import SweepSpec
-from raylt.speccheck import cross_key_problems
+from raylt.speccheck import cross_key_problems, place_problems
 from raylt.specwords import meant_by, wrong_keys
+from raylt.trackinguri import expanded_uri, with_path
 from raylt.yamltext import Document, Place, dotted, dump_yaml, read_yaml
 
-__all__ = ["builtin_sweeps", "dump_yaml", "find_spec", "load_spec", "parse_spec", "read_spec"]
+__all__ = ["builtin_sweeps", "dump_yaml", "find_spec", "load_spec", "parse_again", "parse_spec", "read_spec"]
 
 DEFAULT_FILE = "sweep.yaml"
 DEFAULT_SWEEP = "digits"
 _SET = "--set"
 _MAX_BYTES = 100_000  # a spec has some 3 kB; what is larger is another file
+_PATHS = {  # keys with a path: how a user's words become one, and the way back
+    ("storage", "root"): (expanded, literal),
+    ("data", "root"): (expanded, literal),
+    ("tracking", "uri"): (expanded_uri, lambda uri: with_path(uri, literal)),
+}
 
 
 def builtin_sweeps() -> dict[str, Path]:
@@ -50,10 +60,13 @@ def find_spec(source: str | None) -> Path:
     return Path(DEFAULT_FILE) if _kind(Path(DEFAULT_FILE)) == "file" else _find(DEFAULT_SWEEP, "")
 
 
-def load_spec(source: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec that `source` names, with `KEY=VALUE` overrides. Raises InputError or SpecError with all that is wrong."""
+def load_spec(source: str | None, overrides: Sequence[str] = (), *, here: bool = True) -> SweepSpec:
+    """The spec that `source` names, with `KEY=VALUE` overrides. Raises InputError or SpecError with all that is wrong.
+
+    `here`: whether it is to be run on this machine, so that its paths are this machine's.
+    """
     path = find_spec(source)
-    return parse_spec(read_spec(path), str(path), overrides)
+    return parse_spec(read_spec(path), str(path), overrides, here=here)
 
 
 def located(problems: Sequence[Problem], source: str | None, overrides: Sequence[str] = ()) -> SpecError:
@@ -79,24 +92,52 @@ def read_spec(path: Path) -> str:
         raise SpecError([Problem("YAML", what, "a text file in UTF-8", file=str(path), line=line)]) from None
 
 
-def parse_spec(text: str, file: str, overrides: Sequence[str] = (), *, was_begun: bool = False) -> SweepSpec:
+def parse_spec(
+    text: str, file: str, overrides: Sequence[str] = (), *, here: bool = False, was_begun: bool = False
+) -> SweepSpec:
     """The spec in `text`; `file` is its name in errors. Raises SpecError with all that is wrong, in the order of lines.
 
+    `here`: whether the text is a user's, whose paths may have `~` and variables of this machine.
     `was_begun`: it is a sweep's own, in a store. Contradictions that were not looked for when it began are no errors of it.
     """
     document = _document(text, file, overrides)
     data = document.data
-    wrong: dict[tuple[str | int, ...], Problem] = {}
+    unknown = _expand(data) if here else {}
+    wrong: dict[tuple[str | int, ...], Problem] = dict(unknown)
     spec: SweepSpec | None = None
     try:
         spec = SweepSpec.model_validate(data)
     except ValidationError as error:
-        wrong = wrong_keys(error, data)
-    crossed = [] if was_begun else _cross(spec or _repaired(data), _doubtful(document, wrong))
+        wrong |= wrong_keys(error, data)
+    crossed = [] if was_begun else _cross(spec or _repaired(data), _doubtful(document, wrong), here)
     problems = [*wrong.values(), *crossed]
     if problems or document.problems or spec is None:
         raise SpecError(_in_order(document, problems))
     return spec
+
+
+def parse_again(spec: SweepSpec, file: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """A spec with overrides, as if it stood in a user's file. Raises SpecError."""
+    data = spec.dump()
+    for (section, key), (_, written) in _PATHS.items():
+        if data[section][key] is not None:
+            data[section][key] = written(data[section][key])
+    return parse_spec(dump_yaml(data), file, overrides, here=True)
+
+
+def _expand(data: dict[str, Any]) -> dict[tuple[str | int, ...], Problem]:
+    """Replaces `~` and variables in the paths; what cannot be replaced is a problem of its key."""
+    wrong: dict[tuple[str | int, ...], Problem] = {}
+    for (section, key), (replaced, _) in _PATHS.items():
+        inner = data.get(section)
+        given = inner.get(key) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or not isinstance(given, str):
+            continue
+        try:
+            inner[key] = replaced(given)
+        except LookupError as error:
+            wrong[section, key] = Problem(dotted(section, key), str(error), EXPECTED, given, has_given=True)
+    return wrong
 
 
 def _document(text: str, file: str, overrides: Sequence[str]) -> Document:
@@ -217,13 +258,13 @@ def _doubtful(document: Document, wrong: dict[tuple[str | int, ...], Problem]) -
     return [*(problem.key for problem in wrong.values()), *document.twice, *filter(None, meant)]
 
 
-def _cross(spec: SweepSpec | None, doubtful: list[str]) -> list[Problem]:
-    """The contradictions between keys, but for those that rest on a doubtful one."""
+def _cross(spec: SweepSpec | None, doubtful: list[str], here: bool) -> list[Problem]:
+    """The contradictions between keys, but for those that rest on a doubtful one; and places that are none."""
 
     def overlap(a: str, b: str) -> bool:
         return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
-    found = cross_key_problems(spec) if spec is not None else []
+    found = [] if spec is None else [*cross_key_problems(spec), *(place_problems(spec) if here else [])]
     return [p for p in found if not any(overlap(key, doubt) for key in (p.key, *p.about) for doubt in doubtful)]
 
 

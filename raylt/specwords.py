@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raylt.errors import Problem, shown
-from raylt.spec import SweepSpec
+from raylt.spec import GROUP_NAME_LENGTH, SweepSpec
 from raylt.yamltext import dotted
 
 Path = tuple[str | int, ...]
@@ -84,7 +84,7 @@ def _problem(path: Path, detail: Any) -> Problem:
     if kind == "missing":
         return Problem(key, "is missing", f"a line `{path[-1]}: VALUE`, where VALUE is {_right(path, None)}")
     if detail["loc"][-1] == "[key]":
-        return Problem(key, "is no name", _NAME)
+        return Problem(key, "is no name", f"{_NAME}, at most {GROUP_NAME_LENGTH}")
     what = _WHAT.get(kind) or detail["msg"].replace("Input should", "should").replace("String should", "should")
     return Problem(key, what, _right(path, given), given, has_given=True)
 

@@ -70,13 +70,13 @@ class Head:
         settings = {
             "BatchMode": "yes", "LogLevel": "ERROR", "ConnectTimeout": str(CONNECT_WITHIN_S),
             "ServerAliveInterval": "5", "ServerAliveCountMax": "3", "ExitOnForwardFailure": "yes",
-            "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": f'"{self.known_hosts}"',
+            "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": f'"{_untokened(self.known_hosts)}"',
         }  # fmt: skip
         if self.key is not None:
             settings["IdentitiesOnly"] = "yes"
         if self.proxy_command is not None:
             settings["ProxyCommand"] = self.proxy_command
-        key = ["-i", self.key] if self.key is not None else []
+        key = ["-i", _untokened(self.key)] if self.key is not None else []
         words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
         return [program, *words, *key, *options, "-l", self.user, self.host]
 
@@ -89,6 +89,11 @@ class Head:
         elif "verification failed" in last:
             advice = f"; if the head was made anew, remove {self.known_hosts} and try again"
         return Unreachable(f"the head {self} cannot be reached: {last}{advice}")
+
+
+def _untokened(path: object) -> str:
+    """A path for OpenSSH, to which %h and the like in it are the host and so on."""
+    return str(path).replace("%", "%%")
 
 
 def _remote(script: str, words: list[str]) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger, read_lock, require_lock
+from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
 from raylt.runs import tracking_uri, without_secrets
 from raylt.seals import digest_of, seal_yaml
@@ -28,7 +29,7 @@ from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
 from raylt.single import local_compute
-from raylt.spec import SweepSpec, TrackingSpec
+from raylt.spec import NAME_LENGTH, SweepSpec, TrackingSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
 from raylt.tracking import Tracker
@@ -38,13 +39,21 @@ VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlfl
 STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
 
 
+class Ended(NamedTuple):
+    """How a run of a sweep has ended: the spec as named in the store, the exit code, whether MLflow shows all of it."""
+
+    spec: SweepSpec
+    code: int
+    is_recorded: bool = True
+
+
 def run_sweep(
     spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, ends_at: float | None = None,
     console: Console,
-) -> tuple[SweepSpec, int]:  # fmt: skip
+) -> Ended:  # fmt: skip
     """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
-    Returns the spec as named in the store, and the exit code. `ends_at` (seconds of `time.monotonic`): when to stop as upon
+    `ends_at` (seconds of `time.monotonic`): when to stop as upon
     SIGTERM, with exit code 3; the checks before the lease is taken are not cut short.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
@@ -52,19 +61,21 @@ def run_sweep(
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
+    check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
     signals, lease = cluster.Signals(), None
     try:
         if ends_at is not None:
             signals.start_timer(ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
-        return spec, _Driver(spec, store, lease, signals, console, confirm).run(place, found)
+        driver = _Driver(spec, store, lease, signals, console, confirm)
+        return Ended(spec, driver.run(place, found), driver.is_recorded)
     except KeyboardInterrupt:
-        return spec, signals.exit_code
+        return Ended(spec, signals.exit_code)
     except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
         if leave.code != signal.SIGTERM:
             raise
-        return spec, 143
+        return Ended(spec, 143)
     finally:
         signals.restore()
         if lease is not None:
@@ -76,9 +87,11 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
+    away = check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
     budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))
-    return [*preflight.describe(spec, store, found), *budget]
+    warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
+    return [*preflight.describe(spec, store, found), *budget, *warning]
 
 
 def begun_with(spec: SweepSpec, store: Store) -> Address | None:
@@ -93,6 +106,8 @@ def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
     while store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
         number += 1
         name = f"{spec.name}-{number}"
+    if len(name) > NAME_LENGTH:
+        raise InputError(f"--new: {name} would have more than {NAME_LENGTH} characters; give another name with --set name=NAME")
     return spec.model_copy(update={"name": name})
 
 
@@ -141,7 +156,7 @@ class _Driver:
     def __init__(
         self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console, confirm: Request | None
     ) -> None:
-        self.confirm = confirm
+        self.confirm, self.is_recorded = confirm, True
         self.spec, self.store, self.lease, self.signals, self.console = spec, store, lease, signals, console
         self.ledger = Ledger(store, spec.name, lease.check)
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
@@ -262,9 +277,7 @@ class _Driver:
     def _close(self, study: StudyKeeper, tracker: Tracker) -> None:
         ended = is_complete(self.spec, self.ledger)
         study.close(None if ended else STUDY_CLOSES_WITHIN_S)
-        is_recorded = tracker.close("complete" if ended else "interrupted")
-        if not is_recorded and self.lease.is_mine:
-            self._say("warning: MLflow could not be reached; the next start of this sweep brings its record up to date")
+        self.is_recorded = tracker.close("complete" if ended else "interrupted") or not self.lease.is_mine
 
     def _exit_code(self) -> int:
         was_told = self.signals.terminated or self.signals.expired  # perhaps before a confirmation was planned

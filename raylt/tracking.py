@@ -1,15 +1,11 @@
 """The ledger shown as MLflow runs, and brought up to date from it whenever they are behind.
 
-The only module that imports mlflow, and only inside functions: the import takes seconds. All calls come from one
-thread, so a tracking server that is away delays the record, never the search.
+All calls come from one thread, so a tracking server that is away delays the record, never the search.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sqlite3
 import tempfile
 import threading
 import time
@@ -19,14 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raylt import runs
-from raylt.background import CLOSE_WITHIN_S, Background, Pace
+from raylt.background import CLOSE_WITHIN_S, AbandonedError, Background, Pace
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
 from raylt.ledger import FAIL, Ledger, Result
+from raylt.mlflowclient import connect, lasting_fault
+from raylt.moved import mend_places
 from raylt.plan import TrialSpec
-from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, split_sqlite, tracking_uri, without_secrets
+from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri, without_secrets
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec
+from raylt.trackinguri import artifact_root
 
 __all__ = ["Recorder", "Tracker", "record", "tracking_uri"]
 
@@ -35,14 +34,6 @@ log = logging.getLogger("raylt.tracking")
 BETWEEN_PICTURES_S = 60.0  # the parent's pictures and report: drawing takes a second of the driver's CPU
 PARENT = "parent"
 REMEDY = "the record is tried again, and the next start of the sweep brings it up to date"
-_ENVIRONMENT = {  # read when mlflow is imported
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own retries would hold the thread for minutes: ours are enough
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "interrupted": "KILLED"}
 Reports = Mapping[int, Sequence[Mapping[str, Any]]]  # trial -> what its rounds reported so far
 
@@ -69,7 +60,8 @@ class Recorder:
         """One pass: runs that are missing are made, those that are behind are brought up to date."""
         self._check()
         if self._runs is None:
-            self._client = _connect(self.uri)
+            self._client = connect(self.uri)
+            mend_places(self.uri, _experiment_name(self.ledger.name))
             self._ledger_id = self._name_ledger()
             self._experiment = self._find_experiment()
             self._runs = self._find_runs()
@@ -96,11 +88,11 @@ class Recorder:
     def _find_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = f"raylt/{self.ledger.name}"
+        name = _experiment_name(self.ledger.name)
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=runs.artifact_root(self.uri)))
+                return str(self._client.create_experiment(name, artifact_location=artifact_root(self.uri)))
             except MlflowException:  # another sweep of that name was faster
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
@@ -214,37 +206,12 @@ class Recorder:
                 self._client.log_artifact(run.id, str(path))
 
 
-def _connect(uri: str) -> Any:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    sqlite = split_sqlite(uri)
-    if sqlite is not None and not sqlite[1].exists():
-        _make_database(sqlite[1])
-    return MlflowClient(tracking_uri=uri)
+def _experiment_name(sweep: str) -> str:
+    return f"raylt/{sweep}"
 
 
-def _make_database(path: Path) -> None:
-    """A fresh SQLite file with MLflow's schema, there in one piece or not at all.
-
-    MLflow makes the schema in dozens of migrations that take seconds. A driver killed among them would leave a file
-    that no MLflow can open or repair.
-    """
-    from mlflow import MlflowClient
-
-    with tempfile.TemporaryDirectory(prefix="raylt-") as folder:
-        MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
-        with contextlib.closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
-            data = database.serialize()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        whole.write_bytes(data)
-        with contextlib.suppress(FileExistsError):  # another sweep was faster
-            path.hardlink_to(whole)
-    finally:
-        whole.unlink(missing_ok=True)
+class _GivenUpError(Exception):
+    """The fault that was just told comes again and again: nobody need try."""
 
 
 class Tracker:
@@ -258,7 +225,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._final, self._complained = "", False
         self._painted = time.monotonic()
-        self._thread = Background("tracking", self._sync, self._failed, self._went_well, (Fenced,), pace)
+        self._thread = Background("tracking", self._try, self._failed, self._went_well, (Fenced, _GivenUpError), pace)
         self._thread.start()
 
     def sync_soon(self) -> None:
@@ -272,9 +239,22 @@ class Tracker:
         self._thread.ask()
 
     def close(self, state: Literal["complete", "interrupted"]) -> bool:
-        """One last sync. Whether the record is up to date: False where the server is away, or another driver took over."""
+        """One last sync. Whether the record is up to date: False where MLflow takes none, or another driver took over."""
         self._final = state
         return self._thread.close(CLOSE_WITHIN_S if state == "interrupted" else None)
+
+    def _try(self, closing: bool) -> None:
+        try:
+            self._sync(closing)
+        except (AbandonedError, Fenced):
+            raise
+        except Exception as error:
+            why = lasting_fault(error)
+            if why is None:
+                raise
+            where = without_secrets(self._uri)
+            log.warning("cannot record in MLflow at %s: %s; the search goes on without a record", where, why)
+            raise _GivenUpError from error
 
     def _sync(self, closing: bool) -> None:
         if self._recorder is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylt import __version__
 from raylt.errors import InputError, SpecError
 from raylt.lookup import name_of
 
@@ -16,12 +19,37 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raylt.ssh import Head
+    from raylt.tables import FittedTable
     from raylt.wording import Protocol, SortKey
 
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+def _say_versions(is_asked: bool) -> None:
+    """Without an import of torch, which takes seconds."""
+    if is_asked:
+        versions = (
+            f"torch {version('torch')}",
+            f"Ray {version('ray')}",
+            f"Optuna {version('optuna')}",
+            f"MLflow {version('mlflow')}",
+        )
+        typer.echo(f"raylt {__version__} (Python {platform.python_version()}, {', '.join(versions)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_versions, is_eager=True, help="Say which raylt this is, and on what.")
+    ] = False,
+) -> None:
+    pass
+
 
 SPEC_HELP = "A spec file, or the name of a sweep that comes with raylt. Default: $RAYLT_SPEC, ./sweep.yaml, digits."
 SpecArgument = Annotated[str | None, typer.Argument(metavar="[SPEC]", help=SPEC_HELP)]
@@ -54,7 +82,7 @@ def head_to_ask(root: str | None, local: bool, cluster: str | None) -> Head | No
 
     if root is not None and cluster is not None:
         raise InputError("--root and --cluster contradict each other; give one of them")
-    if cluster is None and (root is not None or "RAYLT_ROOT" in os.environ):
+    if cluster is None and (root is not None or os.environ.get("RAYLT_ROOT")):
         return None
     return decide(local=local, cluster=cluster).head
 
@@ -92,20 +120,25 @@ def console(*, stderr: bool) -> Console:
     return Console(stderr=stderr)
 
 
+def print_table(table: FittedTable) -> None:
+    """Not cropped: where even one column is wider than the terminal, its numbers are for the terminal to wrap."""
+    console(stderr=False).print(table, crop=False)
+
+
 def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
     """The front; or the search's trials with similarity, the confirmation, or both. Raises `InputError` for a wrong sort."""
     from raylt.report import cost_text, pareto_table, selected, similarity_table, trials_tables
 
-    out, chosen = console(stderr=False), selected(document, protocol=protocol, pareto=pareto, sort=sort)
+    chosen = selected(document, protocol=protocol, pareto=pareto, sort=sort)
     if pareto:
-        out.print(pareto_table(document, sort))
+        print_table(pareto_table(document, sort))
         return
     for table in trials_tables(chosen, protocol or "search"):
-        out.print(table)
+        print_table(table)
     if chosen["trials"]:
         typer.echo(cost_text(chosen["trials"]))
     if protocol != "final" and document["similarity"]:
-        out.print(similarity_table(document))
+        print_table(similarity_table(document))
     if protocol != "search":
         print_confirmation(document)
     if protocol == "final" and not chosen["trials"]:
@@ -116,7 +149,7 @@ def print_cost(document: dict[str, Any], pareto: bool, protocol: Protocol | None
     """What the chosen trials cost. Raises `InputError` for a wrong sort."""
     from raylt.report import cost_table, selected
 
-    console(stderr=False).print(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
+    print_table(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
 
 
 def print_confirmation(document: dict[str, Any]) -> None:
@@ -124,4 +157,4 @@ def print_confirmation(document: dict[str, Any]) -> None:
     from raylt.confirmtable import confirmation_tables
 
     for table in confirmation_tables(document):
-        console(stderr=False).print(table)
+        print_table(table)

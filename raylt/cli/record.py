@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head
 from raylt.errors import LeaseHeld
-from raylt.lookup import find_sweep
+from raylt.lookup import find_sweep, store_root
 
 
 @app.command()
@@ -29,7 +28,7 @@ def record(
     if names:
         found = [find_sweep(name, root) for name in names]
     else:
-        store = Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data")
+        store = Store(store_root(root))
         found = [(store, name) for name in sweep_names(store)]
     for store, name in found:
         try:

@@ -26,11 +26,13 @@ from raylt.cli.common import (
 )
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, find_sweep, is_file, load
+from raylt.pathwords import literal
 
 if TYPE_CHECKING:
     from raylt.jobs import Sent
     from raylt.spec import SweepSpec
     from raylt.ssh import Head
+    from raylt.sweep import Ended
     from raylt.where import Place
 
 
@@ -84,12 +86,15 @@ def sweep(
     It runs where --local, --address or --cluster says; else at RAY_ADDRESS; else on the cluster whose head this machine is;
     else on the cluster of ./cluster.yaml, if `ray up` has started it from here; else on this machine.
     """
+    from raylt.specfile import load_spec
+
     ends_at = _end_of(max_hours)
-    parsed = load(spec, set_)
+    load_spec(spec, set_ or [], here=False)  # before a cluster is looked for; its paths may be the head's
     place = _place(local, address, cluster, detach)
     if place.head is not None:
         typer.echo(str(place), err=True)
         raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach, max_hours=max_hours))
+    parsed = load(spec, set_)
     with lines_of(spec, set_):
         if dry_run:
             from raylt.sweep import describe_sweep
@@ -100,9 +105,9 @@ def sweep(
             return
         from raylt.sweep import run_sweep
 
-        parsed, code = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
-    _print_end(parsed, code, new, max_hours)
-    raise typer.Exit(code)
+        ended = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
+    _print_end(ended, new, max_hours)
+    raise typer.Exit(ended.code)
 
 
 @app.command()
@@ -136,9 +141,9 @@ def confirm(
 
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
-        parsed, code = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
-    _print_end(parsed, code, False, max_hours)
-    raise typer.Exit(code)
+        ended = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
+    _print_end(ended, False, max_hours)
+    raise typer.Exit(ended.code)
 
 
 def _confirm_on(
@@ -147,13 +152,13 @@ def _confirm_on(
 ) -> int:  # fmt: skip
     """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
     from raylt import jobs
-    from raylt.specfile import dump_yaml
+    from raylt.specfile import dump_yaml, load_spec
 
     counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
     bound = _bound(max_hours)
     again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
     if is_file(name):
-        parsed = load(name, overrides)
+        parsed = load_spec(name, overrides or [], here=False)
         sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
     else:
         counts += [f"--set={given}" for given in overrides or []]
@@ -166,14 +171,14 @@ def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -
     from raylt.document import stored_spec
     from raylt.ledger import existing, sweep_names
     from raylt.spec import StorageSpec
-    from raylt.specfile import builtin_sweeps, dump_yaml, parse_spec
+    from raylt.specfile import builtin_sweeps, parse_again
 
     store, begun = find_sweep(name, root)
     if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
         parsed = load(name, overrides)
-        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=root)})
+        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=store.root)})
     spec = stored_spec(existing(store, begun).store, begun)
-    return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(store.root)}"])
+    return parse_again(spec, name, [*(overrides or []), f"storage.root={json.dumps(literal(store.root))}"])
 
 
 def _bound(max_hours: float | None) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ def _sweep_on(
     from raylt import jobs, ssh
     from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
 
-    path, parsed = find_spec(source), load_spec(source, overrides or [])
+    path, parsed = find_spec(source), load_spec(source, overrides or [], here=False)
     text = dump_yaml(parsed.dump()) if overrides else read_spec(path)
     name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
     options = ["--new"] if new else []
@@ -252,8 +257,9 @@ def ticket(
     raise typer.Exit(code)
 
 
-def _print_end(spec: SweepSpec, code: int, new: bool, max_hours: float | None) -> None:
-    """After a sweep: what it has found, and how to go on where it was stopped."""
+def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
+    """After a sweep: what it has found, how to go on where it was stopped, and last, where MLflow lacks some of it."""
+    spec, code, is_recorded = ended
     again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} goes on from here"
     with suppress(InputError):  # stopped before the sweep had begun: there is nothing to show
         _print_found(spec)
@@ -261,11 +267,15 @@ def _print_end(spec: SweepSpec, code: int, new: bool, max_hours: float | None) -
             typer.echo(f"  stopped before its end; {again}")
     if code == EnvironmentFailure.exit_code:  # other causes of it are raised
         typer.echo(f"  stopped: the {max_hours:g} hours of --max-hours are over; {again}")
+    if not is_recorded:
+        command = shlex.join(["raylt", "record", spec.name, "--root", literal(spec.storage.root)])
+        typer.echo(f"warning: MLflow lacks some or all of this sweep's record; `{command}` makes it", err=True)
 
 
 def _print_found(spec: SweepSpec) -> None:
     """The Pareto table, what is confirmed, and where to look. Raises `InputError` where the sweep has not begun."""
-    _, _, document = find_results(spec.name, spec.storage.root)
+    root = literal(spec.storage.root)
+    _, _, document = find_results(spec.name, root)
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
     elif document["confirmation"]:
@@ -276,7 +286,7 @@ def _print_found(spec: SweepSpec) -> None:
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"
     )
-    typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(spec.storage.root)}")
+    typer.echo(f"  results  raylt results {spec.name} --root {shlex.quote(root)}")
     typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, console
+from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, print_table
 from raylt.errors import EnvironmentFailure, LeaseHeld
-from raylt.lookup import find_sweep
+from raylt.lookup import find_sweep, store_root
 
 if TYPE_CHECKING:
     from raylt.disk import Garbage, Survey
@@ -22,19 +21,17 @@ app.add_typer(store_app, name="store")
 def du(context: typer.Context, root: RootOption = None, local: LocalOption = False, cluster: ClusterOption = None) -> None:
     """How much each sweep has in a store, and what no sweep names."""
     ask_head(context, root, local, cluster)
-    from rich.table import Table
-
     from raylt.disk import Survey
     from raylt.files import in_units
     from raylt.store import Store
+    from raylt.tables import FittedTable
 
-    survey = Survey(Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data"))
-    table = Table(box=None, pad_edge=False)
-    for column in ("sweep", "whole stages", "of them shared", "unfinished", "ledger"):
-        table.add_column(column, justify="left" if column == "sweep" else "right")
+    survey = Survey(Store(store_root(root)))
+    header = ("sweep", "whole stages", "of them shared", "unfinished", "ledger")
+    table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
-        table.add_row(name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger)))
-    console(stderr=False).print(table)
+        table.add_row([name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger))])
+    print_table(table)
     for name, error in survey.damaged.items():
         typer.echo(f"{name}: {error}", err=True)
     typer.echo(f"stages that no sweep names: {in_units(survey.unnamed_bytes())}")
@@ -98,7 +95,7 @@ def verify(
     from raylt.damage import loss_of
     from raylt.store import Store
 
-    store = Store(root or os.environ.get("RAYLT_ROOT") or "./raylt-data")
+    store = Store(store_root(root))
     found = checks.verify(store)
     for error in found.damaged:
         loss = loss_of(error.path)

@@ -160,16 +160,18 @@ def ui(
     cluster: ClusterOption = None,
 ) -> None:
     """Open MLflow's web page on the runs recorded here, or on the cluster."""
+    from raylt.runs import given_uri
     from raylt.spec import TrackingSpec
     from raylt.ui import serve_head_ui, serve_ui
 
     if uri is not None and cluster is not None:
         raise InputError("--uri and --cluster contradict each other; give one of them")
-    named = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    source = "MLFLOW_TRACKING_URI" if uri is None else "--uri"
+    named = (os.environ.get(source) or None) if uri is None else uri
     if named is None or cluster is not None:
         from raylt.where import decide
 
         head = decide(local=local, cluster=cluster).head
         if head is not None:
             raise typer.Exit(serve_head_ui(head, port))
-    raise typer.Exit(serve_ui(named or TrackingSpec().uri, port))
+    raise typer.Exit(serve_ui(given_uri(source, TrackingSpec().uri if named is None else named), port))

@@ -25,6 +25,7 @@ from raylt.search.groups import settled
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
 from raylt.spec import SweepSpec
+from raylt.trackinguri import sqlite_uri
 
 log = logging.getLogger("raylt.study")
 
@@ -44,7 +45,7 @@ class StudyFile:
         self._space: dict[str, BaseDistribution] | None = None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._storage = RDBStorage(f"sqlite:///{path}")
+        self._storage = RDBStorage(sqlite_uri(path.absolute()))
         study = optuna.create_study(
             study_name=spec.name,
             storage=self._storage,

@@ -338,7 +338,7 @@ def test_a_driver_may_die_after_any_call(tmp_path: Path, uri: str, empty: Path, 
     ledger.finish(1, failed(1))
     client, deaths = MlflowClient(tracking_uri=uri), 0
     for calls in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16):
-        monkeypatch.setattr("raylt.tracking._connect", lambda _, calls=calls: Mortal(client, calls))
+        monkeypatch.setattr("raylt.tracking.connect", lambda _, calls=calls: Mortal(client, calls))
         with contextlib.suppress(KilledError):
             record(spec, ledger, YAML, uri)
             break

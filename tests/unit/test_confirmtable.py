@@ -98,7 +98,7 @@ def test_numbers_have_as_many_digits_as_their_interval():
     assert plus_minus({**summary, "mean": 561.4, "high": 1143.4}, "") == "561 ± 582"
 
 
-def test_absurd_numbers_are_folded_not_cut(document):
+def test_absurd_numbers_cost_columns_not_digits(document):
     for row in document["confirmation"]:
         row["fid"] = {"n": 3, "mean": 1.23456789e9, "sd": 1.0e9, "low": -1.0e9, "high": 4.0e9}
     for table in confirmation_tables(document):

@@ -70,7 +70,7 @@ def counts(monkeypatch):
 def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypatch, counts):
     spec = tiny_spec(search={"trials": TRIALS, "concurrency": 1, "pilots": 0, "baselines": []})
     monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
-    monkeypatch.setattr("raylt.tracking._connect", lambda uri: Client(lambda name: counts.update([name])))
+    monkeypatch.setattr("raylt.tracking.connect", lambda uri: Client(lambda name: counts.update([name])))
     store = Store(str(tmp_path / "store"))
     ledger, shown = Ledger(store, spec.name, lambda: None), Ledger(store, spec.name, lambda: None)
     study, recorder = StudyFile(spec, tmp_path / "study.db"), Recorder(spec, shown, "", "stub")

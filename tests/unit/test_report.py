@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from raylt.document import results
 from raylt.figures import allocation_png, pareto_png, samples_png, similarity_heat_png, similarity_png
@@ -26,9 +25,11 @@ from raylt.page import html_page
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
 from raylt.report import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
-from raylt.runs import split_sqlite, without_secrets
+from raylt.runs import without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
+from raylt.tables import FittedTable
+from raylt.trackinguri import split_sqlite
 from raylt.wording import in_forward_order
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
@@ -85,7 +86,7 @@ def bare(tmp_path: Path) -> dict[str, Any]:
     return results(spec, ledger)
 
 
-def text_of(table: Table, width: int = 80) -> str:
+def text_of(table: FittedTable, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]

@@ -102,7 +102,7 @@ def test_planted_errors_are_all_reported_at_once() -> None:
         ("search:\n  sampler: nsga3\n", "4: search.sampler: is not known (got 'nsga3'); did you mean 'nsga2'? one of"),
         ("search: {base: ERK}\n", "3: search.base: is not known (got 'ERK'); did you mean 'erk'? one of uniform, erk"),
         ("search: {baselines: uniform}\n", "3: search.baselines: is not a list (got 'uniform'); a list, each one of"),
-        ("search: {groups: {a b: [x]}}\n", "3: search.groups.a b: is no name; letters, digits, - and _"),
+        ("search: {groups: {a b: [x]}}\n", "3: search.groups.a b: is no name; letters, digits, - and _, at most 200"),
         ("search: {groups: atuo}\n", "3: search.groups: is not known (got 'atuo'); auto, or a section: names of your choice"),
         ("search: {groups: [a]}\n", "3: search.groups: is not a section (got ['a']); auto, or a section: names of your"),
         ("search: {groups: {down: 5}}\n", "3: search.groups.down: is not a list (got 5); a list, each text"),
