@@ -27,6 +27,7 @@ from raylt.errors import EnvironmentFailure, InputError, LeaseHeld, RayltError
 from raylt.ledger import sweep_names
 from raylt.record import record_sweep
 from raylt.store import Store
+from raylt.terminal import print_plainly
 from raylt.ui import end_group
 
 STATE = Path("~/.raylt").expanduser()
@@ -161,6 +162,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
+    print_plainly()
     try:
         serve() if sys.argv[1:] == ["serve"] else start()
     except filelock.Timeout:

@@ -70,7 +70,7 @@ class Head:
         settings = {
             "BatchMode": "yes", "LogLevel": "ERROR", "ConnectTimeout": str(CONNECT_WITHIN_S),
             "ServerAliveInterval": "5", "ServerAliveCountMax": "3", "ExitOnForwardFailure": "yes",
-            "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": f'"{self.known_hosts}"',
+            "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": f'"{str(self.known_hosts).replace("%", "%%")}"',
         }  # fmt: skip
         if self.key is not None:
             settings["IdentitiesOnly"] = "yes"
@@ -78,7 +78,7 @@ class Head:
             settings["ProxyCommand"] = self.proxy_command
         key = ["-i", self.key] if self.key is not None else []
         words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        return [program, *words, *key, *options, "-l", self.user, self.host]
+        return [program, *words, *key, *options, "-l", self.user, "--", self.host]
 
     def failure(self, said: str) -> Unreachable:
         """Why it was not reached, in the client's last words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from raylt.errors import InputError, SpecError
 from raylt.lookup import name_of
+from raylt.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,9 +89,7 @@ def words_of(context: typer.Context) -> list[str]:
 
 
 def console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+    return plain_console(sys.stderr if stderr else sys.stdout)
 
 
 def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
