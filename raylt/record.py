@@ -6,7 +6,8 @@ from raylt.document import SPEC_FILE, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, RayltError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
-from raylt.runs import tracking_uri, without_secrets
+from raylt.masking import without_secrets
+from raylt.runs import tracking_uri
 from raylt.store import Store
 from raylt.tracking import Recorder
 

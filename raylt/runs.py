@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,17 +59,6 @@ class Point(NamedTuple):
     value: float
     time_ms: int
     step: int
-
-
-_CREDENTIALS = re.compile(r"(://)(?:[^/\s]+|[^/\s:]*:[^\s@]*)@")  # also a password with an unescaped slash
-_SECRET_OPTIONS = re.compile(
-    r"([?&][\w.-]*(?:password|passwd|token|secret|access_key|api_key)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
-)
-
-
-def without_secrets(text: str) -> str:
-    """A text without the user names, passwords and tokens that its URLs may carry."""
-    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def text_of(value: Any) -> str:

@@ -12,6 +12,10 @@ from raylt.errors import Problem
 from raylt.spec import CREDENTIALS_ADVICE, SweepSpec, has_credentials, matches
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
+_TRACKING_ADVICE = (
+    "a URI without; a server's come from the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN), a database's with its whole URI in MLFLOW_TRACKING_URI, which nothing keeps"
+)
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
 
 
@@ -168,5 +172,10 @@ def _confirm_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:
-    if has_credentials(spec.storage.root):  # not shown: whoever sees the message need not see them
-        yield Problem("storage.root", "holds a user name or password", CREDENTIALS_ADVICE)
+    """Secrets where everybody may read them. They are not shown: whoever sees the message need not see them."""
+    for key, uri, advice in (
+        ("storage.root", spec.storage.root, CREDENTIALS_ADVICE),
+        ("tracking.uri", spec.tracking.uri, _TRACKING_ADVICE),
+    ):
+        if has_credentials(uri):
+            yield Problem(key, "holds a user name, password or token", advice)

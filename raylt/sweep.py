@@ -20,8 +20,9 @@ from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger
+from raylt.masking import without_secrets
 from raylt.progress import SweepProgress
-from raylt.runs import tracking_uri, without_secrets
+from raylt.runs import tracking_uri
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup

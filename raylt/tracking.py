@@ -23,8 +23,9 @@ from raylt.background import CLOSE_WITHIN_S, Background, Pace
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
 from raylt.ledger import FAIL, Ledger, Result
+from raylt.masking import without_secrets
 from raylt.plan import TrialSpec
-from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, split_sqlite, tracking_uri, without_secrets
+from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, split_sqlite, tracking_uri
 from raylt.spec import SweepSpec, digest_of
 
 __all__ = ["Recorder", "Tracker", "record", "tracking_uri"]

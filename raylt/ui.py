@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from raylt import ssh
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.runs import split_sqlite, without_secrets
+from raylt.masking import without_secrets
+from raylt.runs import split_sqlite
 
 
 def serve_ui(uri: str, port: int) -> int:

@@ -147,6 +147,7 @@ def _confirm_on(
 ) -> int:  # fmt: skip
     """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
     from raylt import jobs
+    from raylt.spec import has_credentials
     from raylt.specfile import dump_yaml
 
     counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
@@ -156,6 +157,10 @@ def _confirm_on(
         parsed = load(name, overrides)
         sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
     else:
+        for key, _, value in (given.partition("=") for given in overrides or []):
+            if has_credentials(value):
+                where = "~/.raylt/env on the head has what the sweep needs there"
+                raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
         counts += [f"--set={given}" for given in overrides or []]
         sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
     return _run_job(head, sent, again, detach=detach)
@@ -190,10 +195,13 @@ def _sweep_on(
     Where the store and MLflow are, and every secret, is for the head's own environment to say.
     """
     from raylt import jobs, ssh
+    from raylt.masking import has_secret
     from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
 
     path, parsed = find_spec(source), load_spec(source, overrides or [])
-    text = dump_yaml(parsed.dump()) if overrides else read_spec(path)
+    text = read_spec(path)
+    if overrides or has_secret(text):  # in a comment, say: everybody with Ray's token can read what a job brings
+        text = dump_yaml(parsed.dump())
     name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
     options = ["--new"] if new else []
     if dry_run:
@@ -271,7 +279,8 @@ def _print_found(spec: SweepSpec) -> None:
     elif document["confirmation"]:
         typer.echo("no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls")
     print_confirmation(document)
-    from raylt.runs import tracking_uri, without_secrets
+    from raylt.masking import without_secrets
+    from raylt.runs import tracking_uri
 
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"
