@@ -43,7 +43,7 @@ def start() -> None:
     Raises `InputError` and `EnvironmentFailure` where there can be no server. That a sweep cannot be recorded is only said:
     the search does not depend on it.
     """
-    store = Store(_setting("RAYLT_ROOT"))
+    store, uri = Store(_setting("RAYLT_ROOT")), _setting("MLFLOW_TRACKING_URI")
     host, port = _address()
     _end_the_one_before()
     if _answers(port):
@@ -56,7 +56,7 @@ def start() -> None:
     _wait_until_healthy(serving, port)
     for name in sweep_names(store):
         try:
-            print(f"{name}: recorded, {record_sweep(store, name)} trials", flush=True)
+            print(f"{name}: recorded, {record_sweep(store, name, uri)} trials", flush=True)
         except LeaseHeld:
             print(f"{name}: a driver runs it, which keeps the record", flush=True)
         except EnvironmentFailure as error:

@@ -8,6 +8,7 @@ also where its data set is no more.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from raylt.diffusion.data import ImageSet, is_there, load_images
-from raylt.errors import EnvironmentFailure
+from raylt.errors import EnvironmentFailure, Problem, SpecError, shown
 from raylt.files import replace_file
 from raylt.metrics.features import InceptionFeatures, load_inception, weights_digest
 from raylt.spec import SweepSpec
@@ -52,14 +53,18 @@ class Inputs:
             stage.make(lambda _: Output(files={FILE: pack(weights=inception)}))
 
 
-def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
-    """The inputs of a sweep, from this machine. `begun`: what it has used so far, which the store may have.
+def gather(spec: SweepSpec, store: Store, begun: Address | None, stored_images: bool = False) -> Inputs:
+    """The inputs of a sweep, from this machine. `begun`: what it has used so far, which the store may have; `stored_images`:
+    only there, since `data.root` is not the user's word.
 
     Raises `SpecError` or `EnvironmentFailure` where they are to be had nowhere.
     """
     images = None
-    if begun is not None and not is_there(spec.data):
+    if begun is not None and (stored_images or not is_there(spec.data)):
         images = _images(_stage(store, IMAGES, begun.images))
+    if images is None and stored_images:
+        what = f"is not given, and the store lacks the sweep's images; its spec there names {shown(spec.data.root)}"
+        raise SpecError([Problem("data.root", what, "--set data.root=FOLDER", file="--set")])
     if images is None:
         images = load_images(spec.data)
     if spec.protocol("search").features != "inception":
@@ -117,9 +122,9 @@ def _fetched(stage: Stage) -> bytes | None:
     manifest = stage.manifest()
     if manifest is None:
         return None
-    if stage.store.is_local:
+    sha256 = str(manifest.files[FILE]["sha256"])
+    if stage.store.is_local or not re.fullmatch("[0-9a-f]{64}", sha256):  # a file's name below: it must be no path
         return stage.read(FILE)
-    sha256 = manifest.files[FILE]["sha256"]
     cached = Path.home() / ".cache" / "raylt" / "inputs" / sha256
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

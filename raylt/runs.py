@@ -32,8 +32,12 @@ SIMILARITY_METRICS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_
 
 
 def tracking_uri(spec: SweepSpec) -> str:
-    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's; the path of an SQLite file made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or spec.tracking.uri
+    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's, which must be the user's own: see `record_address`."""
+    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or spec.tracking.uri)
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI, with the path of an SQLite file made absolute."""
     sqlite = split_sqlite(uri)
     return uri if sqlite is None else f"{sqlite[0]}:///{sqlite[1]}{sqlite[2]}"
 

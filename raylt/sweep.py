@@ -39,20 +39,21 @@ STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it wait
 
 
 def run_sweep(
-    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, ends_at: float | None = None,
-    console: Console,
+    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, stored_images: bool = False,
+    ends_at: float | None = None, console: Console,
 ) -> tuple[SweepSpec, int]:  # fmt: skip
     """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
     Returns the spec as named in the store, and the exit code. `ends_at` (seconds of `time.monotonic`): when to stop as upon
-    SIGTERM, with exit code 3; the checks before the lease is taken are not cut short.
+    SIGTERM, with exit code 3; the checks before the lease is taken are not cut short. `stored_images`: the images are those
+    in the store, since nobody but the store names their folder.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
     store = Store(spec.storage.root)
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
-    found = preflight.check(spec, store, begun_with(spec, store))
+    found = preflight.check(spec, store, begun_with(spec, store), stored_images)
     signals, lease = cluster.Signals(), None
     try:
         if ends_at is not None:

@@ -129,14 +129,16 @@ def confirm(
     if place.head is not None:
         typer.echo(str(place), err=True)
         raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
-    parsed = _spec_to_confirm(name, set_, root)
+    parsed, stored_images = _spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
         from raylt.sweep import run_sweep
 
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
-        parsed, code = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
+        parsed, code = run_sweep(
+            parsed, place=place, confirm=request, stored_images=stored_images, ends_at=ends_at, console=console(stderr=True)
+        )
     _print_end(parsed, code, False, max_hours)
     raise typer.Exit(code)
 
@@ -166,19 +168,34 @@ def _confirm_on(
     return _run_job(head, sent, again, detach=detach)
 
 
-def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
-    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take."""
+def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> tuple[SweepSpec, bool]:
+    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take.
+
+    And whether it is the store alone that names `data.root`, where then nothing is read. Raises `InputError` where the
+    store alone names where the record goes.
+    """
     from raylt.document import stored_spec
     from raylt.ledger import existing, sweep_names
+    from raylt.record import record_address
     from raylt.spec import StorageSpec
     from raylt.specfile import builtin_sweeps, dump_yaml, parse_spec
 
     store, begun = find_sweep(name, root)
     if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
         parsed = load(name, overrides)
-        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=root)})
+        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=root)}), False
     spec = stored_spec(existing(store, begun).store, begun)
-    return parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), f"storage.root={json.dumps(store.root)}"])
+    if not _names(overrides, "tracking.uri"):
+        record_address(store, begun, None, "--set tracking.uri=")
+    own = [f"storage.root={json.dumps(store.root)}", f"name={json.dumps(begun)}"]
+    parsed = parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), *own])
+    return parsed, spec.data.root is not None and not _names(overrides, "data.root")
+
+
+def _names(overrides: list[str] | None, key: str) -> bool:
+    """Whether `--set` gives a key, or the section that it is in."""
+    given = [override.partition("=")[0].strip() for override in overrides or []]
+    return key in given or key.partition(".")[0] in given
 
 
 def _bound(max_hours: float | None) -> tuple[str, ...]:

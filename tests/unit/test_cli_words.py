@@ -41,12 +41,12 @@ def test_what_is_confirmed_lies_in_the_store_that_is_named(monkeypatch: pytest.M
 
     root = tmp_path / "here"
     monkeypatch.setenv("RAYLT_ROOT", str(tmp_path / "elsewhere"))
-    builtin = _spec_to_confirm("digits", ["search.seed=7"], str(root))
+    builtin = _spec_to_confirm("digits", ["search.seed=7"], str(root))[0]
     assert (builtin.storage.root, builtin.search.seed) == (str(root), 7)
-    assert _spec_to_confirm("digits", None, None).storage.root == str(tmp_path / "elsewhere")
+    assert _spec_to_confirm("digits", None, None)[0].storage.root == str(tmp_path / "elsewhere")
     file = tmp_path / "mine.yaml"
     file.write_text(dump_yaml({**builtin.dump(), "name": "mine"}))
-    assert _spec_to_confirm(str(file), None, str(root)).storage.root == str(root)
+    assert _spec_to_confirm(str(file), None, str(root))[0].storage.root == str(root)
     begun(root, builtin)
-    again = _spec_to_confirm("digits", ["confirm.seeds=5"], str(root))
+    again = _spec_to_confirm("digits", ["confirm.seeds=5"], str(root))[0]
     assert (again.search.seed, again.storage.root, again.confirm.seeds) == (7, str(root), 5)
