@@ -95,7 +95,7 @@ def _joined(source: str) -> str:
 
 
 def _of_own_raylets() -> set[str]:
-    """The clusters that Ray's processes of this user belong to: those with a temporary folder of their own leave no record."""
+    """The clusters that Ray's processes of this user here belong to, be they recorded or not."""
     addresses = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -138,11 +138,11 @@ def head_on_this_machine() -> str | None:
     """The address of the cluster whose head we are on: one that `ray start --head` (or `ray up`) began and that answers.
 
     `ray start` writes it down on every node, so it counts only where the address is one of ours; a record that another user
-    wrote, or whose GCS is gone, does not.
+    wrote, or whose GCS is gone, does not. Nor does one whose port another user has taken since, who would get our token.
     """
     address = _recorded()
     host, _, port = (address or "").rpartition(":")
-    if host not in _own_addresses():
+    if address is None or host not in _own_addresses() or address not in _of_own_raylets():
         return None
     try:
         socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN_S).close()

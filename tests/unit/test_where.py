@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def head_here(tmp_path: Path) -> Iterator[str]:
-    """A server on this machine that Ray's own record names as the cluster's GCS."""
+    """A server on this machine that Ray's own record names as the cluster's GCS, and a raylet of its."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         _write(tmp_path / "ray-tmp/ray/ray_current_cluster", address)
-        yield address
+        with a_raylet(address):
+            yield address
+
+
+@contextmanager
+def a_raylet(address: str) -> Iterator[int]:
+    """A process that looks like Ray's on a node of that cluster; its pid."""
+    words = ["/ray/raylet", "-c", "read line", "sh", f"--gcs-address={address}"]
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def _write(path: Path, text: str) -> Path:
@@ -150,16 +163,12 @@ class TestOrder:
             InputError, match=r"^--address: auto is the Ray cluster that you joined .* none from here; give its"
         ):
             decide(address="auto")
-        words = ["/ray/raylet", "-c", "read line", "sh", "--gcs-address=10.0.0.7:6379"]
-        with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
-            try:
-                here.append(psutil.Process(process.pid))
-                assert decide(address="auto").address == "10.0.0.7:6379"
-                monkeypatch.setattr(os, "getuid", lambda: 54321)  # then it is another user's
-                with pytest.raises(InputError, match="none from here"):
-                    decide(address="auto")
-            finally:
-                process.kill()
+        with a_raylet("10.0.0.7:6379") as pid:
+            here.append(psutil.Process(pid))
+            assert decide(address="auto").address == "10.0.0.7:6379"
+            monkeypatch.setattr(os, "getuid", lambda: 54321)  # then it is another user's
+            with pytest.raises(InputError, match="none from here"):
+                decide(address="auto")
 
     def test_the_address_local_is_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "local")
@@ -175,6 +184,12 @@ class TestHeadOnThisMachine:
             gone = f"127.0.0.1:{server.getsockname()[1]}"
         _write(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", gone)
         assert (where.head_on_this_machine(), address) == (None, head_here)
+
+    def test_another_user_took_its_port(self, head_here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server answers there, but no raylet of this user's is of its cluster: it would be sent token and code."""
+        assert where.head_on_this_machine() == head_here
+        monkeypatch.setattr(psutil, "process_iter", list)
+        assert where.head_on_this_machine() is None
 
     @pytest.mark.parametrize("record", ["10.255.255.1:6379", "", "nonsense", "127.0.0.1:", "127.0.0.1:port"])
     def test_not_ours(self, record: str) -> None:
