@@ -59,6 +59,11 @@ def test_nothing_that_is_printed_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> N
         text = written(stream)
         assert controls(text) == set()
         assert text.count("owned") == count
+    taken_over = io.StringIO()
+    with monkeypatch.context() as patch:  # as rich does while it shows progress
+        patch.setattr(sys, "stderr", taken_over)
+        logging.getLogger("nobody.handles.it").warning(EVIL)
+    assert controls(taken_over.getvalue()) == set() and "owned" in taken_over.getvalue()
     print_plainly()  # once more changes nothing
     print("\x1b")
     assert written(streams[0]).endswith("\\u001b\n")
