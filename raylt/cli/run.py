@@ -24,8 +24,9 @@ from raylt.cli.common import (
     print_confirmation,
     print_tables,
 )
+from raylt.cli.stored import spec_to_confirm
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.lookup import find_results, find_sweep, is_file, load
+from raylt.lookup import find_results, is_file, load
 
 if TYPE_CHECKING:
     from raylt.jobs import Sent
@@ -129,7 +130,7 @@ def confirm(
     if place.head is not None:
         typer.echo(str(place), err=True)
         raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
-    parsed, stored_images = _spec_to_confirm(name, set_, root)
+    parsed, stored_images = spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
         from raylt.sweep import run_sweep
@@ -166,36 +167,6 @@ def _confirm_on(
         counts += [f"--set={given}" for given in overrides or []]
         sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
     return _run_job(head, sent, again, detach=detach)
-
-
-def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> tuple[SweepSpec, bool]:
-    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take.
-
-    And whether it is the store alone that names `data.root`, where then nothing is read. Raises `InputError` where the
-    store alone names where the record goes.
-    """
-    from raylt.document import stored_spec
-    from raylt.ledger import existing, sweep_names
-    from raylt.record import record_address
-    from raylt.spec import StorageSpec
-    from raylt.specfile import builtin_sweeps, dump_yaml, parse_spec
-
-    store, begun = find_sweep(name, root)
-    if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
-        parsed = load(name, overrides)
-        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=root)}), False
-    spec = stored_spec(existing(store, begun).store, begun)
-    if not _names(overrides, "tracking.uri"):
-        record_address(store, begun, None, "--set tracking.uri=")
-    own = [f"storage.root={json.dumps(store.root)}", f"name={json.dumps(begun)}"]
-    parsed = parse_spec(dump_yaml(spec.dump()), name, [*(overrides or []), *own])
-    return parsed, spec.data.root is not None and not _names(overrides, "data.root")
-
-
-def _names(overrides: list[str] | None, key: str) -> bool:
-    """Whether `--set` gives a key, or the section that it is in."""
-    given = [override.partition("=")[0].strip() for override in overrides or []]
-    return key in given or key.partition(".")[0] in given
 
 
 def _bound(max_hours: float | None) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from raylt import inputs
 from raylt.cli import app
-from raylt.cli.run import _spec_to_confirm
+from raylt.cli.stored import spec_to_confirm
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.inputs import FILE, IMAGES, Address, Inputs, gather
@@ -124,11 +124,11 @@ class TestWhatIsConfirmed:
     def test_the_record_goes_where_the_user_says(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stored(folder, "tracking.uri=http://attacker:5000")
         with pytest.raises(InputError, match=r"if you mean that place: --set tracking\.uri=http://attacker:5000; for one"):
-            _spec_to_confirm("digits", None, None)
-        assert _spec_to_confirm("digits", ["tracking.uri=http://mine:5000"], None)[0].tracking.uri == "http://mine:5000"
-        assert _spec_to_confirm("digits", ["tracking={uri: http://mine:5000}"], None)[0].tracking.uri == "http://mine:5000"
+            spec_to_confirm("digits", None, None)
+        assert spec_to_confirm("digits", ["tracking.uri=http://mine:5000"], None)[0].tracking.uri == "http://mine:5000"
+        assert spec_to_confirm("digits", ["tracking={uri: http://mine:5000}"], None)[0].tracking.uri == "http://mine:5000"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine:5000")
-        _spec_to_confirm("digits", None, None)
+        spec_to_confirm("digits", None, None)
 
     @pytest.mark.parametrize(
         ("overrides", "is_the_stores"),
@@ -138,13 +138,13 @@ class TestWhatIsConfirmed:
         self, folder: Path, overrides: list[str] | None, is_the_stores: bool
     ) -> None:
         stored(folder, "data.root=/home/me/secret")
-        assert _spec_to_confirm("digits", overrides, None)[1] is is_the_stores
+        assert spec_to_confirm("digits", overrides, None)[1] is is_the_stores
 
     def test_it_is_the_sweep_that_was_named(self, folder: Path) -> None:
         store = stored(folder)
         spec = load_spec("digits", ["search.trials=1", "name=another"])
         store.write("sweeps/digits/spec.yaml", dump_yaml(spec.dump()).encode())
-        assert _spec_to_confirm("digits", None, None)[0].name == "digits"
+        assert spec_to_confirm("digits", None, None)[0].name == "digits"
 
 
 def pictures(folder: Path) -> DataSpec:
