@@ -31,13 +31,13 @@ def refusal(has_token: bool) -> str:
 
 
 def asks_for_token(address: str) -> bool:
-    """Whether the Ray cluster at HOST:PORT does; `auto`, which Ray itself must find, counts as one that does where we have one.
+    """Whether the Ray cluster at HOST:PORT does.
 
     Ray would try for minutes, and not tell a wrong token from silence. Imports no Ray, whose settings depend on the answer.
     Raises `EnvironmentFailure` where nobody answers, and where we have not the right token.
     """
     token = find_token()
-    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":
+    if os.environ.get("RAY_USE_TLS") == "1":
         return token is not None
     if _lets_in(address, None):
         return False

@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylt.errors import EnvironmentFailure, InputError
+from raylt.errors import EnvironmentFailure, InputError, shown
+from raylt.ownfiles import read_own
 from raylt.ssh import Head
 
 ASK_WITHIN_S = 10.0  # for the head's address, of whoever knows it
 DASHBOARD_PORT = 8265
+
+# What goes into ssh's command line, or into one that it makes of it: key -> (what it is, how it must look).
+_WORDS = {
+    "cluster_name": ("name of a cluster", re.compile(r"[^-./\s\x00-\x1f\"][^/\x00-\x1f\"]*")),
+    "provider.head_ip": ("name or address of a machine", re.compile(r"[\w:][\w.:%-]*")),
+    "auth.ssh_user": ("name of a user", re.compile(r"[^-\W][^\s\x00-\x1f\x7f'\"`;&<>|(){}$]*")),
+    "auth.ssh_private_key": ("file", re.compile(r"[^-\x00-\x1f][^\x00-\x1f]*")),
+    "auth.ssh_proxy_command": ("command", re.compile(r"[^-\x00-\x1f][^\x00-\x1f]*")),
+}
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,24 @@ def read_cluster_file(path: str) -> ClusterFile:
     ):
         if not is_there:
             raise InputError(f"{path}: {key}: is missing, so this is no Ray cluster file; {right}")
+    given = {"cluster_name": sections["cluster_name"], "provider.head_ip": provider.get("head_ip")}
+    for key, value in {**given, **{f"auth.{name}": value for name, value in auth.items()}}.items():
+        if value is not None:
+            _refuse_odd(path, key, value)
     commands = tuple(map(str, sections.get("head_start_ray_commands") or ()))
     return ClusterFile(path, sections["cluster_name"], dict(provider), dict(auth), commands)
 
 
+def _refuse_odd(path: str, key: str, value: object) -> None:
+    """Raises `InputError` for a value that ssh, or a shell behind it, could take for an option or a command of its own."""
+    what, pattern = _WORDS.get(key, ("", None))
+    if pattern is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+        raise InputError(f"{path}: {key}: is no {what} (got {shown(value)}); text that does not begin with - or hold odd signs")
+
+
 def was_brought_up(file: ClusterFile) -> bool:
     """Whether `ray up` has run on it from here, as files of Ray's on this machine say. Asks nobody."""
-    return _record(file).exists() if file.is_local else bool(_cached(file))
+    return read_own(_record(file)) is not None if file.is_local else bool(_cached(file))
 
 
 def find_head(file: ClusterFile) -> Head | None:
@@ -78,7 +99,11 @@ def find_head(file: ClusterFile) -> Head | None:
     host = _local_head(file) if file.is_local else _asked_head(file)
     if host is None:
         return None
+    _refuse_odd(file.path, "provider.head_ip", host)
     auth = {**_cached(file).get("auth", {}), **file.auth}  # where the file names no key, Ray made one and wrote it there
+    for name in ("ssh_user", "ssh_private_key", "ssh_proxy_command"):
+        if auth.get(name) is not None:
+            _refuse_odd(file.path, f"auth.{name}", auth[name])
     key = auth.get("ssh_private_key")
     key = None if key is None else str(Path(key).expanduser())
     return Head(host, auth["ssh_user"], key, auth.get("ssh_proxy_command"), file.name, file.dashboard_port)
@@ -98,8 +123,8 @@ def _record(file: ClusterFile) -> Path:
 def _local_head(file: ClusterFile) -> str | None:
     """The address of a local provider's head that is up, by Ray's record."""
     try:
-        node = json.loads(_record(file).read_text()).get(file.provider.get("head_ip"), {})
-    except (OSError, ValueError, AttributeError):
+        node = json.loads(read_own(_record(file)) or "{}").get(file.provider.get("head_ip"), {})
+    except (ValueError, AttributeError):
         return None
     if node.get("state") != "running" or node.get("tags", {}).get("ray-node-type") != "head":
         return None
@@ -114,9 +139,9 @@ def _cached(file: ClusterFile) -> dict[str, Any]:
     """The resolved configuration that `ray up` left on this machine; {} where it left none."""
     for entry in sorted(Path(tempfile.gettempdir()).glob("ray-config-*"), key=_modified, reverse=True):
         try:
-            config = json.loads(entry.read_text())["config"]
+            config = json.loads(read_own(entry) or "{}")["config"]
             known = (config["cluster_name"], config["provider"].get("type"), config["provider"].get("region"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
         if known == (file.name, file.provider.get("type"), file.provider.get("region")):
             return dict(config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raylt.masking import without_secrets
+
 
 class RayltError(Exception):
     """A failure with a message for the user. `exit_code` is what the command leaves with (docs: FORMATS)."""
@@ -76,7 +78,7 @@ def shown(value: object) -> str:
     elif isinstance(value, (list, tuple)):
         text = "[" + ", ".join(map(shown, value[:20])) + "]"
     else:
-        text = repr(value)
+        text = without_secrets(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

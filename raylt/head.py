@@ -28,6 +28,7 @@ from raylt.ledger import sweep_names
 from raylt.lookup import store_root
 from raylt.record import record_sweep
 from raylt.store import Store
+from raylt.terminal import print_plainly
 from raylt.trackinguri import sqlite_uri
 from raylt.ui import end_group
 
@@ -44,7 +45,7 @@ def start() -> None:
     Raises `InputError` and `EnvironmentFailure` where there can be no server. That a sweep cannot be recorded is only said:
     the search does not depend on it.
     """
-    store = _store()
+    store, uri = _store(), _setting("MLFLOW_TRACKING_URI")
     host, port = _address()
     _end_the_one_before()
     if _answers(port):
@@ -57,7 +58,7 @@ def start() -> None:
     _wait_until_healthy(serving, port)
     for name in sweep_names(store):
         try:
-            print(f"{name}: recorded, {record_sweep(store, name)} trials", flush=True)
+            print(f"{name}: recorded, {record_sweep(store, name, uri)} trials", flush=True)
         except LeaseHeld:
             print(f"{name}: a driver runs it, which keeps the record", flush=True)
         except EnvironmentFailure as error:
@@ -175,6 +176,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
+    print_plainly()
     try:
         serve() if sys.argv[1:] == ["serve"] else start()
     except filelock.Timeout:

@@ -8,6 +8,7 @@ whatever has become of its data set.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import filelock
 
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.notes import Note
-from raylt.errors import StoreFailure
+from raylt.errors import Problem, SpecError, StoreFailure, shown
 from raylt.folders import replace_file
 from raylt.metrics.features import InceptionFeatures, load_inception, weights_digest
 from raylt.spec import SweepSpec
@@ -53,12 +54,16 @@ class Inputs:
             stage.make(lambda _: Output(files={FILE: pack(weights=inception)}))
 
 
-def gather(spec: SweepSpec, store: Store, begun: Address | None) -> Inputs:
+def gather(spec: SweepSpec, store: Store, begun: Address | None, stored_images: bool = False) -> Inputs:
     """The inputs of a sweep: those it has used so far (`begun`) where the store has them, else this machine's.
 
-    Raises `SpecError` or `EnvironmentFailure` where they are to be had nowhere.
+    `stored_images`: the store's alone, since `data.root` is not the user's word. Raises `SpecError` or `EnvironmentFailure`
+    where they are to be had nowhere.
     """
     images = _begun_images(spec, store, begun)
+    if images is None and stored_images:
+        what = f"is not given, and the store lacks the sweep's images; its spec there names {shown(spec.data.root)}"
+        raise SpecError([Problem("data.root", what, "--set data.root=FOLDER", file="--set")])
     if images is None:
         images = load_images(spec.data)
     if spec.protocol("search").features != "inception":
@@ -126,9 +131,9 @@ def _fetched(stage: Stage) -> bytes | None:
     manifest = stage.manifest()
     if manifest is None:
         return None
-    if stage.store.is_local:
+    sha256 = str(manifest.files[FILE]["sha256"])
+    if stage.store.is_local or not re.fullmatch("[0-9a-f]{64}", sha256):  # a file's name below: it must be no path
         return stage.read(FILE)
-    sha256 = manifest.files[FILE]["sha256"]
     cached = Path.home() / ".cache" / "raylt" / "inputs" / sha256
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raylt.errors import EnvironmentFailure
-from raylt.runs import without_secrets
+from raylt.masking import without_secrets
 from raylt.trackinguri import DATABASES, artifact_root, split_sqlite, sqlite_uri
 
 ANSWERS_WITHIN_S = 5  # of the one request before a sweep

@@ -26,17 +26,18 @@ class Preflight:
     flops: Flops
 
 
-def check(spec: SweepSpec, store: Store, begun: Address | None = None) -> Preflight:
+def check(spec: SweepSpec, store: Store, begun: Address | None = None, stored_images: bool = False) -> Preflight:
     """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong.
 
-    `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not.
+    `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not; `stored_images`: and
+    where `data.root` is not to be looked at.
     """
     layers = layers_of(spec.unet_config)
     flops = count_flops(spec.unet_config)  # runs the U-Net on shapes: what cannot run is found here
     problems = _density_problems(spec, layers) or _ceiling_problems(spec, layers, flops)
     inputs = None
     try:
-        inputs = gather(spec, store, begun)
+        inputs = gather(spec, store, begun, stored_images)
         problems += _image_problems(spec, inputs.images)
     except SpecError as error:
         problems += error.problems

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from raylt.ledger import COMPLETE, Ledger, Result
 from raylt.plan import TrialSpec, plan
@@ -21,7 +22,7 @@ class SweepProgress:
         self.spec, self.ledger, self.console = spec, ledger, console
         begun = "goes on" if ledger.asked else "begins"
         self._say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
-        self._status: Status | None = console.status(self._headline()) if console.is_terminal else None
+        self._status: Status | None = console.status(Text(self._headline())) if console.is_terminal else None
         if self._status is not None:
             self._status.start()
 
@@ -40,7 +41,7 @@ class SweepProgress:
         elif result is not None:
             self._say(f"{trial.name} {result['state']}: {result['cause']}")
         if self._status is not None:
-            self._status.update(self._headline())
+            self._status.update(Text(self._headline()))
 
     def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
         last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)

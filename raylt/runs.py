@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from raylt.document import SIMILARITY_FILE, groups_of, is_ranked, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure, InputError, shown
 from raylt.ledger import FAIL, RUNNING, Ledger, Result, stage_of
+from raylt.masking import without_secrets
 from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
@@ -34,9 +34,9 @@ SIMILARITY_METRICS = ("kappa", "kappa_start", "excess", "kappa_partial", "kappa_
 
 
 def tracking_uri(spec: SweepSpec) -> str:
-    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's; the path of an SQLite file made absolute.
+    """Where the record goes: MLFLOW_TRACKING_URI, else the spec's, which must be the user's own: see `record_address`.
 
-    Raises `InputError` where that can be no tracking URI.
+    The path of an SQLite file is made absolute. Raises `InputError` where that can be no tracking URI.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return given_uri("MLFLOW_TRACKING_URI", given) if given else _checked("tracking.uri", spec.tracking.uri)
@@ -67,17 +67,6 @@ class Point(NamedTuple):
     value: float
     time_ms: int
     step: int
-
-
-_CREDENTIALS = re.compile(r"(://)(?:[^/\s]+|[^/\s:]*:[^\s@]*)@")  # also a password with an unescaped slash
-_SECRET_OPTIONS = re.compile(
-    r"([?&][\w.-]*(?:password|passwd|token|secret|access_key|api_key)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
-)
-
-
-def without_secrets(text: str) -> str:
-    """A text without the user names, passwords and tokens that its URLs may carry."""
-    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def text_of(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raylt.masking import MASK, has_secret
 from raylt.presets import PRESETS, block_names, block_of, default_groups
 from raylt.seals import digest_of
 from raylt.wording import Protocol
@@ -203,10 +204,11 @@ CREDENTIALS_ADVICE = "credentials come from the environment (AWS_ACCESS_KEY_ID, 
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI carries a user name or password, which would then stand in specs, logs and runs."""
+    """Whether a URI carries a password, a token or a server's user name, which would then stand in specs, logs and runs."""
     scheme, mark, rest = uri.partition("://")
     user, at, _ = re.split(r"[/?#]", rest)[0].rpartition("@")
-    return bool(mark and at) and (":" in user or scheme in ("s3", "http", "https"))  # abfs://container@account is none
+    is_named = bool(mark and at) and user != MASK  # which stands in specs that older stores keep
+    return has_secret(uri) or (is_named and (":" in user or scheme in ("s3", "http", "https")))  # abfs://container@account
 
 
 class StorageSpec(_Model):

@@ -14,6 +14,10 @@ from raylt.spec import CREDENTIALS_ADVICE, IMAGE_SHAPES, SweepSpec, has_credenti
 from raylt.trackinguri import uri_problem
 
 _MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
+_TRACKING_ADVICE = (
+    "a URI without; a server's come from the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN), a database's with its whole URI in MLFLOW_TRACKING_URI, which nothing keeps"
+)
 _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the default preset is the data set's
 
 
@@ -190,15 +194,18 @@ def _confirm_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:
-    if has_credentials(spec.storage.root):  # not shown: whoever sees the message need not see them
-        yield Problem("storage.root", "holds a user name or password", CREDENTIALS_ADVICE)
+    """Secrets where everybody may read them. They are not shown: whoever sees the message need not see them."""
+    for key, uri, advice in (
+        ("storage.root", spec.storage.root, CREDENTIALS_ADVICE),
+        ("tracking.uri", spec.tracking.uri, _TRACKING_ADVICE),
+    ):
+        if has_credentials(uri):
+            yield Problem(key, "holds a user name, password or token", advice)
 
 
 def place_problems(spec: SweepSpec) -> Iterator[Problem]:
     """Where nothing can ever be kept or recorded. Of a sweep that is to run: one that a store has may be read all the same."""
     if (found := root_problem(spec.storage.root)) is not None:
         yield _problem("storage.root", *found, spec.storage.root)
-    if (found := uri_problem(spec.tracking.uri)) is not None:
-        what, expected = found
-        has_secret = "@" in spec.tracking.uri  # whoever sees the message need not see it
-        yield Problem("tracking.uri", what, expected, spec.tracking.uri, has_given=not has_secret)
+    if (found := uri_problem(spec.tracking.uri)) is not None and not has_credentials(spec.tracking.uri):
+        yield _problem("tracking.uri", *found, spec.tracking.uri)

@@ -78,7 +78,7 @@ class Head:
             settings["ProxyCommand"] = self.proxy_command
         key = ["-i", _untokened(self.key)] if self.key is not None else []
         words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        return [program, *words, *key, *options, "-l", self.user, self.host]
+        return [program, *words, *key, *options, "-l", self.user, "--", self.host]
 
     def failure(self, said: str) -> Unreachable:
         """Why it was not reached, in the client's last words."""

@@ -20,9 +20,10 @@ from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger, read_lock, require_lock
+from raylt.masking import without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
-from raylt.runs import tracking_uri, without_secrets
+from raylt.runs import tracking_uri
 from raylt.seals import digest_of, seal_yaml
 from raylt.search.dispatch import Dispatcher
 from raylt.search.profile import measure
@@ -48,13 +49,13 @@ class Ended(NamedTuple):
 
 
 def run_sweep(
-    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, ends_at: float | None = None,
-    console: Console,
+    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, stored_images: bool = False,
+    ends_at: float | None = None, console: Console,
 ) -> Ended:  # fmt: skip
     """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
-    `ends_at` (seconds of `time.monotonic`): when to stop as upon
-    SIGTERM, with exit code 3; the checks before the lease is taken are not cut short.
+    `ends_at` (seconds of `time.monotonic`): when to stop as upon SIGTERM, with exit code 3; the checks before the lease is
+    taken are not cut short. `stored_images`: the images are those in the store, since nobody but the store names their folder.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
@@ -62,7 +63,7 @@ def run_sweep(
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
     check_tracking(tracking_uri(spec))
-    found = preflight.check(spec, store, begun_with(spec, store))
+    found = preflight.check(spec, store, begun_with(spec, store), stored_images)
     signals, lease = cluster.Signals(), None
     try:
         if ends_at is not None:

@@ -19,10 +19,11 @@ from raylt.background import CLOSE_WITHIN_S, AbandonedError, Background, Pace
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
 from raylt.ledger import FAIL, Ledger, Result
+from raylt.masking import without_secrets
 from raylt.mlflowclient import connect, lasting_fault
 from raylt.moved import mend_places
 from raylt.plan import TrialSpec
-from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri, without_secrets
+from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec
 from raylt.trackinguri import artifact_root

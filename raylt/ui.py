@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from raylt import ssh
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.runs import without_secrets
+from raylt.masking import without_secrets
 from raylt.trackinguri import split_sqlite
 
 

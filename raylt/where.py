@@ -5,7 +5,9 @@ Nothing is imported or asked that the answer does not need: a folder without a c
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ import psutil
 
 from raylt.clusterfile import find_head, ray_folder, read_cluster_file, was_brought_up
 from raylt.errors import EnvironmentFailure, InputError
+from raylt.ownfiles import read_own
 from raylt.ssh import Head
 
 DEFAULT_FILE = "cluster.yaml"
 ANSWERS_WITHIN_S = 2.0  # a GCS on this very machine
+_ADDRESS = re.compile(r"[^\s/]+:[0-9]{1,5}")  # of a GCS
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,36 @@ def _options(local: bool, address: str | None, cluster: str | None) -> list[tupl
 def _at(address: str, source: str) -> Place:
     if address == "local":
         return Place(f"{source} is local")
-    host, _, port = address.rpartition(":")
-    if address != "auto" and (not host or "/" in address or not port.isdecimal()):
+    if address != "auto" and not _ADDRESS.fullmatch(address):
         raise InputError(f"{source}: is no address of a Ray cluster (got {address!r}); HOST:PORT of its GCS, auto or local")
-    if address == "auto":  # as Ray finds it: the cluster that this machine last joined
-        return Place(f"{source} is auto", _recorded() or "auto")
+    if address == "auto":
+        return Place(f"{source} is auto", _joined(source))
     return Place(source, address)
+
+
+def _joined(source: str) -> str:
+    """The cluster that this user last joined from here. Ray's own search would take any user's: they get our code and token."""
+    found = _recorded()
+    addresses = {found} if found else _of_own_raylets()
+    if len(addresses) != 1:
+        several = (
+            f"there are several of yours here: {', '.join(sorted(addresses))}" if addresses else "you joined none from here"
+        )
+        raise InputError(
+            f"{source}: auto is the Ray cluster that you joined from this machine, and {several}; give its HOST:PORT"
+        )
+    return addresses.pop()
+
+
+def _of_own_raylets() -> set[str]:
+    """The clusters that Ray's processes of this user here belong to, be they recorded or not."""
+    addresses = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline() if process.uids().real == os.getuid() else []
+            if words and Path(words[0]).name == "raylet":
+                addresses |= {word.partition("=")[2] for word in words if word.startswith("--gcs-address=")}
+    return addresses
 
 
 def _explicit(path: str) -> Place:
@@ -110,11 +138,11 @@ def head_on_this_machine() -> str | None:
     """The address of the cluster whose head we are on: one that `ray start --head` (or `ray up`) began and that answers.
 
     `ray start` writes it down on every node, so it counts only where the address is one of ours; a record that another user
-    wrote, or whose GCS is gone, does not.
+    wrote, or whose GCS is gone, does not. Nor does one whose port another user has taken since, who would get our token.
     """
     address = _recorded()
     host, _, port = (address or "").rpartition(":")
-    if not port.isdecimal() or host not in _own_addresses():
+    if address is None or host not in _own_addresses() or address not in _of_own_raylets():
         return None
     try:
         socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN_S).close()
@@ -125,11 +153,8 @@ def head_on_this_machine() -> str | None:
 
 def _recorded() -> str | None:
     """The address that `ray start` wrote down here, for this user."""
-    record = ray_folder() / "ray_current_cluster"
-    try:
-        return record.read_text().strip() or None if record.stat().st_uid == os.getuid() else None
-    except OSError:
-        return None
+    address = (read_own(ray_folder() / "ray_current_cluster") or "").strip()
+    return address if _ADDRESS.fullmatch(address) else None
 
 
 def _own_addresses() -> set[str]:

@@ -158,9 +158,7 @@ class _Reader:
 
     def value(self, node: Any, path: tuple[str | int, ...]) -> Any:
         """Plain data of a node: dict with text keys, list, text, number, true or false, None."""
-        self.num_values += 1
-        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
-            raise self.broken(dotted(*path[:3]), "is too large or nested too deeply", self.place(node).line or 1)
+        self.count(node, path)
         if str(node.tag) not in _TAGS:
             self.note(node, path, f"has the tag {node.tag!s}", "a value without a tag")
         if isinstance(node, ScalarNode):
@@ -171,6 +169,11 @@ class _Reader:
                 self.document.places[dotted(*path, index)] = self.place(item)
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         return self.mapping(node, path)
+
+    def count(self, node: Any, path: tuple[str | int, ...], num: int = 1) -> None:
+        self.num_values += num
+        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
+            raise self.broken(dotted(*path[:3]) or "YAML", "is too large or nested too deeply", self.place(node).line or 1)
 
     def mapping(self, node: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -204,6 +207,7 @@ class _Reader:
                 if not isinstance(other, MappingNode) or depth > _MAX_DEPTH:
                     self.note(key, (*path, "<<"), "is no section", "the alias of a section")
                     continue
+                self.count(other, path, 1 + len(other.value))
                 found += [(k.value, v) for k, v in other.value if isinstance(k, ScalarNode) and str(k.tag) != _MERGE]
                 found += self.merged(other, path, depth + 1)
         return found

@@ -8,12 +8,14 @@ from typing import NoReturn
 from raylt.cli import manage, record, run, stores, view  # their commands are part of the app
 from raylt.cli.common import app
 from raylt.errors import EnvironmentFailure, RayltError
+from raylt.terminal import print_plainly
 
 __all__ = ["app", "main", "manage", "record", "run", "stores", "view"]
 
 
 def main() -> NoReturn:
     """Run a command; print errors a user can cause as plain lines and leave with their exit code."""
+    print_plainly()
     try:
         app()
     except RayltError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import typer
 from raylt import __version__
 from raylt.errors import InputError, SpecError
 from raylt.lookup import name_of
+from raylt.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,9 +117,7 @@ def words_of(context: typer.Context) -> list[str]:
 
 
 def console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+    return plain_console(sys.stderr if stderr else sys.stdout)
 
 
 def print_table(table: FittedTable) -> None:

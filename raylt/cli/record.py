@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head
-from raylt.errors import LeaseHeld
-from raylt.lookup import find_sweep, store_root
+from raylt.errors import InputError, LeaseHeld
+from raylt.lookup import find_sweep, is_file, load, store_root
+from raylt.spec import TrackingSpec, has_credentials
 
 
 @app.command()
 def record(
     context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sweeps. Default: all in the store.")] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")
+    ] = None,
     root: RootOption = None,
     local: LocalOption = False,
     cluster: ClusterOption = None,
 ) -> None:
-    """Bring MLflow up to date from the store: after a lost database, or on a new server. Runs no trial."""
+    """Bring MLflow up to date from the store: after a lost database, or on a new server. Runs no trial.
+
+    Where the store's own spec names another place than the default, that has to be confirmed with --uri.
+    """
+    if uri is not None and has_credentials(uri):
+        raise InputError("--uri: holds a user name, password or token, and anybody can list a command; use MLFLOW_TRACKING_URI")
     ask_head(context, root, local, cluster)
     from raylt.ledger import sweep_names
-    from raylt.record import record_sweep
+    from raylt.record import record_address, record_sweep
     from raylt.store import Store
 
     if names:
-        found = [find_sweep(name, root) for name in names]
+        found = [(*find_sweep(name, root), uri or _own_uri(name)) for name in names]
     else:
         store = Store(store_root(root))
-        found = [(store, name) for name in sweep_names(store)]
-    for store, name in found:
+        found = [(store, name, uri) for name in sweep_names(store)]
+    for store, name, place in [(store, name, record_address(store, name, given)) for store, name, given in found]:
         try:
-            typer.echo(f"{name}: recorded, {record_sweep(store, name)} trials")
+            typer.echo(f"{name}: recorded, {record_sweep(store, name, place)} trials")
         except LeaseHeld as held:
             typer.echo(f"{name}: skipped, its driver keeps the record: {held}")
     if not found:
         typer.echo("no sweep in the store yet: nothing to record")
+
+
+def _own_uri(name: str) -> str | None:
+    """What the user's own spec file says, where one is given and says another than the default."""
+    if not is_file(name) or os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    own = load(name, None).tracking.uri
+    return None if own == TrackingSpec().uri else own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -24,8 +25,9 @@ from raylt.cli.common import (
     print_confirmation,
     print_tables,
 )
+from raylt.cli.stored import spec_to_confirm
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.lookup import find_results, find_sweep, is_file, load
+from raylt.lookup import find_results, is_file, load
 from raylt.pathwords import literal
 
 if TYPE_CHECKING:
@@ -134,14 +136,16 @@ def confirm(
     if place.head is not None:
         typer.echo(str(place), err=True)
         raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
-    parsed = _spec_to_confirm(name, set_, root)
+    parsed, stored_images = spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
         from raylt.sweep import run_sweep
 
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
-        ended = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
+        ended = run_sweep(
+            parsed, place=place, confirm=request, stored_images=stored_images, ends_at=ends_at, console=console(stderr=True)
+        )
     _print_end(ended, False, max_hours)
     raise typer.Exit(ended.code)
 
@@ -152,6 +156,7 @@ def _confirm_on(
 ) -> int:  # fmt: skip
     """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
     from raylt import jobs
+    from raylt.spec import has_credentials
     from raylt.specfile import dump_yaml, load_spec
 
     counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
@@ -161,24 +166,13 @@ def _confirm_on(
         parsed = load_spec(name, overrides or [], here=False)
         sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
     else:
+        for key, _, value in (given.partition("=") for given in overrides or []):
+            if has_credentials(value):
+                where = "~/.raylt/env on the head has what the sweep needs there"
+                raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
         counts += [f"--set={given}" for given in overrides or []]
         sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
     return _run_job(head, sent, again, detach=detach)
-
-
-def _spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> SweepSpec:
-    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take."""
-    from raylt.document import stored_spec
-    from raylt.ledger import existing, sweep_names
-    from raylt.spec import StorageSpec
-    from raylt.specfile import builtin_sweeps, parse_again
-
-    store, begun = find_sweep(name, root)
-    if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
-        parsed = load(name, overrides)
-        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=store.root)})
-    spec = stored_spec(existing(store, begun).store, begun)
-    return parse_again(spec, name, [*(overrides or []), f"storage.root={json.dumps(literal(store.root))}"])
 
 
 def _bound(max_hours: float | None) -> tuple[str, ...]:
@@ -195,10 +189,13 @@ def _sweep_on(
     Where the store and MLflow are, and every secret, is for the head's own environment to say.
     """
     from raylt import jobs, ssh
+    from raylt.masking import has_secret
     from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
 
     path, parsed = find_spec(source), load_spec(source, overrides or [], here=False)
-    text = dump_yaml(parsed.dump()) if overrides else read_spec(path)
+    text = read_spec(path)
+    if overrides or has_secret(text):  # in a comment, say: everybody with Ray's token can read what a job brings
+        text = dump_yaml(parsed.dump())
     name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
     options = ["--new"] if new else []
     if dry_run:
@@ -259,6 +256,8 @@ def ticket(
 
 def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
     """After a sweep: what it has found, how to go on where it was stopped, and last, where MLflow lacks some of it."""
+    from raylt.spec import TrackingSpec
+
     spec, code, is_recorded = ended
     again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} goes on from here"
     with suppress(InputError):  # stopped before the sweep had begun: there is nothing to show
@@ -268,7 +267,9 @@ def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
     if code == EnvironmentFailure.exit_code:  # other causes of it are raised
         typer.echo(f"  stopped: the {max_hours:g} hours of --max-hours are over; {again}")
     if not is_recorded:
-        command = shlex.join(["raylt", "record", spec.name, "--root", literal(spec.storage.root)])
+        own = spec.tracking.uri != TrackingSpec().uri and not os.environ.get("MLFLOW_TRACKING_URI")
+        place = ["--uri", literal(spec.tracking.uri)] if own else []  # the store's word would not do
+        command = shlex.join(["raylt", "record", spec.name, "--root", literal(spec.storage.root), *place])
         typer.echo(f"warning: MLflow lacks some or all of this sweep's record; `{command}` makes it", err=True)
 
 
@@ -281,7 +282,8 @@ def _print_found(spec: SweepSpec) -> None:
     elif document["confirmation"]:
         typer.echo("no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls")
     print_confirmation(document)
-    from raylt.runs import tracking_uri, without_secrets
+    from raylt.masking import without_secrets
+    from raylt.runs import tracking_uri
 
     typer.echo(
         f"\n{spec.name}: {document['state']}, {document['counts']['failed']} of {document['counts']['asked']} trials failed"

@@ -117,8 +117,8 @@ def report(
 
 
 def _page(name: str, root: str | None) -> str:
+    from raylt.masking import without_secrets
     from raylt.page import sweep_page
-    from raylt.runs import without_secrets
     from raylt.specfile import dump_yaml
 
     spec, ledger, document = find_results(name, root)

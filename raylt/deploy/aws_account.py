@@ -3,7 +3,7 @@
     python raylt/deploy/aws_account.py BUCKET REGION        # with credentials that may do so; again does no harm
 
 The head may launch and end machines of cluster `raylt`, give them the workers' role, and use the bucket. Workers may use the
-bucket. Neither may anything else.
+bucket. Neither may anything else. What a bucket has already stays: its own rules, and what closes it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import boto3
 from botocore.exceptions import ClientError
 
 HEAD, WORKER, CLUSTER = "raylt-head", "raylt-worker", "raylt"  # names in cluster.yaml
+TAG = "ray-cluster-name"  # by which Ray knows a cluster's machines
+PARTS = ("image", "snapshot", "subnet", "network-interface", "security-group", "key-pair", "volume", "spot-instances-request")
+UNFINISHED = "unfinished uploads"  # the rule of ours
 TRUST = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
 
 
@@ -33,38 +36,52 @@ def bucket_statements(bucket: str) -> list[dict[str, Any]]:
     ]
 
 
-def head_statements(bucket: str, worker_role: str) -> list[dict[str, Any]]:
-    """The bucket, and what Ray's autoscaler does: it tags what it launches, and may end what has its tag alone."""
+def head_statements(bucket: str, worker_role: str, region: str) -> list[dict[str, Any]]:
+    """The bucket, and what Ray's autoscaler does: it launches machines with its tag, and tags and ends those alone.
+
+    A tag is what makes a machine its own, so it may give none to a machine that is there already and has not got it.
+    """
+    machines = f"arn:aws:ec2:{region}:*:instance/*"
     return [
         *bucket_statements(bucket),
-        allow("ec2:RunInstances", "ec2:CreateTags", "ec2:Describe*", on="*"),
-        allow("ec2:TerminateInstances", on="*", StringEquals={"aws:ResourceTag/ray-cluster-name": CLUSTER}),
-        allow("iam:PassRole", on=worker_role),
+        allow("ec2:Describe*", on="*"),  # EC2 knows no narrower right to look
+        allow("ec2:RunInstances", on=machines, StringEquals={f"aws:RequestTag/{TAG}": CLUSTER}),
+        allow("ec2:RunInstances", on=[f"arn:aws:ec2:{region}:*:{part}/*" for part in PARTS]),
+        allow("ec2:CreateTags", on=machines, StringEquals={"ec2:CreateAction": "RunInstances"}),
+        allow("ec2:CreateTags", "ec2:TerminateInstances", on=machines, StringEquals={f"aws:ResourceTag/{TAG}": CLUSTER}),
+        allow("iam:PassRole", on=worker_role, StringEquals={"iam:PassedToService": "ec2.amazonaws.com"}),
         allow("ssm:GetParameters", on="arn:aws:ssm:*::parameter/aws/service/*"),  # images by their public names
     ]
 
 
 def make_bucket(bucket: str, region: str) -> None:
-    """The bucket; uploads that a killed machine left unfinished are dropped after a day: they cost, and show nowhere."""
+    """The bucket, closed. Uploads that a killed machine left unfinished are dropped after a day: they cost and show nowhere."""
     s3 = boto3.client("s3", region)
     place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     with ignoring("BucketAlreadyOwnedByYou"):
         s3.create_bucket(Bucket=bucket, **place)
     closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
-    drop = {
-        "ID": "unfinished uploads",
-        "Status": "Enabled",
-        "Filter": {},
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-    }
-    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [drop]})
+    drop_unfinished_uploads(s3, bucket)
+
+
+def drop_unfinished_uploads(s3: Any, bucket: str) -> None:
+    """A rule beside those that the bucket has: S3 takes them all at once, in place of all that were."""
+    drop = {"ID": UNFINISHED, "Status": "Enabled", "Filter": {}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+    found: dict[str, Any] = {"Rules": []}
+    with ignoring("NoSuchLifecycleConfiguration"):
+        found = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
+    rules = [*(rule for rule in found["Rules"] if rule.get("ID") != UNFINISHED), drop]
+    kept = {key: found[key] for key in ("TransitionDefaultMinimumObjectSize",) if key in found}
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules}, **kept)
 
 
 def make_role(iam: Any, name: str) -> str:
-    """A role for machines, in a profile of the same name; returns its ARN."""
+    """A role for machines alone, in a profile of the same name; returns its ARN. One that others may take is given nothing."""
     with ignoring("EntityAlreadyExists"):
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=document(TRUST))
+    if iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]["Statement"] != [TRUST]:
+        sys.exit(f"there is a role {name} that not only machines may take (its trust policy); rename or delete it first")
     with ignoring("EntityAlreadyExists"):
         iam.create_instance_profile(InstanceProfileName=name)
     with ignoring("LimitExceeded"):  # it has its one role
@@ -91,7 +108,7 @@ def main(bucket: str, region: str) -> None:
     worker = make_role(iam, WORKER)
     make_role(iam, HEAD)
     iam.put_role_policy(RoleName=WORKER, PolicyName=CLUSTER, PolicyDocument=document(*bucket_statements(bucket)))
-    iam.put_role_policy(RoleName=HEAD, PolicyName=CLUSTER, PolicyDocument=document(*head_statements(bucket, worker)))
+    iam.put_role_policy(RoleName=HEAD, PolicyName=CLUSTER, PolicyDocument=document(*head_statements(bucket, worker, region)))
     with ignoring("InvalidInput", "EntityAlreadyExists"):  # the account has it: it had a spot machine before
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     print(f"bucket {bucket} in {region}; roles and instance profiles {HEAD}, {WORKER}")

@@ -60,13 +60,13 @@ def test_every_run_is_made_again_and_a_second_time_adds_none(
 ):
     store = stored(tmp_path / "root", ended=ended)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    num_trials = record_sweep(store, "digits")
+    num_trials = record_sweep(store, "digits", uri)
     runs = runs_of(uri)
     assert num_trials == len(runs) - 1 == (8 if ended else 6)
     assert runs["digits"].info.status == status
     assert {run.info.status for name, run in runs.items() if name.startswith("0000")} == {"FINISHED"}
     before = {name: (run.info.run_id, run.data.metrics) for name, run in runs.items()}
-    record_sweep(store, "digits")
+    record_sweep(store, "digits", uri)
     assert {name: (run.info.run_id, run.data.metrics) for name, run in runs_of(uri).items()} == before
     holder = read_holder(store, "digits")
     assert holder is not None
@@ -79,7 +79,7 @@ def test_a_sweep_that_is_driven_is_left_to_its_driver(tmp_path: Path, monkeypatc
     lease = Lease.acquire(store, "digits")
     try:
         with pytest.raises(LeaseHeld):
-            record_sweep(store, "digits")
+            record_sweep(store, "digits", sqlite_uri(tmp_path))
         done = command("raylt.cli", "record", RAYLT_ROOT=store.root)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("digits: skipped, its driver keeps the record")
@@ -91,7 +91,7 @@ def test_a_sweep_that_is_driven_is_left_to_its_driver(tmp_path: Path, monkeypatc
 def test_who_is_not_there(tmp_path: Path):
     store = stored(tmp_path / "root", ended=True)
     with pytest.raises(InputError, match=r"no sweep 'other' .*there: digits"):
-        record_sweep(store, "other")
+        record_sweep(store, "other", "sqlite:///mlflow.db")
     done = command("raylt.cli", "record", RAYLT_ROOT=store.root, MLFLOW_TRACKING_URI="http://u:secret@127.0.0.1:9")
     assert done.returncode == 3
     assert done.stderr.startswith("cannot record digits in MLflow at http://***@127.0.0.1:9")

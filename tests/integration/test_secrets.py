@@ -35,24 +35,24 @@ def sweep(_warm_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     ray = tmp_path_factory.mktemp("ray") if len(str(folder)) < 40 else Path(f"/tmp/raylt-{os.getpid()}")
     ray.mkdir(exist_ok=True)
-    spec = merged(TINY, {"name": "secret", "search": {"trials": 0, "pilots": 0, "baselines": []}, "tracking": {"uri": URI}})
+    spec = merged(TINY, {"name": "secret", "search": {"trials": 0, "pilots": 0, "baselines": []}})
     (folder / "secret.yaml").write_text(dump_yaml(spec))
     env = {key: value for key, value in os.environ.items() if not key.startswith(("RAYLT_", "MLFLOW_", "RAY_"))}
     env |= {**PLANTED, "RAY_TMPDIR": str(ray), "PYTHONPATH": str(Path(__file__).parents[2])}
 
-    def run(*words: str) -> subprocess.CompletedProcess:
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "raylt.cli", *words]
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, cwd=folder, env=env | more, capture_output=True, text=True, timeout=300, check=False)
 
     return folder, ray, run
 
 
 def test_a_planted_secret_is_found_nowhere(sweep):
     folder, ray, run = sweep
-    first = run("sweep", "secret.yaml")
+    first = run("sweep", "secret.yaml", MLFLOW_TRACKING_URI=URI)
     assert first.returncode == 0, first.stderr
     assert "***@127.0.0.1:9" in first.stderr  # the warning that nobody answers there
-    printed = [first, run("sweep", "secret.yaml", "--set", "tracking.uri=sqlite:///mlflow.db")]  # now MLflow has it all
+    printed = [first, run("sweep", "secret.yaml")]  # now MLflow has it all
     printed += [run("status", "secret"), run("results", "secret", "--json"), run("report", "secret", "-o", "page.html")]
     printed += [run("logs", "secret", "0"), run("sweep", "secret.yaml", "--dry-run")]
     for done in printed:
@@ -60,6 +60,5 @@ def test_a_planted_secret_is_found_nowhere(sweep):
         assert SECRET not in done.stdout + done.stderr, done.args
     assert (folder / "mlflow.db").exists()
     assert any(ray.rglob("*.log"))
-    (folder / "secret.yaml").unlink()  # where the user wrote it
     assert files_with_the_secret(folder) == []
     assert files_with_the_secret(ray) == []

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from raylt.capacity import HEAD, TYPE, Capacity, _node_types, needed
+from raylt.capacity import HEAD, TYPE, Capacity, _node_types, needed, read_config
 
 CONFIG: dict[str, Any] = {
     "max_workers": 8,
@@ -92,3 +96,17 @@ def test_words() -> None:
     assert [needed(1, 0), needed(2, 0), needed(1, 1), needed(4, 0.25), needed(8, 2)] == [
         "1 CPU", "2 CPUs", "1 GPU and 1 CPU", "0.25 GPU and 4 CPUs", "2 GPUs and 8 CPUs",
     ]  # fmt: skip
+
+
+def test_another_users_process_is_no_autoscaler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may call a process so; of this user's own it is Ray's."""
+    (tmp_path / "config.yaml").write_text("max_workers: 3\n")
+    words = ["python", "-c", "read line", "monitor.py", "--gcs-address=h:1", f"--autoscaling-config={tmp_path}/config.yaml"]
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
+        try:
+            monkeypatch.setattr(psutil, "process_iter", lambda: [psutil.Process(process.pid)])
+            assert read_config("h:1") == {"max_workers": 3}
+            monkeypatch.setattr(os, "getuid", lambda: 54321)
+            assert read_config("h:1") == {}
+        finally:
+            process.kill()

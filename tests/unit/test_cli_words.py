@@ -36,17 +36,17 @@ def test_the_head_is_sent_the_very_command(typed, sent, monkeypatch):
 
 def test_what_is_confirmed_lies_in_the_store_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """--root comes before RAYLT_ROOT, for a sweep that comes with raylt, for a file, and for one that was begun."""
-    from raylt.cli.run import _spec_to_confirm
+    from raylt.cli.stored import spec_to_confirm
     from tests.confirmed import begun
 
     root = tmp_path / "here"
     monkeypatch.setenv("RAYLT_ROOT", str(tmp_path / "elsewhere"))
-    builtin = _spec_to_confirm("digits", ["search.seed=7"], str(root))
+    builtin = spec_to_confirm("digits", ["search.seed=7"], str(root))[0]
     assert (builtin.storage.root, builtin.search.seed) == (str(root), 7)
-    assert _spec_to_confirm("digits", None, None).storage.root == str(tmp_path / "elsewhere")
+    assert spec_to_confirm("digits", None, None)[0].storage.root == str(tmp_path / "elsewhere")
     file = tmp_path / "mine.yaml"
     file.write_text(dump_yaml({**builtin.dump(), "name": "mine"}))
-    assert _spec_to_confirm(str(file), None, str(root)).storage.root == str(root)
+    assert spec_to_confirm(str(file), None, str(root))[0].storage.root == str(root)
     begun(root, builtin)
-    again = _spec_to_confirm("digits", ["confirm.seeds=5"], str(root))
+    again = spec_to_confirm("digits", ["confirm.seeds=5"], str(root))[0]
     assert (again.search.seed, again.storage.root, again.confirm.seeds) == (7, str(root), 5)

@@ -97,7 +97,7 @@ def test_a_password_in_a_spec_is_refused_by_validate_without_showing_it(tmp_path
     spec.write_text("schema: 1\nname: secret\nstorage:\n  root: s3://AKIAME:hunter2@bucket/x\n")
     done = subprocess.run([sys.executable, "-m", "raylt.cli", "validate", str(spec)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"{spec}:4: storage.root: holds a user name or password; credentials come from")
+    assert done.stderr.startswith(f"{spec}:4: storage.root: holds a user name, password or token; credentials come from")
     assert "hunter2" not in done.stderr + done.stdout
 
 

@@ -21,11 +21,11 @@ from raylt.document import results
 from raylt.figures import allocation_png, pareto_png, samples_png, similarity_heat_png, similarity_png
 from raylt.flat import csv_text
 from raylt.ledger import Ledger
+from raylt.masking import without_secrets
 from raylt.page import html_page
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
 from raylt.report import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
-from raylt.runs import without_secrets
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from raylt.tables import FittedTable

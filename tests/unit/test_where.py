@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
+import re
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from raylt import clusterfile, where
 from raylt.clusterfile import find_head, read_cluster_file, was_brought_up
 from raylt.errors import EnvironmentFailure, InputError
+from raylt.ownfiles import read_own
+from raylt.ssh import Head
 from raylt.where import decide
 
 OWN = """\
@@ -49,11 +57,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def head_here(tmp_path: Path) -> Iterator[str]:
-    """A server on this machine that Ray's own record names as the cluster's GCS."""
+    """A server on this machine that Ray's own record names as the cluster's GCS, and a raylet of its."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         _write(tmp_path / "ray-tmp/ray/ray_current_cluster", address)
-        yield address
+        with a_raylet(address):
+            yield address
+
+
+@contextmanager
+def a_raylet(address: str) -> Iterator[int]:
+    """A process that looks like Ray's on a node of that cluster; its pid."""
+    words = ["/ray/raylet", "-c", "read line", "sh", f"--gcs-address={address}"]
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def _write(path: Path, text: str) -> Path:
@@ -134,8 +154,21 @@ class TestOrder:
 
     def test_the_address_auto_is_the_recorded_one(self, head_here: str) -> None:
         assert str(decide(address="auto")) == f"runs on the Ray cluster at {head_here} (--address is auto)"
-        (Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster").unlink()
-        assert str(decide(address="auto")) == "runs on the Ray cluster at auto (--address is auto)"
+
+    def test_the_address_auto_without_a_record_is_that_of_ones_own_raylet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ray itself would take any user's, and so would send them code and token."""
+        here = [process for process in psutil.process_iter() if process.pid == os.getpid()]
+        monkeypatch.setattr(psutil, "process_iter", lambda: here)
+        with pytest.raises(
+            InputError, match=r"^--address: auto is the Ray cluster that you joined .* none from here; give its"
+        ):
+            decide(address="auto")
+        with a_raylet("10.0.0.7:6379") as pid:
+            here.append(psutil.Process(pid))
+            assert decide(address="auto").address == "10.0.0.7:6379"
+            monkeypatch.setattr(os, "getuid", lambda: 54321)  # then it is another user's
+            with pytest.raises(InputError, match="none from here"):
+                decide(address="auto")
 
     def test_the_address_local_is_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "local")
@@ -152,19 +185,125 @@ class TestHeadOnThisMachine:
         _write(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", gone)
         assert (where.head_on_this_machine(), address) == (None, head_here)
 
+    def test_another_user_took_its_port(self, head_here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server answers there, but no raylet of this user's is of its cluster: it would be sent token and code."""
+        assert where.head_on_this_machine() == head_here
+        monkeypatch.setattr(psutil, "process_iter", list)
+        assert where.head_on_this_machine() is None
+
     @pytest.mark.parametrize("record", ["10.255.255.1:6379", "", "nonsense", "127.0.0.1:", "127.0.0.1:port"])
     def test_not_ours(self, record: str) -> None:
         """A worker's record names another machine; the rest is none."""
         _write(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", record)
         assert where.head_on_this_machine() is None
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-    def test_another_users(self, head_here: str) -> None:
-        os.chown(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", 12345, 12345)
+
+def _given_away(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 12345, 12345)
+
+
+def _linked(path: Path) -> None:
+    """To a file of this user's, which somebody else chose."""
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
+def _named_twice(path: Path) -> None:
+    path.with_name("again").hardlink_to(path)
+
+
+def _a_pipe(path: Path) -> None:
+    """Whoever opens it would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_given_away, lambda path: path.chmod(0o646), lambda path: path.chmod(0o666), _linked, _named_twice, _a_pipe],
+    ids=["another user's", "written by others", "written by all", "a link", "a second name", "a pipe"],
+)
+class TestSomebodyElsesFiles:
+    """What lies in a temporary folder is believed where this user alone can have written it; else it is not there."""
+
+    def test_rays_record_of_the_last_cluster(self, head_here: str, spoil: Any) -> None:
+        assert where.head_on_this_machine() == head_here
+        spoil(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster")
         assert where.head_on_this_machine() is None
+
+    def test_the_local_providers_state(self, folder: Path, spoil: Any) -> None:
+        _write(folder / "cluster.yaml", OWN)
+        bring_up()
+        assert decide().head is not None
+        spoil(Path(os.environ["RAY_TMPDIR"]) / "ray/cluster-mine.state")
+        assert decide().head is None
+        assert find_head(read_cluster_file("cluster.yaml")) is None
+
+    def test_rays_cache_names_no_key_and_no_command(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any
+    ) -> None:
+        _write(folder / "cluster.yaml", CLOUD)
+        ray_says(monkeypatch, tmp_path, "echo 10.0.0.5")
+        cache(auth={"ssh_proxy_command": "touch owned"})
+        assert decide().head.proxy_command == "touch owned"  # type: ignore[union-attr]
+        spoil(Path(tempfile.gettempdir()) / "ray-config-123")
+        assert "has not been brought up from here" in str(decide())
+        head = find_head(read_cluster_file("cluster.yaml"))
+        assert head is not None and (head.key, head.proxy_command) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_alone", "is_believed"), [(0o664, True, True), (0o664, False, False), (0o644, False, True)]
+)
+def test_a_group_of_ones_own_is_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_alone: bool, is_believed: bool
+) -> None:
+    """With umask 002, which goes with a group for each user, Ray's files are writable by that group."""
+    path = _write(tmp_path / "file", "text")
+    path.chmod(mode)
+    me = pwd.getpwuid(os.geteuid())
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me])
+    entry = grp.struct_group((me.pw_name, "x", me.pw_gid, [] if is_alone else ["eve"]))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: entry)
+    os.chown(path, -1, me.pw_gid)
+    assert read_own(path) == ("text" if is_believed else None)
 
 
 class TestFile:
+    @pytest.mark.parametrize(
+        ("key", "old", "new"),
+        [
+            ("provider.head_ip", "127.0.0.9", "-oProxyCommand=touch owned"),
+            ("provider.head_ip", "127.0.0.9", "a;touch owned"),
+            ("auth.ssh_user", "ssh_user: me", 'ssh_user: "-oProxyCommand=touch owned"'),
+            ("auth.ssh_user", "ssh_user: me", "ssh_user: me$(touch owned)"),
+            ("auth.ssh_user", "ssh_user: me", "ssh_user: 1000"),
+            ("auth.ssh_private_key", "~/key.pem", '"-oProxyCommand=touch owned"'),
+            ("auth.ssh_proxy_command", "nc %h %p", '"-x"'),
+            ("cluster_name", "mine", "../../.ssh/config"),
+            ("cluster_name", "mine", "-x"),
+        ],
+    )
+    def test_what_ssh_would_take_for_an_option(self, folder: Path, key: str, old: str, new: str) -> None:
+        _write(folder / "c.yaml", OWN.replace(old, new))
+        with pytest.raises(InputError, match=rf"^c\.yaml: {re.escape(key)}: is no .*; text that does not begin with -"):
+            decide(cluster="c.yaml")
+
+    @pytest.mark.parametrize("said", ["-oProxyCommand=x", "10.0.0.5;x"])
+    def test_an_address_that_is_none(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+        _write(folder / "c.yaml", CLOUD)
+        ray_says(monkeypatch, tmp_path, f"echo '{said}'")
+        with pytest.raises(InputError, match=r"^c\.yaml: provider\.head_ip: is no name or address of a machine"):
+            decide(cluster="c.yaml")
+
+    def test_ssh_is_told_where_its_options_end(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever makes a `Head` without a file: `ssh` itself then takes the host for one, and finds none of that name."""
+        monkeypatch.setattr("shutil.which", lambda name: "ssh")
+        words = Head("-oProxyCommand=x", "me", None, None, "10%", 8265).ssh("-T")
+        assert words[-3:] == ["me", "--", "-oProxyCommand=x"]
+        assert any(word.endswith('known_hosts/10%%"') for word in words)  # ssh would read %" as a sign of its own
+
     def test_what_it_says_of_the_head(self, folder: Path) -> None:
         file = read_cluster_file(str(_write(folder / "c.yaml", OWN)))
         bring_up()
@@ -250,8 +389,6 @@ class TestCloud:
 
 
 def test_deciding_imports_nothing_heavy(folder: Path, tmp_path: Path) -> None:
-    import subprocess
-
     _write(folder / "cluster.yaml", CLOUD)
     heavy = {"ray", "torch", "mlflow", "boto3"}
     code = f"import sys; from raylt.where import decide; decide(); print(sorted({heavy} & set(sys.modules)))"
