@@ -80,7 +80,7 @@ class Files:
     def _address(self, root: str) -> tuple[str, Folder]:
         """(uri, folder) of any root but S3's."""
         if "://" not in root:
-            base = str(Path(root).expanduser().resolve())
+            base = str(Path(root).resolve())
             self.is_local = True
             return base, LocalFolder(base)
         filesystem, base = pafs.FileSystem.from_uri(root)
@@ -245,7 +245,7 @@ def in_units(num_bytes: float) -> str:
 
 def _shown(root: str) -> str:
     """A root for messages: without the options of its URI."""
-    return root.partition("?")[0].rstrip("/")
+    return root.partition("?")[0].rstrip("/") if "://" in root else root.rstrip("/")
 
 
 def _s3_endpoint() -> dict[str, str]:

@@ -92,7 +92,7 @@ def epoch_path(name: str, epoch: int) -> str:
 def newest_epoch(store: Store, name: str) -> int:
     """The newest epoch that somebody holds or held; 0: nobody ever did."""
     names = (entry.removesuffix(".json") for entry in store.names(f"sweeps/{name}/lease"))
-    return max((int(entry) for entry in names if entry.isdigit()), default=0)
+    return max((int(entry) for entry in names if entry.isascii() and entry.isdecimal()), default=0)
 
 
 def read_holder(store: Store, name: str) -> Holder | None:

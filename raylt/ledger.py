@@ -43,7 +43,7 @@ class Ledger:
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once."""
         for entry in self.store.names(f"{self.folder}/trials"):
-            if not entry.isdigit():
+            if not is_number(entry):
                 continue  # nothing of ours
             number = int(entry)
             if number not in self.asked:
@@ -149,6 +149,11 @@ def stage_of(store: Store, result: Result, digest: str) -> Stage:
     if expected is not None and stage.whole().digest != expected:
         raise store.damaged(f"{stage.path}/{MANIFEST}", "its content is not that of the stage which a result names")
     return stage
+
+
+def is_number(entry: str) -> bool:
+    """Whether the name of a folder is a trial's number."""
+    return entry.isascii() and entry.isdecimal()
 
 
 def asked_path(name: str, number: int) -> str:

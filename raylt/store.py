@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.claim import sole_maker
-from raylt.errors import Diverged
+from raylt.errors import Diverged, StoreFailure
 from raylt.files import Files, dump_json
 from raylt.folders import Folder
 from raylt.seals import BadSeal, canonical, digest_of, seal, seal_bytes, unseal, unseal_bytes
@@ -244,5 +245,12 @@ def is_leftover(name: str) -> bool:
     return name.startswith((CHECKPOINT, "."))
 
 
+def is_digest(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 def folder_of(digest: str) -> str:
+    """Raises `StoreFailure` for what is no digest: as a result in the store says it, it may name any folder."""
+    if not is_digest(digest):
+        raise StoreFailure(f"{digest[:80]!r} is no address of a stage; `raylt store verify` finds the file that names it")
     return f"{STAGES}/{digest[:2]}/{digest}"

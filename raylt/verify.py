@@ -15,9 +15,20 @@ from raylt.damage import Damaged
 from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.lease import Lease, read_holder
-from raylt.ledger import LOCK_COPY, LOCK_FILE, is_sealed, read_asked, read_lock, read_result, require_lock, stage_of
+from raylt.ledger import (
+    LOCK_COPY,
+    LOCK_FILE,
+    is_number,
+    is_sealed,
+    read_asked,
+    read_lock,
+    read_result,
+    require_lock,
+    result_path,
+    stage_of,
+)
 from raylt.seals import seal_yaml
-from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of
+from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of, is_digest
 
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
@@ -95,14 +106,14 @@ def _verify_sweep(store: Store, name: str, check: Check) -> None:
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
     for trial, result in _trials(store, name, sealed, check):
-        _verify_result(store, trial, result, check)
+        _verify_result(store, name, trial, result, check)
     if not sealed:
         check.unverified += 1
 
 
 def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
     for entry in store.names(f"sweeps/{name}/trials"):
-        if entry.isdigit():
+        if is_number(entry):
             number = int(entry)
             check.reads(read_asked, store, name, number, sealed)
             result = check.reads(read_result, store, name, number, sealed)
@@ -110,10 +121,12 @@ def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tup
                 yield number, result
 
 
-def _verify_result(store: Store, number: int, result: dict[str, Any], check: Check) -> None:
+def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> None:
     """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
     for digest in result["stages"]:
-        if store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
+        if not is_digest(digest):
+            check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
+        elif store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
             check.reads(stage_of, store, result, digest)
 
 
