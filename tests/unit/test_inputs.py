@@ -163,7 +163,7 @@ class TestResume:
         monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
         spec = folder_spec.model_copy(update={"storage": StorageSpec(root=str(tmp_path / "root"))})
         lock = {"data_sha256": "0" * 64, "inception_sha256": None}
-        Store(spec.storage.root).write_json("sweeps/tiny/spec.lock.json", lock)
+        Store(spec.storage.root).write_record("sweeps/tiny/spec.lock.json", lock)
         with pytest.raises(InputError) as refused:
             run_sweep(spec, place=Place("told"), console=Console(file=io.StringIO()))
         assert str(refused.value) == (

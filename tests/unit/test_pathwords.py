@@ -212,7 +212,7 @@ def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path:
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
     store = Store(spec.storage.root)
     store.write(f"sweeps/tiny/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    store.write_json(f"sweeps/tiny/{LOCK_FILE}", {})
+    store.write_record(f"sweeps/tiny/{LOCK_FILE}", {})
     _print_end(Ended(spec, 0, is_recorded=False), False, None)
     said = capsys.readouterr()
     for line, command in ((said.out, "results"), (said.err, "record")):

@@ -106,7 +106,7 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("evil", f"evil{EVIL[:-1].replace('/', '')}"):
         store = Store(str(root / "raylt-data"))
         store.write(f"sweeps/{name}/spec.yaml", dump_yaml(spec.dump()).encode())
-        store.write_json(f"sweeps/{name}/spec.lock.json", {"digest": spec.digest})
+        store.write_record(f"sweeps/{name}/spec.lock.json", {"digest": spec.digest})
         ledger = Ledger(store, name, lambda: None)
         ledger.ask(replace(plan(spec)[0].trial, id=0))
         ledger.finish(0, {"state": FAIL, "cause": EVIL, "time_ms": 1, "rounds": [], "timing": None, "stages": []})
