@@ -163,7 +163,7 @@ class Trainer:
     def _loss(self, step: int) -> Tensor:
         """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
         draw = generator(self.seed, Draw.STEP, step, self.device)
-        torch.manual_seed(seed_of(self.seed, Draw.STEP, step))  # dropout draws from the global generator
+        torch.manual_seed(seed_of(self.seed, Draw.DROPOUT, step))  # dropout draws from the global generator
         indices = batch_indices(self.seed, step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
         x0_BCHW = to_float(self.images_NCHW[indices])
         if self.flip:
