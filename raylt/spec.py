@@ -191,14 +191,25 @@ class MetricsSpec(_Model):
     keep_samples: bool = False
 
 
-class ConfirmSpec(_Model):
-    """What `raylt confirm` trains anew. Not identity: it adds trials and changes none."""
+Share = Annotated[float, Field(ge=0)]
 
-    seeds: Annotated[int, Field(ge=1)] = 3  # fresh ones: of start, order, noise and timesteps
+
+class MarginSpec(_Model):
+    """By how much a ticket may lie above dense and still match it, as a share of dense's mean; null: estimated (verdicts.py)."""
+
+    loss: Share | None = None
+    fid: Share | None = None
+
+
+class ConfirmSpec(_Model):
+    """What `raylt confirm` trains anew, and how it is judged. Not identity: it adds trials and changes none."""
+
+    seeds: Annotated[int, Field(ge=1)] = 5  # fresh ones: of start, order, noise and timesteps
     top: Annotated[int, Field(ge=0)] = 3  # finalists: the best of the Pareto front in the first objective
     steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # budgets; null: train.steps alone
     controls: list[Control] = ["reinit", "shuffled", "random", "small-dense"]
     control_rounds: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # null: the last
+    margin: MarginSpec = MarginSpec()
 
 
 class ResourcesSpec(_Model):
