@@ -154,8 +154,8 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
     here = f": {hours(held)}" if 0 < held < at_once else ""
 
     return [
-        f"speed    {_ms(speed.step_s)} a step{part}, {_ms(speed.image_s)} a denoised image: measured here, on "
-        f"{compute.device}, {compute.precision}, {counted(compute.threads, 'thread')}",
+        f"speed    {_ms(speed.step_s)} a step{part}, {_ms(speed.image_s)} a denoised image: measured here, "
+        f"{compute}, {counted(compute.threads, 'thread')}",
         f"hours    {about}{hours_text(train_s + denoise_s)}, one trial after another: {hours_text(train_s)} to train, "
         f"{hours_text(denoise_s)} to sample and for losses; start-up and FID not counted",
         f"at once  {counted(at_once, 'trial')} (search.concurrency): {hours(at_once)}; dense first, then pilots and baselines, "

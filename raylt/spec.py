@@ -77,7 +77,7 @@ class TrainSpec(_Model):
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # fp32: IEEE's; auto: bf16 where a GPU has it, else fp32
     checkpoint_every: Annotated[int, Field(ge=1)] = 100  # not identity: it decides nothing
 
 

@@ -171,6 +171,7 @@ class _Driver:
         from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
         compute = Compute(lock["device"], lock["precision"], lock["threads"])
+        self._say(f"computes {compute}")
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         tracker = Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec))
         progress = SweepProgress(self.spec, self.ledger, self.console)

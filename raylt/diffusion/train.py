@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raylt import preemption
 from raylt.diffusion.data import to_float
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
+from raylt.diffusion.device import use_tf32
 from raylt.errors import Diverged, Preempted
 from raylt.spec import TrainSpec
 from raylt.tensors import NamedTensors, pack, unpack
@@ -26,8 +27,29 @@ class Compute:
     """How numbers are computed; fixed once per sweep, part of every stage's key."""
 
     device: str = "cpu"  # cpu | cuda
-    precision: str = "fp32"  # fp32 | bf16
+    precision: str = "fp32"  # fp32: IEEE's | tf32 | bf16
     threads: int = 1
+
+    @staticmethod
+    def resolve(wanted: str, threads: int, *, has_cuda: bool, has_bf16: bool) -> Compute:
+        """`wanted`: `train.precision`. auto is bf16 where a GPU has it, else fp32; without a GPU, TF32 is fp32, and called so."""
+        auto = "bf16" if has_bf16 else "fp32"
+        precision = auto if wanted == "auto" else "fp32" if wanted == "tf32" and not has_cuda else wanted
+        return Compute("cuda" if has_cuda else "cpu", precision, threads)
+
+    def __str__(self) -> str:
+        words = {"fp32": "fp32 (IEEE)", "tf32": "tf32", "bf16": "bf16 (autocast)"}
+        return f"on {self.device} in {words[self.precision]}"
+
+    def use(self) -> None:
+        """Make this process compute so. Sums depend on how many threads share them, and fp32 on whether TF32 stands in for it."""
+        torch.set_num_threads(self.threads)
+        use_tf32(self.precision == "tf32")
+
+    def release_memory(self) -> None:
+        """Give a GPU's memory that nothing uses back to it: other trials may share it."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def key(self) -> dict[str, str | int]:
         return {"device": self.device, "precision": self.precision, "threads": self.threads}
