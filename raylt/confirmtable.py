@@ -35,8 +35,8 @@ COMPARISONS = {  # key of a row: what it compares, and a note
 _WINNING = {  # whose margin: what it is
     "dense": "winning: the whole interval lies below the dense model's own standard deviation from seed to seed; not winning: "
     "above it.",
-    "pooled": "winning: the whole interval lies below the margin; not winning: above it. The margin is the standard deviation from "
-    "seed to seed, pooled over the dense model and the tickets that are on average no worse.",
+    "pooled": "winning: the whole interval lies below the margin; not winning: above it. The margin is the standard deviation "
+    "from seed to seed, pooled over the dense model and the tickets that are on average no worse.",
     "stated": "winning: the whole interval lies below the margin that confirm.margin states; not winning: above it.",
 }
 

@@ -171,8 +171,8 @@ class ProtocolSpec(_Model):
     def own_spacing(self) -> Spacing | None:
         """What `spacing: null` stands for; None where the sampler has no choice.
 
-        With `leading`, sampling starts below the last timestep: at 900 of 999 in 10 steps, where the cosine schedule has a sixth
-        of the signal left, which pure noise has not. It costs a few per cent of FID, and nothing in many steps.
+        With `leading`, sampling starts below the last timestep: at 900 of 999 in 10 steps, where the cosine schedule has a
+        sixth of the signal left, which pure noise has not. It costs a few per cent of FID, and nothing in many steps.
         """
         if self.sampler != "ddim":  # DPM-Solver++ begins at the last timestep; DDPM's last step must be 0, or its noise stays
             return None
@@ -195,7 +195,7 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class MarginSpec(_Model):
-    """By how much a ticket may lie above dense and still match it, as a share of dense's mean; null: estimated (verdicts.py)."""
+    """By how much a ticket may lie above dense and match it, as a share of dense's mean; null: estimated (verdicts.py)."""
 
     loss: Share | None = None
     fid: Share | None = None

@@ -45,7 +45,9 @@ def confirmation(
     ended, rows = _ended(trials), rows_of(trials)
     uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
     margins = {
-        (steps, name): _margin(name, steps, rows, rule, (stated or {}).get(name)) for steps in {r[0] for r in rows} for name in JUDGED
+        (steps, name): _margin(name, steps, rows, rule, (stated or {}).get(name))
+        for steps in {r[0] for r in rows}
+        for name in JUDGED
     }
     return [_row(key, rows, uniform, margins) for key in sorted(rows, key=_place)]
 
@@ -79,9 +81,7 @@ def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return -steps, rule is not None, index, confirms, control or ""
 
 
-def _row(
-    key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, str], Margin]
-) -> dict[str, Any]:
+def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, str], Margin]) -> dict[str, Any]:
     steps, confirms, rule, control, index = key
     mine, dense = rows[key], _dense(rows, steps)
     row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}

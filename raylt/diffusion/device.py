@@ -12,7 +12,8 @@ import torch
 
 def _multipliers() -> list[Any]:
     """Whatever multiplies on a GPU. All are set alike, in torch's new words alone: old and new ones do not mix."""
-    return [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    cudnn: Any = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
 
 
 def use_tf32(allowed: bool) -> None:

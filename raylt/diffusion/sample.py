@@ -48,7 +48,8 @@ def chunk_size(shape_CHW: Sequence[int]) -> int:
 @torch.no_grad()
 def sample_chunk(
     model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, *,
-    sampler: str, steps: int, beta_schedule: str, compute: Compute, spacing: Spacing | None = None, protocol: Protocol = "search",
+    sampler: str, steps: int, beta_schedule: str, compute: Compute, spacing: Spacing | None = None,
+    protocol: Protocol = "search",
 ) -> Tensor:  # fmt: skip
     """Chunk `index` of the images that every ticket of this shape starts from the same noise: `count` of them, uint8 NCHW.
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from raylt import preemption
 from raylt.diffusion.data import to_float
-from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
 from raylt.diffusion.device import use_tf32
+from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
 from raylt.errors import Diverged, Preempted
 from raylt.spec import TrainSpec
 from raylt.tensors import NamedTensors, pack, unpack
@@ -32,7 +32,7 @@ class Compute:
 
     @staticmethod
     def resolve(wanted: str, threads: int, *, has_cuda: bool, has_bf16: bool) -> Compute:
-        """`wanted`: `train.precision`. auto is bf16 where a GPU has it, else fp32; without a GPU, TF32 is fp32, and called so."""
+        """`wanted`: `train.precision`. auto: bf16 where a GPU has it, else fp32. Without a GPU, TF32 is fp32, and called so."""
         auto = "bf16" if has_bf16 else "fp32"
         precision = auto if wanted == "auto" else "fp32" if wanted == "tf32" and not has_cuda else wanted
         return Compute("cuda" if has_cuda else "cpu", precision, threads)
@@ -42,7 +42,7 @@ class Compute:
         return f"on {self.device} in {words[self.precision]}"
 
     def use(self) -> None:
-        """Make this process compute so. Sums depend on how many threads share them, and fp32 on whether TF32 stands in for it."""
+        """Make this process compute so: sums depend on how many threads share them, fp32 on whether TF32 stands in for it."""
         torch.set_num_threads(self.threads)
         use_tf32(self.precision == "tf32")
 

@@ -44,9 +44,7 @@ def fid(a: Statistics, b: Statistics) -> float:
     return max(0.0, float(value))
 
 
-def kid(
-    features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000
-) -> tuple[float, float | None]:
+def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float | None]:
     """(mean, standard deviation) over subsets of the unbiased MMD^2 with the cubic kernel.
 
     Binkowski et al. 2018 (arXiv 1801.01401), section 4.

@@ -85,11 +85,16 @@ def test_a_sweep_begun_before_is_read_as_it_was_meant(tiny_spec, tmp_path):
     ledger.write(LOCK_FILE, {**LOCK, "code_schema": 2})
     now = results(spec, ledger)
     flat = [" ".join(" ".join(text_of(table) for table in confirmation_tables(found)).split()) for found in (before, now)]
-    said = ["dense model's own standard deviation from seed to seed", "The dense model's standard deviation from seed to seed: "]
+    said = [
+        "dense model's own standard deviation from seed to seed",
+        "The dense model's standard deviation from seed to seed: ",
+    ]
     assert [all(words in text for words in said) for text in flat] == [True, False]
     assert ["pooled over the dense model" in text and "degrees of freedom" in text for text in flat] == [False, True]
     assert ["in 50 steps" in text for text in flat] == [True, False]
-    assert "ddim in 50 leading steps" in flat[1] and "ddim in 2 trailing steps" in " ".join(text_of(trials_tables(now)[0]).split())
+    assert "ddim in 50 leading steps" in flat[1] and "ddim in 2 trailing steps" in " ".join(
+        text_of(trials_tables(now)[0]).split()
+    )
     assert "spacing" not in before["protocols"]["search"]
     for was, row in zip(before["confirmation"], now["confirmation"], strict=True):
         if "vs_dense" in row:

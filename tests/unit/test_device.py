@@ -128,7 +128,7 @@ def actor_that_meets(tmp_path, error):
 @pytest.mark.parametrize("error", LOST, ids=lambda e: str(e)[:60])
 def test_a_worker_whose_gpu_is_lost_leaves_its_trial_open(tmp_path, error):
     actor = actor_that_meets(tmp_path, error)
-    with pytest.raises(DeviceLost, match="^the GPU was lost: ") as raised:
+    with pytest.raises(DeviceLost, match=r"^the GPU was lost: ") as raised:
         actor.step()
     assert "\n" not in str(raised.value)
     (log,) = tmp_path.rglob("*.txt")
@@ -164,8 +164,12 @@ def test_a_loss_is_seen_through_what_it_was_wrapped_in():
             "OutOfMemoryError: CUDA out of memory",
         ),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 8"),
-            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 8"
+            ),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9"
+            ),
             "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
         ),
     ],
@@ -208,7 +212,9 @@ def test_training_and_scoring_leave_nothing_in_the_allocators_cache(tiny_spec, w
 
     monkeypatch.setattr(trial_module, "find_ticket", spied)
     spec = tiny_spec()
-    run = TrialRun(TrialSpec(0, "dense", None, 0), Bench(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root)))
+    run = TrialRun(
+        TrialSpec(0, "dense", None, 0), Bench(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))
+    )
     assert len(list(run)) == 1
     assert happened == ["train", "release", "score", "release"]
 

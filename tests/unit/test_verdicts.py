@@ -208,7 +208,7 @@ def test_sweeps_begun_before_have_the_margin_they_had():
 
 
 def drawn(seeds, alike, shift, times, arms=5):
-    """times x arms x seeds: normal numbers of deviation 1, `alike` of their variance a seed's own in every arm; arm 1 is moved."""
+    """times x arms x seeds: normal numbers of deviation 1, `alike` of their variance a seed's own; arm 1 is moved."""
     draw = np.random.default_rng(0)
     common, own = draw.normal(size=(times, 1, seeds)), draw.normal(size=(times, arms, seeds))
     numbers = alike**0.5 * common + (1 - alike) ** 0.5 * own
