@@ -54,7 +54,8 @@ def is_lost(error: BaseException) -> bool:
     link: BaseException | None = error
     while link is not None:
         text = str(link)
-        if isinstance(link, RuntimeError) and _OF_A_GPU.search(text) and not _OF_MEMORY.search(text):
+        is_its = isinstance(link, torch.AcceleratorError) or (isinstance(link, RuntimeError) and _OF_A_GPU.search(text))
+        if is_its and not _OF_MEMORY.search(text):
             return True
         link = link.__cause__ or link.__context__
     return False

@@ -97,6 +97,7 @@ NO_MEMORY = (
 )
 LOST = [
     torch.AcceleratorError(ILLEGAL),
+    torch.AcceleratorError("HIP error: unspecified launch failure"),
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: uncorrectable ECC error encountered"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
