@@ -96,11 +96,11 @@ def section(document: Row) -> Iterator[str]:
 
 
 def confirmation_section(document: Row) -> Iterator[str]:
-    from raylt.confirmtable import NOTES, budgets, plus_minus, sheets
+    from raylt.confirmtable import budgets, notes, plus_minus, sheets
 
     seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
     yield f"Fresh seeds: {', '.join(map(str, seeds))}.\n"
-    yield from (f"- {note}" for note in NOTES)
+    yield from (f"- {note}" for note in notes(document))
     for steps in budgets(document):
         yield f"\n### {steps:,} steps\n"
         for sheet in sheets(document, steps, plus_minus):

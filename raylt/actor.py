@@ -10,8 +10,9 @@ from typing import Any
 from ray import tune
 
 from raylt import inputs, nodes, preemption
+from raylt.diffusion.device import is_lost
 from raylt.diffusion.train import Compute
-from raylt.errors import Fenced, Preempted, StoreFailure
+from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.inputs import Inputs
 from raylt.lease import guard_for
 from raylt.plan import TrialSpec
@@ -31,7 +32,8 @@ class TrialActor(tune.Trainable):
     """Runs what its config says: `spec`, `compute`, `inputs`, `root`, `name`, `epoch`, `token` of the sweep, and the `trial`.
 
     Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
-    result and is not tried again. Only a trial whose process has gone is: killed, or asked to leave (`Preempted`).
+    result and is not tried again. Only a trial whose process has gone is: killed, asked to leave (`Preempted`), or without its
+    GPU (`DeviceLost`).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -68,6 +70,8 @@ class TrialActor(tune.Trainable):
             return _message(no_store=str(error))
         except Exception as error:
             log.failed(error)
+            if is_lost(error):  # by all that this process would still be given, so it goes, as a preempted one does
+                raise DeviceLost(f"the GPU was lost: {str(error).splitlines()[0]}") from error
             return _message(result=failure(error) if self._run is None else self._run.failed(error))
 
     def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[dict[str, Any]]]:

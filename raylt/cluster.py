@@ -142,9 +142,7 @@ def _is_up() -> None:
 def resolve_compute(spec: SweepSpec, resources: Resources, say: Say) -> Compute:
     """Device, precision and threads, decided once per sweep. Asks a GPU worker what it can do, since we may have none."""
     has_cuda, has_bf16 = _on_a_node(_probe_gpu, resources, say) if resources.gpus else (False, False)
-    wanted = spec.train.precision
-    precision = ("bf16" if has_bf16 else "fp32") if wanted == "auto" else wanted
-    return Compute("cuda" if has_cuda else "cpu", precision, spec.resources.cpus)
+    return Compute.resolve(spec.train.precision, spec.resources.cpus, has_cuda=has_cuda, has_bf16=has_bf16)
 
 
 def _probe_gpu() -> tuple[bool, bool]:

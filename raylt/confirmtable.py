@@ -30,12 +30,13 @@ COMPARISONS = {  # key of a row: what it compares, and a note
         "Against the uniform rule's number at those FLOPs, between two of its rounds; - where it has no round on one side.",
     ),
 }
-NOTES = (
-    "n: seeds (broken ones). Intervals: 95 % of a mean over seeds (Student t). Differences are paired by seed.",
-    "winning: the whole interval lies below the dense model's own standard deviation from seed to seed; not winning: above it.",
-    "better, worse: the whole interval lies below 0, above 0. undecided: neither, or too few seeds.",
-    "small-dense: a whole U-Net, made smaller to the FLOPs of the ticket whose density its row has.",
-)
+_WINNING = {  # whose margin: what it is
+    "dense": "winning: the whole interval lies below the dense model's own standard deviation from seed to seed; not winning: "
+    "above it.",
+    "pooled": "winning: the whole interval lies below the margin; not winning: above it. The margin is the standard deviation "
+    "from seed to seed, pooled over the dense model and the tickets that are on average no worse.",
+    "stated": "winning: the whole interval lies below the margin that confirm.margin states; not winning: above it.",
+}
 
 
 def budgets(results: Record) -> list[int]:
@@ -60,6 +61,22 @@ def label_of(row: Record) -> str:
         return name_of(row)
     has_ticket = row["vs_ticket"]["loss"]["n"] > 0
     return f"  {row['control']}" if has_ticket else f"{name_of(row)} {row['control']}"
+
+
+def notes(results: Record) -> list[str]:
+    """How to read the tables, in a few lines."""
+    kinds = {margin_of(against) for row in results["confirmation"] for against in row.get("vs_dense", {}).values()}
+    return [
+        "n: seeds (broken ones). Intervals: 95 % of a mean over seeds (Student t). Differences are paired by seed.",
+        *(text for kind, text in _WINNING.items() if kind in kinds),
+        "better, worse: the whole interval lies below 0, above 0. undecided: neither, or too few seeds.",
+        "small-dense: a whole U-Net, made smaller to the FLOPs of the ticket whose density its row has.",
+    ]
+
+
+def margin_of(against: Record) -> str:
+    """What a margin is of: `pooled` over arms, `stated` in the spec, or `dense`, of sweeps begun before."""
+    return str(against.get("margin_of", "dense"))
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
@@ -133,9 +150,13 @@ def _flops(row: Record, rows: Sequence[Record]) -> str:
 
 def margin_text(name: str, rows: Sequence[Record]) -> str:
     """The margin of `winning`, in words; nothing where it is not known."""
-    dense = next((row for row in rows if row["rule"] is None), None)
-    sd = dense[name]["sd"] if dense else None
-    return "" if sd is None else f"The dense model's standard deviation from seed to seed: {shown(sd, 3)}."
+    against: Record = next((row["vs_dense"][name] for row in rows if "vs_dense" in row), {})
+    margin = against.get("margin")
+    if margin is None:
+        return ""
+    behind = f", of {against['margin_df']} degrees of freedom" if margin_of(against) == "pooled" else ""
+    what = "The dense model's standard deviation from seed to seed" if margin_of(against) == "dense" else "Margin"
+    return f"{what}: {shown(margin, 3)}{behind}."
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -172,7 +193,7 @@ def confirmation_tables(results: Record) -> list[FittedTable]:
     """Every table, for a terminal: one training budget after the other."""
     tables = [_drawn(results, steps, sheet) for steps in budgets(results) for sheet in sheets(results, steps, plus_minus)]
     if tables:
-        tables[-1].caption = "\n".join(NOTES)
+        tables[-1].caption = "\n".join(notes(results))
     return tables
 
 

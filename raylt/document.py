@@ -79,19 +79,20 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         for number, trial in sorted(ledger.asked.items())
     ]
     similarity = ledger.read(SIMILARITY_FILE) or {}
+    is_first_schema = ledger.code_schema == 1  # begun before: its numbers are read as they were meant
     return {
         "schema": SCHEMA,
         "name": ledger.name,
         "digest": spec.digest,
         "state": state_of(spec, ledger),
         "objectives": list(spec.search.objectives),
-        "protocols": {name: protocol_record(spec, name) for name in ("search", "final")},
+        "protocols": {name: protocol_record(spec, name, is_first_schema) for name in ("search", "final")},
         "counts": counts_of(trials),
         "steps": steps_of(trials),
         "similarity": _similarity(similarity.get("blocks", {})),
         "similarity_layers": _similarity(similarity.get("layers", {})),
         "groups": groups_of(spec, similarity),
-        "confirmation": confirmation(trials),
+        "confirmation": confirmation(trials, "dense" if is_first_schema else "pooled", spec.confirm.margin.model_dump()),
         "trials": trials,
     }
 
@@ -111,8 +112,10 @@ def _similarity(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     return places
 
 
-def protocol_record(spec: SweepSpec, name: Any) -> dict[str, Any]:
-    return {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
+def protocol_record(spec: SweepSpec, name: Any, is_first_schema: bool = False) -> dict[str, Any]:
+    """What stands behind a FID. Sweeps of the first code schema sampled before there was a choice of spacing."""
+    known = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
+    return {key: value for key, value in known.items() if not (is_first_schema and key == "spacing")}
 
 
 def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from raylt.masking import without_secrets
@@ -31,6 +32,10 @@ class Fenced(EnvironmentFailure):
 
 class Preempted(EnvironmentFailure):
     """This process was told to leave and has kept its checkpoint: its trial goes on elsewhere."""
+
+
+class DeviceLost(EnvironmentFailure):
+    """The GPU refuses all further work of this process. Whoever sees it leaves: its trial goes on in another process."""
 
 
 class Diverged(RayltError):
@@ -90,9 +95,15 @@ class SpecError(InputError):
         super().__init__("\n".join(map(str, problems)))
 
 
+# What is said next, of sizes and processes, is never the same twice. The log has it.
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|unable to allocate", re.IGNORECASE)
+
+
 def cause_of(error: BaseException) -> str:
     """One line that names an error: what `status`, MLflow and the count of equal failures use."""
     text = " ".join(str(error).split())
     if isinstance(error, RayltError):
         return text[:500]
+    if found := _OUT_OF_MEMORY.search(text):
+        text = text[: found.end()]
     return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__

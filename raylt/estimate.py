@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from raylt.diffusion.sample import HELD_OUT_DRAWS, HELD_OUT_IMAGES
+from raylt.diffusion.sample import HELD_OUT_DRAWS, held_out_part
 from raylt.diffusion.train import Compute
 from raylt.document import next_free_id
 from raylt.inputs import Inputs
@@ -75,8 +75,9 @@ def work_of(
 ) -> Work:
     """What trials ask for, each running to its end. `num_held_out`: images that losses are measured on."""
     work, known = Work(), Made() if made is None else Made(set(made.trained), set(made.scored))
-    losses = HELD_OUT_DRAWS * min(HELD_OUT_IMAGES, num_held_out)
     for trial in trials:
+        part = held_out_part(num_held_out, trial.protocol)
+        losses = HELD_OUT_DRAWS * (part.stop - part.start)
         protocol, before = spec.protocol(trial.protocol), (work.distinct.steps, work.denoised)
         for training in trainings_of(spec, trial):
             scored = (trial.protocol, training)
@@ -153,8 +154,8 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
     here = f": {hours(held)}" if 0 < held < at_once else ""
 
     return [
-        f"speed    {_ms(speed.step_s)} a step{part}, {_ms(speed.image_s)} a denoised image: measured here, on "
-        f"{compute.device}, {compute.precision}, {counted(compute.threads, 'thread')}",
+        f"speed    {_ms(speed.step_s)} a step{part}, {_ms(speed.image_s)} a denoised image: measured here, "
+        f"{compute}, {counted(compute.threads, 'thread')}",
         f"hours    {about}{hours_text(train_s + denoise_s)}, one trial after another: {hours_text(train_s)} to train, "
         f"{hours_text(denoise_s)} to sample and for losses; start-up and FID not counted",
         f"at once  {counted(at_once, 'trial')} (search.concurrency): {hours(at_once)}; dense first, then pilots and baselines, "

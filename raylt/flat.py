@@ -21,13 +21,13 @@ TRIAL_COLUMNS = (
     "ticket_bytes", "pareto", "broken", "error", "ticket", "mlflow_run_id", "kid_sd", "train_steps", "start_seed", "confirms",
     "retry_of", "feasible",
 )  # fmt: skip
-_BEHIND_FID = ("features", "samples", "sampler", "steps", "reference")
+_BEHIND_FID = ("features", "samples", "sampler", "steps", "spacing", "reference")
 _STEPS = ("asked", "trained", "shared")
 
 # What is no float in a DataFrame.
 _TEXT = {
     "kind", "rule", "control", "state", "protocol", "error", "ticket", "mlflow_run_id",
-    "fid_features", "fid_sampler", "fid_reference",
+    "fid_features", "fid_sampler", "fid_spacing", "fid_reference",
 }  # fmt: skip
 _WHOLE = {"id", "seed", "train_steps", "confirms", "round", "seeds", "broken_seeds"}
 _TRUTHS = {"pareto": "bool", "broken": "boolean", "feasible": "boolean"}  # without a loss a trial is neither broken nor not
@@ -46,7 +46,7 @@ def _trial_row(trial: Record, behind: Record, params: Sequence[str], blocks: Seq
     reference = "all" if behind["reference"] is None else str(behind["reference"])
     return {
         **{name: trial[name] for name in TRIAL_COLUMNS},
-        **{f"fid_{key}": reference if key == "reference" else behind[key] for key in _BEHIND_FID},
+        **{f"fid_{key}": reference if key == "reference" else behind.get(key) for key in _BEHIND_FID},
         **{f"steps_{key}": steps.get(key) for key in _STEPS},
         **{name: (trial["timing"] or {}).get(name) for name in ("wall_s", "hours")},
         **{name: trial["params"].get(name) for name in params},
@@ -105,7 +105,7 @@ def _series(values: list[Any], name: str) -> Any:
     """A column: numbers as floats, where a missing one is NaN; text as pandas holds it."""
     import pandas
 
-    is_text = name in _TEXT or name.endswith("_verdict")
+    is_text = name in _TEXT or name.endswith(("_verdict", "_margin_of"))
     is_whole = name in _WHOLE and None not in values  # of trials that confirm nothing, train_steps and confirms are missing
     kind = None if is_text else "int64" if is_whole else _TRUTHS.get(name, "float64")
     return pandas.Series(values, dtype=kind)

@@ -89,10 +89,10 @@ class _Sizes:
 
     @property
     def reference_checkpoint(self) -> int:
-        return 2 * self.count * self.dims * FLOAT if self.count > REFERENCE_CHUNK else 0
+        return self.count * self.dims * FLOAT if self.count > REFERENCE_CHUNK else 0
 
     @property
     def checkpoint(self) -> int:
-        """Of one trial; twice, because the old one stays until the new one is whole."""
+        """Of one trial: its state, twice, because the old one stays until the new one is whole; or the parts of its samples."""
         samples = self.spec.protocol("search").samples
-        return 2 * max(self.state, samples * self.image if samples > SAVE_SAMPLES_ABOVE else 0)
+        return max(2 * self.state, samples * self.image if samples > SAVE_SAMPLES_ABOVE else 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from raylt.errors import Fenced, InputError
 from raylt.plan import Planned, TrialSpec
-from raylt.store import MANIFEST, Stage, Store
+from raylt.store import FIRST_SEALED, MANIFEST, Stage, Store
 
 log = logging.getLogger("raylt.ledger")
 
@@ -37,7 +37,7 @@ class Ledger:
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
         self.results: dict[int, Result] = {}
-        self._is_sealed = is_sealed(read_lock(store, name))
+        self.code_schema = code_schema_of(read_lock(store, name))
         self.reload()
 
     def reload(self) -> None:
@@ -90,7 +90,11 @@ class Ledger:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self._create(LOCK_FILE, value)
         self.write(LOCK_COPY, value)
-        self._is_sealed = is_sealed(value)
+        self.code_schema = code_schema_of(value)
+
+    @property
+    def _is_sealed(self) -> bool:
+        return self.code_schema >= FIRST_SEALED
 
     def _create(self, name: str, value: Mapping[str, Any]) -> None:
         self._check()
@@ -205,9 +209,14 @@ def read_lock(store: Store, name: str) -> dict[str, Any] | None:
     return lock
 
 
+def code_schema_of(lock: Mapping[str, Any] | None) -> int:
+    """The `CODE_SCHEMA` that a sweep was begun with: the first, where no lock says another."""
+    return int((lock or {}).get("code_schema", 1))
+
+
 def is_sealed(lock: Mapping[str, Any] | None) -> bool:
     """Whether a sweep's files have checksums: those of an earlier raylt have none."""
-    return lock is not None and lock.get("code_schema", 1) >= 2
+    return code_schema_of(lock) >= FIRST_SEALED
 
 
 def sweep_names(store: Store) -> list[str]:

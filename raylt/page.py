@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raylt.confirmtable import NOTES, budgets, interval, sheets
+from raylt.confirmtable import budgets, interval, notes, sheets
 from raylt.figures import pareto_png, similarity_heat_png, similarity_png
 from raylt.grids import Grid, sample_grids
 from raylt.ledger import LOCK_FILE, Ledger
@@ -50,7 +50,7 @@ def html_page(results: Record, spec_yaml: str, lock: Record | None = None, grids
     return _environment().get_template("report.html.j2").render(
         sweep=results, spec_yaml=spec_yaml, grids=grids, ended=ended or "none ended", failures=failures(results["trials"]),
         protocols={name: protocol_text(results, name) for name in ("search", "final") if name in used_protocols(results)},
-        objectives=", ".join(results["objectives"]), notes=NOTES,
+        objectives=", ".join(results["objectives"]), notes=notes(results),
         budgets={steps: sheets(results, steps, interval) for steps in budgets(results)},
         trial_header=TRIAL_HEADER, front=_trial_rows(pareto_rows(results)), searched=_trial_rows(search),
         confirming=len(results["trials"]) - len(search),

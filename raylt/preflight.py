@@ -126,7 +126,8 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
         *_ceiling_lines(spec),
-        f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps, {protocol.features} features",
+        f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps"
+        f"{f' ({protocol.spacing})' if protocol.spacing else ''}, {protocol.features} features",
         f"store    {spec.storage.root}",
         *_disk_lines(spec, store, found),
     ]

@@ -33,8 +33,8 @@ def protocol_text(results: Record, protocol: str) -> str:
     known = results["protocols"][protocol]
     reference = "all" if known["reference"] is None else known["reference"]
     return (
-        f"{known['features']} features, {known['samples']} samples, {known['sampler']} in {known['steps']} steps, "
-        f"against {reference} training images"
+        f"{known['features']} features, {known['samples']} samples, {known['sampler']} in {known['steps']} "
+        f"{known['spacing'] + ' ' if known.get('spacing') else ''}steps, against {reference} training images"
     )
 
 

@@ -54,9 +54,8 @@ def local_compute(spec: SweepSpec) -> Compute:
     import torch
 
     has_cuda = torch.cuda.is_available() and spec.resources.gpus != 0
-    wanted = spec.train.precision
-    auto = "bf16" if has_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return Compute("cuda" if has_cuda else "cpu", auto if wanted == "auto" else wanted, spec.resources.cpus)
+    has_bf16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Compute.resolve(spec.train.precision, spec.resources.cpus, has_cuda=has_cuda, has_bf16=has_bf16)
 
 
 def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:

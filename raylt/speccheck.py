@@ -176,6 +176,9 @@ def _metrics_problems(spec: SweepSpec) -> Iterator[Problem]:
         if protocol.sampler == "dpm++" and protocol.steps < 2:
             what = "is too few for dpm++"
             yield _problem(f"metrics.{name}.steps", what, "2 or more", protocol.steps, f"metrics.{name}.sampler")
+        if protocol.sampler != "ddim" and protocol.spacing is not None:
+            what, expected = f"is of no use to {protocol.sampler}", "null, or sampler: ddim"
+            yield _problem(f"metrics.{name}.spacing", what, expected, protocol.spacing, f"metrics.{name}.sampler")
 
 
 def _confirm_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ class Speed:
 def measure(spec: SweepSpec, images: ImageSet, compute: Compute) -> Speed:
     """Trains a few steps and denoises a few images, a few seconds in all; nothing of it is kept."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(compute.threads)
+    compute.use()
     try:
         trainer = _trainer(spec, images, compute)
 

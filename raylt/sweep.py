@@ -19,7 +19,7 @@ from raylt.document import SPEC_FILE, failed_trials, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
-from raylt.ledger import Ledger, read_lock, require_lock
+from raylt.ledger import Ledger, code_schema_of, read_lock, require_lock
 from raylt.masking import without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
@@ -138,7 +138,7 @@ def refuse_other_numbers(spec: SweepSpec, store: Store, *, has_more: bool) -> No
     What it has stays readable: `status`, `results`, `report`, `export`.
     """
     lock = read_lock(store, spec.name)
-    begun = CODE_SCHEMA if lock is None else lock.get("code_schema", 1)
+    begun = CODE_SCHEMA if lock is None else code_schema_of(lock)
     if begun != CODE_SCHEMA and has_more:
         raise InputError(
             f"sweep {spec.name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
@@ -231,6 +231,7 @@ class _Driver:
         from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
         compute = Compute(lock["device"], lock["precision"], lock["threads"])
+        self._say(f"computes {compute}")
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         tracker = Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec))
         progress = SweepProgress(self.spec, self.ledger, self.console)

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from raylt.ceilings import violations
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import layers_of
@@ -42,17 +40,12 @@ class Bench:
 
     @staticmethod
     def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> Bench:
-        bench = Bench(spec, compute, inputs)
-        bench.use_threads()
-        return bench
+        compute.use()  # whatever this machine has: as the sweep was begun
+        return Bench(spec, compute, inputs)
 
     @property
     def images(self) -> ImageSet:
         return self.inputs.images
-
-    def use_threads(self) -> None:
-        """Sums depend on how many threads share them: as many as the sweep was begun with, whatever the machine has."""
-        torch.set_num_threads(self.compute.threads)
 
     def scorer(self, protocol: Any) -> Scorer:
         if protocol not in self.scorers:
@@ -90,7 +83,10 @@ class TrialRun:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Train and score round after round; yields each round's numbers."""
         for trained in self._rounds():
-            yield self._score(trained)
+            self.bench.compute.release_memory()  # training and scoring want different pieces of it
+            report = self._score(trained)
+            self.bench.compute.release_memory()
+            yield report
             if self.has_ended:
                 return
 

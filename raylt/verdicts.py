@@ -3,8 +3,9 @@
 Works on the records of `results --json` alone. All intervals are two-sided 95 % Student t intervals of a mean over seeds.
 
 - A ticket is `winning` in a number where it matches the dense model of the same training budget: the whole interval of its
-  paired difference to dense lies below the dense model's own standard deviation from seed to seed; `not winning` where it
-  lies above; else `undecided`. (So a wide interval of few seeds never wins.)
+  paired difference to dense lies below a margin; `not winning` where it lies above; else `undecided`. (So a wide interval of
+  few seeds never wins.) The margin is what the spec states, a share of the dense model's mean; else the standard deviation
+  from seed to seed, pooled over the arms of that budget (`_pooled`). Sweeps begun before have the dense model's own.
 - A control is `worse` than its ticket where the whole interval of control - ticket lies above 0, `better` where it lies
   below; else `undecided`. So are other rules against the uniform one: at equal density (the same round), and at equal FLOPs
   (the uniform rule's number at a rule's FLOPs, on a straight line over log FLOPs between its rounds, seed by seed).
@@ -15,23 +16,40 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from raylt.intervals import student_t
 
 Record = Mapping[str, Any]
 JUDGED = ("loss", "fid")  # lower is better
 _SHOWN = (*JUDGED, "kid")
+MarginRule = Literal["pooled", "dense"]  # over arms; of the dense model alone, as sweeps begun before have it
 
 
-def confirmation(trials: Sequence[Record]) -> list[dict[str, Any]]:
+class Margin(NamedTuple):
+    """By how much a ticket may lie above dense and still match it. `df`: the degrees of freedom of an estimate."""
+
+    value: float | None
+    of: Literal["pooled", "dense", "stated"]
+    df: int | None = None
+
+
+def confirmation(
+    trials: Sequence[Record], rule: MarginRule = "pooled", stated: Mapping[str, float | None] | None = None
+) -> list[dict[str, Any]]:
     """One row for each budget, allocation, control and round, over its seeds; [] before anything was confirmed.
 
-    `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`.
+    `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`. `stated`:
+    number -> margin, as a share of the dense model's mean; it goes before `rule`.
     """
     ended, rows = _ended(trials), rows_of(trials)
     uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
-    return [_row(key, rows, uniform) for key in sorted(rows, key=_place)]
+    margins = {
+        (steps, name): _margin(name, steps, rows, rule, (stated or {}).get(name))
+        for steps in {r[0] for r in rows}
+        for name in JUDGED
+    }
+    return [_row(key, rows, uniform, margins) for key in sorted(rows, key=_place)]
 
 
 def _ended(trials: Sequence[Record]) -> list[Record]:
@@ -63,10 +81,9 @@ def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return -steps, rule is not None, index, confirms, control or ""
 
 
-def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
+def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, str], Margin]) -> dict[str, Any]:
     steps, confirms, rule, control, index = key
-    mine = rows[key]
-    dense = next((rounds for other, rounds in rows.items() if other[0] == steps and other[2] is None), {})
+    mine, dense = rows[key], _dense(rows, steps)
     row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}
     ticket = rows.get((steps, confirms, rule, None, index), {})
     # a smaller dense net keeps all weights of its own: what it is about is the density of its ticket
@@ -74,7 +91,7 @@ def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
     row["flops"] = _mean_of(r["flops"] for r in mine.values())
     row |= {name: summary([r[name] for r in mine.values() if r[name] is not None]) for name in _SHOWN}
     if rule is not None:
-        row["vs_dense"] = {name: _against_dense(name, mine, dense) for name in JUDGED}
+        row["vs_dense"] = {name: _against_dense(name, mine, dense, margins[steps, name]) for name in JUDGED}
     if control is not None:
         row["vs_ticket"] = {name: _against(name, mine, ticket) for name in JUDGED}
     elif rule not in (None, "uniform") and uniform:
@@ -83,6 +100,44 @@ def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves) -> dict[str, Any]:
         row["vs_uniform"] = {name: _against(name, mine, same) for name in JUDGED}
         row["vs_uniform_at_flops"] = {name: _against(name, mine, _at_flops(name, mine, curves)) for name in JUDGED}
     return row
+
+
+def _dense(rows: Rows, steps: int) -> Mapping[int, Record]:
+    """Seed -> the dense model's numbers at a budget."""
+    return next((rounds for key, rounds in rows.items() if key[0] == steps and key[2] is None), {})
+
+
+def _margin(name: str, steps: int, rows: Rows, rule: MarginRule, share: float | None) -> Margin:
+    dense = _values(name, _dense(rows, steps))
+    if share is not None:
+        return Margin(share * statistics.fmean(dense) if dense else None, "stated")
+    if rule == "dense":
+        return Margin(summary(dense)["sd"], "dense", max(0, len(dense) - 1))
+    return _pooled(name, steps, rows)
+
+
+def _pooled(name: str, steps: int, rows: Rows) -> Margin:
+    """sqrt(sum of (n - 1) s^2 / sum of (n - 1)) over the dense model and the tickets that are on average no worse than it.
+
+    Those that fall behind spread more, and would widen the margin that they are judged by. Mean and variance of normal numbers
+    are independent, so that choosing by the mean does not bend the estimate. Tickets of equal numbers (shared rounds) count
+    once. The arms share seeds: where a seed moves all of them alike they know less than their degrees of freedom say.
+    """
+    dense = _dense(rows, steps)
+    arms = {tuple(_values(name, dense))}
+    for (budget, _, rule, control, _), mine in rows.items():
+        difference = paired(name, mine, dense)["mean"]
+        if budget == steps and rule is not None and control is None and difference is not None and difference <= 0:
+            arms.add(tuple(_values(name, mine)))
+    known = [arm for arm in sorted(arms) if len(arm) > 1]  # in one order: sums of floats depend on it
+    df = sum(len(arm) - 1 for arm in known)
+    squares = sum((len(arm) - 1) * statistics.variance(arm) for arm in known)
+    return Margin(math.sqrt(squares / df) if df else None, "pooled", df)
+
+
+def _values(name: str, rounds: Mapping[int, Record]) -> list[float]:
+    """One number of each seed, without those that have none."""
+    return [rounds[seed][name] for seed in sorted(rounds) if rounds[seed][name] is not None]
 
 
 def _at_flops(name: str, mine: Mapping[int, Record], curves: Mapping[int, Sequence[Record]]) -> dict[int, Record]:
@@ -115,9 +170,10 @@ def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -
     return summary([a - b for a, b in both if a is not None and b is not None])
 
 
-def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record]) -> dict[str, Any]:
-    difference, spread = paired(name, mine, dense), summary([r[name] for r in dense.values() if r[name] is not None])["sd"]
-    return {**difference, "margin": spread, "verdict": verdict(difference, spread, ("winning", "not winning"))}
+def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record], margin: Margin) -> dict[str, Any]:
+    difference = paired(name, mine, dense)
+    known = {"margin": margin.value} | ({} if margin.of == "dense" else {"margin_of": margin.of, "margin_df": margin.df})
+    return {**difference, **known, "verdict": verdict(difference, margin.value, ("winning", "not winning"))}
 
 
 def _against(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, Any]:

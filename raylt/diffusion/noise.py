@@ -24,6 +24,7 @@ class Draw(IntEnum):
     PROFILE = 6
     CRITERION = 7
     CONTROL = 8
+    DROPOUT = 9
 
 
 def generator(seed: int, draw: Draw, index: int, device: torch.device | str = "cpu") -> torch.Generator:

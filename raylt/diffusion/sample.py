@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,26 @@ from torch import Tensor, nn
 from raylt.diffusion.data import to_float, to_uint8
 from raylt.diffusion.noise import Draw, generator
 from raylt.diffusion.train import NUM_TIMESTEPS, Compute, add_noise, noise_schedule
+from raylt.spec import Spacing
+from raylt.wording import Protocol
 
-SAMPLING_SEED = 0  # one for all tickets: differences between tickets are far quieter than their FIDs
+# One seed for all tickets: differences between tickets are far quieter than their FIDs. Another one for a confirmation,
+# which would else be judged on the very noise that the search chose its finalists by.
+NOISE_SEEDS: dict[Protocol, int] = {"search": 0, "final": 1}
 CHUNK_VALUES = 1_000_000  # pixels of one sampling batch
 HELD_OUT_IMAGES = 512
+LEAST_FRESH_IMAGES = 128  # fewer would make a confirmation's loss noisier than images that the search has seen
 HELD_OUT_DRAWS = 8  # noise levels per held-out image
 
 
-def scheduler_of(sampler: str, beta_schedule: str) -> Any:
-    """diffusers' scheduler of a named sampler: DDIM (2010.02502, eta 0), DPM-Solver++ (2211.01095) or DDPM (2006.11239)."""
+def scheduler_of(sampler: str, beta_schedule: str, spacing: Spacing | None = None) -> Any:
+    """diffusers' scheduler of a named sampler: DDIM (2010.02502, eta 0), DPM-Solver++ (2211.01095) or DDPM (2006.11239).
+
+    `spacing`: which timesteps DDIM visits.
+    """
     if sampler == "ddim":
-        return DDIMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule)
+        spaced = spacing or "leading"
+        return DDIMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule, timestep_spacing=spaced)
     if sampler == "ddpm":
         # Ho et al. sample CIFAR-10 with the larger of their two variances.
         return DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule, variance_type="fixed_large")
@@ -39,35 +48,49 @@ def chunk_size(shape_CHW: Sequence[int]) -> int:
 @torch.no_grad()
 def sample_chunk(
     model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, *,
-    sampler: str, steps: int, beta_schedule: str, compute: Compute,
+    sampler: str, steps: int, beta_schedule: str, compute: Compute, spacing: Spacing | None = None,
+    protocol: Protocol = "search",
 ) -> Tensor:  # fmt: skip
     """Chunk `index` of the images that every ticket of this shape starts from the same noise: `count` of them, uint8 NCHW.
 
-    The noise comes from a CPU generator, so that it is the same on every device.
+    The noise comes from a CPU generator, so that it is the same on every device; each protocol has its own.
     """
-    draw = generator(SAMPLING_SEED, Draw.SAMPLES, index)
-    scheduler = scheduler_of(sampler, beta_schedule)
+    draw = generator(NOISE_SEEDS[protocol], Draw.SAMPLES, index)
+    scheduler = scheduler_of(sampler, beta_schedule, spacing)
     scheduler.set_timesteps(steps)
     extra = {"generator": draw} if sampler == "ddpm" else {}
     x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(compute.device)
     x_NCHW = x_NCHW * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[:steps]:  # diffusers' trailing has one too many for some: 61 steps end at timestep -1
         with compute.autocast():
             noise_NCHW = model(x_NCHW, t.to(compute.device)).sample
         x_NCHW = scheduler.step(noise_NCHW.float(), t, x_NCHW, **extra).prev_sample
     return to_uint8(x_NCHW).cpu()
 
 
+def held_out_part(num_held_out: int, protocol: Protocol) -> slice:
+    """Which of the held-out images a protocol's loss is measured on.
+
+    The search's are the first; a confirmation's the next, none of which the search has seen, where enough are left: else
+    the search's again, under noise of its own.
+    """
+    is_fresh = protocol == "final" and num_held_out >= HELD_OUT_IMAGES + LEAST_FRESH_IMAGES
+    first = HELD_OUT_IMAGES if is_fresh else 0
+    return slice(first, min(num_held_out, first + HELD_OUT_IMAGES))
+
+
 @torch.no_grad()
-def held_out_loss(model: nn.Module, test_NCHW: Tensor, beta_schedule: str, compute: Compute) -> tuple[float, float]:
+def held_out_loss(
+    model: nn.Module, test_NCHW: Tensor, beta_schedule: str, compute: Compute, protocol: Protocol = "search"
+) -> tuple[float, float]:
     """The denoising loss on held-out images, and what predicting zero gives on the same noise.
 
-    Fixed images, noise and timesteps: each image at `HELD_OUT_DRAWS` timesteps, one from each equal part of 0..T, so
-    that tickets are compared on the same questions.
+    Images, noise and timesteps are fixed for a protocol: each image at `HELD_OUT_DRAWS` timesteps, one from each equal part
+    of 0..T, so that tickets are compared on the same questions.
     """
     device = torch.device(compute.device)
-    draw = generator(SAMPLING_SEED, Draw.HELD_OUT, 0)
-    x0_NCHW = to_float(test_NCHW[:HELD_OUT_IMAGES])
+    draw = generator(NOISE_SEEDS[protocol], Draw.HELD_OUT, 0)
+    x0_NCHW = to_float(test_NCHW[held_out_part(len(test_NCHW), protocol)])
     alpha_bars_T = noise_schedule(beta_schedule).alphas_cumprod
     width = NUM_TIMESTEPS // HELD_OUT_DRAWS
     total, zero = 0.0, 0.0
@@ -86,18 +109,3 @@ def held_out_loss(model: nn.Module, test_NCHW: Tensor, beta_schedule: str, compu
 
 def _batches(size: int, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
     return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
-
-
-def sample_images(
-    num: int, shape_CHW: tuple[int, int, int], chunk: Callable[[int, int], Tensor], done: Tensor | None = None,
-    save: Callable[[Tensor], None] | None = None,
-) -> Tensor:  # fmt: skip
-    """`num` images, chunk by chunk, going on from the whole chunks in `done`; `save` gets all images so far."""
-    size = chunk_size(shape_CHW)
-    images_NCHW = done if done is not None else torch.empty((0, *shape_CHW), dtype=torch.uint8)
-    while len(images_NCHW) < num:
-        fresh_NCHW = chunk(len(images_NCHW) // size, min(size, num - len(images_NCHW)))
-        images_NCHW = torch.cat([images_NCHW, fresh_NCHW])
-        if save is not None and len(images_NCHW) < num:
-            save(images_NCHW)
-    return images_NCHW

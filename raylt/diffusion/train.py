@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raylt import preemption
 from raylt.diffusion.data import to_float
+from raylt.diffusion.device import use_tf32
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
 from raylt.errors import Diverged, Preempted
 from raylt.spec import TrainSpec
@@ -26,8 +27,29 @@ class Compute:
     """How numbers are computed; fixed once per sweep, part of every stage's key."""
 
     device: str = "cpu"  # cpu | cuda
-    precision: str = "fp32"  # fp32 | bf16
+    precision: str = "fp32"  # fp32: IEEE's | tf32 | bf16
     threads: int = 1
+
+    @staticmethod
+    def resolve(wanted: str, threads: int, *, has_cuda: bool, has_bf16: bool) -> Compute:
+        """`wanted`: `train.precision`. auto: bf16 where a GPU has it, else fp32. Without a GPU, TF32 is fp32, and called so."""
+        auto = "bf16" if has_bf16 else "fp32"
+        precision = auto if wanted == "auto" else "fp32" if wanted == "tf32" and not has_cuda else wanted
+        return Compute("cuda" if has_cuda else "cpu", precision, threads)
+
+    def __str__(self) -> str:
+        words = {"fp32": "fp32 (IEEE)", "tf32": "tf32", "bf16": "bf16 (autocast)"}
+        return f"on {self.device} in {words[self.precision]}"
+
+    def use(self) -> None:
+        """Make this process compute so: sums depend on how many threads share them, fp32 on whether TF32 stands in for it."""
+        torch.set_num_threads(self.threads)
+        use_tf32(self.precision == "tf32")
+
+    def release_memory(self) -> None:
+        """Give a GPU's memory that nothing uses back to it: other trials may share it."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def key(self) -> dict[str, str | int]:
         return {"device": self.device, "precision": self.precision, "threads": self.threads}
@@ -163,7 +185,7 @@ class Trainer:
     def _loss(self, step: int) -> Tensor:
         """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
         draw = generator(self.seed, Draw.STEP, step, self.device)
-        torch.manual_seed(seed_of(self.seed, Draw.STEP, step))  # dropout draws from the global generator
+        torch.manual_seed(seed_of(self.seed, Draw.DROPOUT, step))  # dropout draws from the global generator
         indices = batch_indices(self.seed, step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
         x0_BCHW = to_float(self.images_NCHW[indices])
         if self.flip:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d, relu
 
 from raylt.diffusion.data import ImageSet, to_float
+from raylt.diffusion.device import exact
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.tensors import NamedTensors
 
@@ -165,8 +166,7 @@ def _in_batches(network: Callable[[Tensor], Tensor], images_NCHW: Tensor, device
     """Features (N, dims) float32 on the CPU: without gradients, without TF32, with deterministic convolutions."""
     size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
     features_ND = torch.empty(len(images_NCHW), dims)
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), exact:
+    with torch.inference_mode(), exact():
         for start in range(0, len(images_NCHW), size):
             batch_NCHW = images_NCHW[start : start + size].to(device)
             features_ND[start : start + size] = network(batch_NCHW).cpu()

@@ -44,27 +44,30 @@ def fid(a: Statistics, b: Statistics) -> float:
     return max(0.0, float(value))
 
 
-def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
+def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float | None]:
     """(mean, standard deviation) over subsets of the unbiased MMD^2 with the cubic kernel.
 
     Binkowski et al. 2018 (arXiv 1801.01401), section 4.
 
     Subsets are drawn anew for each call from torch-fidelity's fixed seed, so equal features give an equal value; at
-    most as large as the smaller set. In fp64. Below 0 by chance where the two sets are alike. Raises `ValueError` for
-    NaN, for fewer than 2 features and for unlike ones.
+    most as large as the smaller set. In fp64. Below 0 by chance where the two sets are alike. The deviation is that of one
+    subset of `subset_size` images, no standard error of the mean; None where a set has but one such subset, itself: then it
+    would be the other set's alone. Raises `ValueError` for NaN, for fewer than 2 features and for unlike ones.
     """
     _check_features(features_ND, "features")
     _check_features(reference_ND, "reference features")
     if features_ND.shape[1] != reference_ND.shape[1]:
         raise ValueError(f"KID between features of {features_ND.shape[1]} and {reference_ND.shape[1]} dimensions")
+    smaller = min(len(features_ND), len(reference_ND))
     found = metric_kid.kid_features_to_metric(
         features_ND.detach().cpu().double(),
         reference_ND.detach().cpu().double(),
         kid_subsets=subsets,
-        kid_subset_size=min(subset_size, len(features_ND), len(reference_ND)),
+        kid_subset_size=min(subset_size, smaller),
         verbose=False,
     )
-    return float(found[metric_kid.KEY_METRIC_KID_MEAN]), float(found[metric_kid.KEY_METRIC_KID_STD])
+    deviation = float(found[metric_kid.KEY_METRIC_KID_STD]) if smaller > subset_size else None
+    return float(found[metric_kid.KEY_METRIC_KID_MEAN]), deviation
 
 
 def _check_features(features_ND: Tensor, what: str) -> None:

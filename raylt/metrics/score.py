@@ -14,10 +14,11 @@ from torch import Tensor
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import build_unet, load_parameters
-from raylt.diffusion.sample import held_out_loss, sample_chunk, sample_images
+from raylt.diffusion.sample import chunk_size, held_out_loss, sample_chunk
 from raylt.diffusion.train import Compute
 from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, train_small_cnn
 from raylt.metrics.fid import Statistics, fid, kid, statistics
+from raylt.metrics.parts import in_parts
 from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.tensors import NamedTensors, pack, unpack
@@ -40,7 +41,7 @@ class Score:
     loss: float
     fid: float
     kid: float
-    kid_sd: float | None  # over KID's subsets; None for a value of a version that did not keep it
+    kid_sd: float | None  # over KID's subsets; None where there is but one of the images or of the reference, and of old values
     broken: bool
     loss_stage: Stage
     sample_stage: Stage
@@ -55,7 +56,7 @@ class Scorer:
     ) -> None:  # fmt: skip
         """`inception`: its weights, where its features are used; None: those of this machine."""
         self.spec, self.compute, self.images, self.inception = spec, compute, images, inception
-        self.protocol = spec.protocol(protocol)
+        self.name, self.protocol = protocol, spec.protocol(protocol)
         self._extractor: FeatureExtractor | None = None
         self._reference: tuple[str, Statistics, Tensor] | None = None
 
@@ -75,10 +76,10 @@ class Scorer:
 
         def compute(stage: Stage) -> Output:
             images, schedule = self.images.test_NCHW, self.spec.train.beta_schedule
-            loss, zero = held_out_loss(self._model(trained), images, schedule, self.compute)
+            loss, zero = held_out_loss(self._model(trained), images, schedule, self.compute, self.name)
             return Output({"loss": loss, "zero": zero, "broken": not loss <= BROKEN_ABOVE * zero})
 
-        stage = store.stage({"kind": "loss", "of": trained.stage.digest})
+        stage = store.stage({"kind": "loss", "of": trained.stage.digest, **self._own_noise})
         return stage, stage.make(compute)
 
     def _sample_stage(self, trained: Round, store: Store) -> tuple[Stage, Manifest]:
@@ -93,26 +94,28 @@ class Scorer:
                 "samples": protocol.samples,
                 "reference": reference,
                 "keep": keep,
+                **({"spacing": protocol.spacing} if protocol.spacing == "trailing" else {}),  # leading was all there was
+                **self._own_noise,
             }
         )
         return stage, stage.make(lambda own: self._sample(own, trained, store))
+
+    @property
+    def _own_noise(self) -> dict[str, str]:
+        """What the key of a score says of its noise and its held-out images: nothing where they are the search's."""
+        return {} if self.name == "search" else {"noise": self.name}
 
     def _sample(self, stage: Stage, trained: Round, store: Store) -> Output:
         model, protocol = self._model(trained), self.protocol
 
         def chunk(index: int, count: int) -> Tensor:
             return sample_chunk(
-                model, self.shape_CHW, index, count, sampler=protocol.sampler, steps=protocol.steps,
-                beta_schedule=self.spec.train.beta_schedule, compute=self.compute,
+                model, self.shape_CHW, index, count, sampler=protocol.sampler, steps=protocol.steps, spacing=protocol.spacing,
+                beta_schedule=self.spec.train.beta_schedule, compute=self.compute, protocol=self.name,
             )  # fmt: skip
 
-        def save(images: Tensor) -> None:
-            stage.checkpoint("images.safetensors", pack(images={"all": images}))
-
-        saved = stage.load_checkpoint("images.safetensors")
-        done = None if saved is None else unpack(saved)["images"]["all"]
-        keep_part = save if protocol.samples > SAVE_SAMPLES_ABOVE else None
-        images_NCHW = sample_images(protocol.samples, self.shape_CHW, chunk, done, keep_part)
+        keep = protocol.samples > SAVE_SAMPLES_ABOVE
+        images_NCHW = in_parts(stage, "images", protocol.samples, chunk_size(self.shape_CHW), chunk, keep=keep)
         _, real, real_ND = self.reference(store)
         features_ND = self.extractor(store)(images_NCHW)
         files = {GRID: pack(images={"first": images_NCHW[:GRID_IMAGES]})}
@@ -172,13 +175,11 @@ class Scorer:
         return self._reference
 
     def _compute_reference(self, stage: Stage, extractor: FeatureExtractor, count: int) -> Output:
-        saved = stage.load_checkpoint("features.safetensors")
-        features_ND = torch.empty((0, extractor.dims)) if saved is None else unpack(saved)["features"]["all"]
-        while len(features_ND) < count:
-            chunk_NCHW = self.images.train_NCHW[len(features_ND) : min(count, len(features_ND) + REFERENCE_CHUNK)]
-            features_ND = torch.cat([features_ND, extractor(chunk_NCHW)])
-            if len(features_ND) < count:
-                stage.checkpoint("features.safetensors", pack(features={"all": features_ND}))
+        def chunk(index: int, size: int) -> Tensor:
+            first = index * REFERENCE_CHUNK
+            return extractor(self.images.train_NCHW[first : first + size])
+
+        features_ND = in_parts(stage, "features", count, REFERENCE_CHUNK, chunk, keep=True)
         real = statistics(features_ND)
         tensors = {"mean": torch.as_tensor(real.mean_D), "covariance": torch.as_tensor(real.covariance_DD)}
         kept_ND = features_ND[:KID_REFERENCES]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -138,6 +138,8 @@ def _why(error: BaseException | None) -> str:
         return "unknown"
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "its process ended unexpectedly (killed, out of memory, or a crash in native code)"
+    if isinstance(error, RayTaskError):  # its own text has process ids
+        error = error.cause
     return cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
 
 

@@ -631,6 +631,18 @@ def test_trials_that_fail_leave_the_others_alone(new_sweep):
     assert [row[1] for row in sweep.study()] == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
 
 
+def test_a_worker_whose_gpu_is_lost_takes_no_other_trial_along(new_sweep):
+    """Each attempt has a process of its own, and no later trial is given one of these."""
+    sweep = new_sweep(search={"trials": 0, "pilots": 1, "baselines": ["erk"], "concurrency": 1})
+    done = sweep.run(plan={1: "AcceleratorError"})
+    assert done.code == 1 and "Traceback" not in done.err, done.err
+    found = sweep.results()
+    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert found["trials"][1]["error"] == "the worker died 3 times: the GPU was lost: planned for trial 1"
+    lost, later = (set(re.findall(r"begins on .*, pid (\d+)", sweep.read("logs", NAME, number))) for number in ("1", "2"))
+    assert len(lost) == 3 and not lost & later
+
+
 def test_one_cause_five_times_in_a_row_stops_the_sweep_and_fewer_do_not(new_sweep):
     sweep = new_sweep(**HOPELESS)
     done = sweep.run()

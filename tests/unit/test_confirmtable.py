@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from raylt.cli import app
 from raylt.cli.common import print_confirmation
 from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
-from raylt.document import results
+from raylt.document import LOCK_FILE, results
 from raylt.errors import InputError, RayltError
 from raylt.report import selected, trials_tables
 from raylt.verdicts import confirmation
-from tests.confirmed import begun, confirmed
+from tests.confirmed import LOCK, begun, confirmed
 
 SPEC = {"confirm": {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rounds": [1, 2]}}
 
@@ -75,6 +75,36 @@ def test_a_row_says_what_the_document_says(document):
     assert dense[1:3] == ["1", "3"] and dense[-2:] == ["100.0", "%"]
     assert "standard deviation from seed to seed" in " ".join(text_of(loss).split())
     assert "KID (sd)" in text_of(fid)
+
+
+def test_a_sweep_begun_before_is_read_as_it_was_meant(tiny_spec, tmp_path):
+    """Its margin is the dense model's own deviation, and it sampled before there was a choice of spacing."""
+    spec = tiny_spec(**SPEC)
+    ledger = confirmed(tmp_path, spec)
+    before = results(spec, ledger)
+    ledger.write(LOCK_FILE, {**LOCK, "code_schema": 2})
+    now = results(spec, ledger)
+    flat = [" ".join(" ".join(text_of(table) for table in confirmation_tables(found)).split()) for found in (before, now)]
+    said = [
+        "dense model's own standard deviation from seed to seed",
+        "The dense model's standard deviation from seed to seed: ",
+    ]
+    assert [all(words in text for words in said) for text in flat] == [True, False]
+    assert ["pooled over the dense model" in text and "degrees of freedom" in text for text in flat] == [False, True]
+    assert ["in 50 steps" in text for text in flat] == [True, False]
+    assert "ddim in 50 leading steps" in flat[1] and "ddim in 2 trailing steps" in " ".join(
+        text_of(trials_tables(now)[0]).split()
+    )
+    assert "spacing" not in before["protocols"]["search"]
+    for was, row in zip(before["confirmation"], now["confirmation"], strict=True):
+        if "vs_dense" in row:
+            own = was["vs_dense"]["loss"]
+            dense = next(r for r in before["confirmation"] if r["rule"] is None and r["train_steps"] == row["train_steps"])
+            assert own["margin"] == dense["loss"]["sd"] and "margin_of" not in own
+            assert row["vs_dense"]["loss"]["margin_of"] == "pooled"
+    stated = tiny_spec(confirm={**SPEC["confirm"], "margin": {"loss": 0.01, "fid": None}})
+    text = " ".join(" ".join(map(text_of, confirmation_tables(results(stated, ledger)))).split())
+    assert "the margin that confirm.margin states" in text and "pooled over the dense model" in text
 
 
 def test_a_small_dense_model_stands_at_the_density_of_its_ticket(document):

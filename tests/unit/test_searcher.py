@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raylt.errors import Fenced, Preempted, StoreFailure
+from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Finished
 from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
@@ -86,6 +86,17 @@ def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
         ((_, result),) = tune.dispatcher.results
         causes.add(result["cause"])
     assert len(causes) == 1, causes
+
+
+def test_a_gpu_that_is_lost_counts_as_a_death_whose_cause_is_always_the_same(tune):
+    def lost(pid):
+        return RayTaskError("train", f"traceback of pid {pid}", DeviceLost("the GPU was lost: CUDA error: unknown"), pid=pid)
+
+    for attempt in range(MAX_DEATHS):
+        assert tune.suggest() == {"trial": TRIAL.dump()}
+        tune.lose(lost(1000 + attempt))
+    ((_, result),) = tune.dispatcher.results
+    assert result["cause"] == "the worker died 3 times: the GPU was lost: CUDA error: unknown"
 
 
 @pytest.mark.parametrize("error", [LOST, LEFT], ids=["lost", "left"])

@@ -86,7 +86,11 @@ NOT_IN_QUICKSTART: dict[str, Any] = {
     "ticket.densities": None,
     "search.constraints.flops": None,
     "search.constraints.ticket_bytes": None,
-    "confirm.seeds": 3,
+    "confirm.seeds": 5,
+    "confirm.margin.loss": None,
+    "confirm.margin.fid": None,
+    "metrics.search.spacing": None,
+    "metrics.final.spacing": None,
     "confirm.top": 3,
     "confirm.steps": None,
     "confirm.controls": ["reinit", "shuffled", "random", "small-dense"],
@@ -99,7 +103,9 @@ FREE = {  # key -> another value; a sweep stays the same sweep
     "train.checkpoint_every": 7,
     "search.trials": 80,
     "search.concurrency": 5,
-    "confirm.seeds": 5,
+    "confirm.seeds": 7,
+    "confirm.margin.loss": 0.01,
+    "confirm.margin.fid": 0.1,
     "confirm.top": 1,
     "confirm.steps": [400, 1200],
     "confirm.controls": ["reinit"],
@@ -159,6 +165,8 @@ IDENTITY = {  # key -> another value; another sweep
     "metrics.search.sampler": "dpm++",
     "metrics.search.steps": 20,
     "metrics.search.features": "inception",
+    "metrics.search.spacing": "leading",
+    "metrics.final.spacing": "trailing",
     "metrics.final.samples": 10_000,
     "metrics.final.sampler": "ddpm",
     "metrics.final.steps": 1000,
@@ -242,6 +250,21 @@ class TestIdentity:
         assert spec.image_shape == (1, 32) and spec.unet_config["in_channels"] == spec.unet_config["out_channels"] == 1
         assert spec.digest != changed(spec, data__channels="auto").digest
         assert spec.identity()["data.channels"] == 1
+
+    def test_specs_of_before_there_was_a_spacing_keep_their_digest(self, digits: SweepSpec) -> None:
+        assert digits.digest == "8928b43753e8cb1bccbb57a2be8a9a8414369e67d50b88d12ecb3685c0324e3d"
+        assert load_spec("digits-results").digest == "b4b4b3c04e6399a827ccef6da63b2a2245b9e7400b3b801ecd6275d729ef229d"
+        bare = SweepSpec(schema=1, name="x")
+        assert bare.digest == "735f5f0e1b86681afb8d46e4d959846f2b46988e9e6b0734a9044371cf440676"
+
+    def test_a_spacing_that_is_written_out_is_still_the_default(self, digits: SweepSpec) -> None:
+        same = changed(digits, metrics__search__spacing="trailing", metrics__final__spacing="leading")
+        assert same.digest == digits.digest
+        assert [digits.protocol(name).spacing for name in ("search", "final")] == ["trailing", "leading"]  # 10 and 50 steps
+        for steps, spacing in ((20, "trailing"), (21, "leading")):
+            assert changed(digits, metrics__search__steps=steps).protocol("search").spacing == spacing
+        for sampler in ("ddpm", "dpm++"):
+            assert changed(digits, metrics__search__sampler=sampler).protocol("search").spacing is None
 
     def test_it_rests_on_values_not_on_how_they_are_written(self, digits: SweepSpec) -> None:
         data = digits.dump()
@@ -359,6 +382,9 @@ class TestGroups:
         ({"ticket__criterion": "synflow", "search__sampler": "gp"}, []),
         ({"metrics__search__sampler": "dpm++", "metrics__search__steps": 1}, ["metrics"]),
         ({"metrics__final__features": "mnist-cnn"}, ["metrics"]),
+        ({"metrics__search__spacing": "leading", "metrics__final__spacing": "trailing"}, []),
+        ({"metrics__search__spacing": "leading", "metrics__search__sampler": "dpm++"}, ["metrics"]),
+        ({"metrics__final__spacing": "trailing", "metrics__final__sampler": "ddpm"}, ["metrics"]),
     ],
 )  # fmt: skip
 def test_contradictions(digits: SweepSpec, values: dict[str, Any], keys: list[str]) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylt.diffusion import train as train_module
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
@@ -138,6 +139,32 @@ def test_batches_walk_through_every_image_once_an_epoch(seed, batch_size, num_im
 def test_streams_of_one_seed_do_not_meet():
     seeds = {seed_of(seed, draw, index) for seed in range(5) for draw in Draw for index in range(50)}
     assert len(seeds) == 5 * len(Draw) * 50
+
+
+def test_dropout_and_the_noise_of_a_step_draw_from_two_streams(tiny_spec):
+    """Dropout draws from the global generator: whatever is there when the model is called is what it draws."""
+    spec = tiny_spec(model={"config": {"dropout": 0.2}})
+    trainer = trainer_for(spec, None, TrainState.fresh(parameters_of(build_unet(spec.unet_config, 0))), seed=5)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda *_: seen.append(torch.get_rng_state()))
+    for step in range(3):
+        trainer.run_step()
+        for_dropout = torch.Generator()
+        for_dropout.set_state(seen[step])
+        drawn = {draw: torch.rand(8, generator=generator(5, draw, step)) for draw in Draw}
+        first = torch.rand(8, generator=for_dropout)
+        assert [draw for draw, numbers in drawn.items() if torch.equal(first, numbers)] == [Draw.DROPOUT]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_stream_of_dropout_decides_dropout_alone(tiny_spec, monkeypatch, dropout):
+    """Without dropout, runs are what they were when both streams were one."""
+    spec = tiny_spec(data={"flip": True}, model={"config": {"dropout": dropout}})
+    start = TrainState.fresh(parameters_of(build_unet(spec.unet_config, 0)))
+    apart = run(trainer_for(spec, None, start, seed=5), 4, save=NOWHERE)
+    monkeypatch.setattr(train_module, "seed_of", lambda seed, draw, step: seed_of(seed, Draw.STEP, step))
+    together = run(trainer_for(spec, None, start, seed=5), 4, save=NOWHERE)
+    assert (together.to_bytes() == apart.to_bytes()) == (dropout == 0)
 
 
 def test_learning_rate_warms_up_then_falls_to_a_twentieth(tiny_spec):
