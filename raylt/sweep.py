@@ -117,7 +117,7 @@ def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
     require_lock(store, spec.name)
     lock = read_lock(store, spec.name)
     if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
-        if lock is not None and lock.get("digest") != spec.digest:
+        if lock is not None and lock.get("digest", spec.digest) != spec.digest:
             raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
         return
     before = stored_spec(store, spec.name)

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from raylt.cli import app
 from raylt.cli.common import print_confirmation
 from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
-from raylt.document import LOCK_FILE, results
+from raylt.document import results
 from raylt.errors import InputError, RayltError
+from raylt.ledger import LOCK_FILE, Ledger
 from raylt.report import selected, trials_tables
+from raylt.store import CODE_SCHEMA
 from raylt.verdicts import confirmation
 from tests.confirmed import LOCK, begun, confirmed
 
@@ -82,7 +84,8 @@ def test_a_sweep_begun_before_is_read_as_it_was_meant(tiny_spec, tmp_path):
     spec = tiny_spec(**SPEC)
     ledger = confirmed(tmp_path, spec)
     before = results(spec, ledger)
-    ledger.write(LOCK_FILE, {**LOCK, "code_schema": 2})
+    ledger.write(LOCK_FILE, {**LOCK, "code_schema": CODE_SCHEMA})
+    ledger = Ledger(ledger.store, ledger.name)
     now = results(spec, ledger)
     flat = [" ".join(" ".join(text_of(table) for table in confirmation_tables(found)).split()) for found in (before, now)]
     said = [

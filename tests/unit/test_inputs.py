@@ -22,7 +22,7 @@ from raylt.inputs import FILE, Address, Inputs, gather, get
 from raylt.metrics.features import InceptionFeatures, load_inception
 from raylt.single import run_ticket
 from raylt.spec import StorageSpec
-from raylt.store import Output, Store
+from raylt.store import CODE_SCHEMA, Output, Store
 from raylt.sweep import describe_sweep, run_sweep
 from raylt.where import Place
 from tests.unit.test_features import inception_file, inception_state  # noqa: F401  (fixtures)
@@ -162,7 +162,7 @@ class TestResume:
     ):  # fmt: skip
         monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
         spec = folder_spec.model_copy(update={"storage": StorageSpec(root=str(tmp_path / "root"))})
-        lock = {"data_sha256": "0" * 64, "inception_sha256": None}
+        lock = {"code_schema": CODE_SCHEMA, "data_sha256": "0" * 64, "inception_sha256": None}
         Store(spec.storage.root).write_record("sweeps/tiny/spec.lock.json", lock)
         with pytest.raises(InputError) as refused:
             run_sweep(spec, place=Place("told"), console=Console(file=io.StringIO()))
