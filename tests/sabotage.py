@@ -80,16 +80,23 @@ class _OnceImported:
 
 
 def log_commits(ledger_class, folder):
-    """Log every write of an asked or ended trial to `ledger.log`."""
-    write = ledger_class._write
+    """Log every asked or ended trial that this process has committed to `ledger.log`."""
+    ask, finish = ledger_class.ask, ledger_class.finish
 
-    @functools.wraps(write)
-    def written(self, name, value):
-        write(self, name, value)
-        if name.startswith("trials/"):
-            _append(folder / "ledger.log", name)
+    @functools.wraps(ask)
+    def asked(self, trial):
+        ask(self, trial)
+        _append(folder / "ledger.log", f"trials/{trial.id:05d}/asked.json")
 
-    ledger_class._write = written
+    @functools.wraps(finish)
+    def finished(self, number, result):
+        was_there = number in self.results
+        kept = finish(self, number, result)
+        if not was_there and kept == dict(result):
+            _append(folder / "ledger.log", f"trials/{number:05d}/result.json")
+        return kept
+
+    ledger_class.ask, ledger_class.finish = asked, finished
 
 
 def wrap(run_class, trainer_class, folder, plan, pace_s=0.0):

@@ -61,7 +61,7 @@ def test_any_path_can_be_written(name: str, tmp_path: Path) -> None:
 
 def test_the_keys_that_have_paths(tmp_path: Path) -> None:
     Path("s.yaml").write_text(
-        "schema: 1\nname: x\nstorage: {root: $SCRATCH/s}\ndata: {root: ~/d}\ntracking: {uri: 'sqlite:///~/m%20x.db?timeout=3'}\n"
+        "schema: 1\nname: x\nstorage: {root: $SCRATCH/s}\ndata: {name: mnist, size: 16, root: ~/d}\ntracking: {uri: 'sqlite:///~/m%20x.db?timeout=3'}\n"
     )
     spec = load("s.yaml", None)
     assert (spec.storage.root, spec.data.root) == ("/scratch/a b/s", "/home/me/d")
@@ -83,7 +83,7 @@ def test_what_is_unknown_is_refused_with_line_and_key() -> None:
 
 
 def test_what_a_store_or_another_machine_has_is_taken_as_it_stands(tmp_path: Path) -> None:
-    Path("s.yaml").write_text("schema: 1\nname: x\nstorage: {root: $NOWHERE/s}\ndata: {root: ~/d}\n")
+    Path("s.yaml").write_text("schema: 1\nname: x\nstorage: {root: $NOWHERE/s}\ndata: {name: mnist, size: 16, root: ~/d}\n")
     assert load_spec("s.yaml", here=False).storage.root == "$NOWHERE/s"  # for a cluster's head to read
     assert name_of("s.yaml") == "x"
     store = Store(str(tmp_path / "store"))
@@ -97,7 +97,9 @@ def test_what_a_store_or_another_machine_has_is_taken_as_it_stands(tmp_path: Pat
 @pytest.mark.parametrize("name", NAMES)
 def test_a_spec_read_again_is_the_same(name: str, tiny_spec: Any) -> None:
     uri = sqlite_uri(Path(f"/x/{name}/m.db"))
-    spec = tiny_spec(storage={"root": f"/x/{name}"}, data={"root": f"/y/{name}"}, tracking={"uri": uri})
+    spec = tiny_spec(
+        storage={"root": f"/x/{name}"}, data={"name": "mnist", "size": 16, "root": f"/y/{name}"}, tracking={"uri": uri}
+    )
     again = parse_again(spec, "x")
     assert (again.storage, again.data) == (spec.storage, spec.data)
     assert absolute_uri(again.tracking.uri) == uri
@@ -163,7 +165,7 @@ def test_line_ends_and_byte_order_marks_change_nothing(tmp_path: Path) -> None:
 
 
 def test_an_override_may_have_equals_signs() -> None:
-    assert load("digits", ["data.root=a=b=c"]).data.root == "a=b=c"
+    assert load("mnist", ["data.root=a=b=c"]).data.root == "a=b=c"
     assert load("digits", ["tracking.uri=sqlite:///m.db?timeout=5"]).tracking.uri == "sqlite:///m.db?timeout=5"
 
 

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_database_is_found_before_the_start(tmp_path: Path) ->
 
 
 def test_a_sweep_and_a_record_ask_before_they_start(server: str, tmp_path: Path, tiny_spec: Any, monkeypatch: Any) -> None:
-    from raylt.record import record_sweep
+    from raylt.record import record_address
     from raylt.sweep import run_sweep
     from raylt.where import Place
 
@@ -189,7 +189,7 @@ def test_a_sweep_and_a_record_ask_before_they_start(server: str, tmp_path: Path,
 
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
     with pytest.raises(InputError, match="http://localhost:5000"):
-        record_sweep(store, spec.name)
+        record_address(store, spec.name, None)
     done = CliRunner().invoke(app, ["ui", "--uri", "localhost:5000"])
     assert "--uri: is no URI (got 'localhost:5000'); http://localhost:5000" in str(done.exception)
 
