@@ -89,8 +89,13 @@ class Ledger:
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self._create(LOCK_FILE, value)
-        self.write(LOCK_COPY, value)
         self._is_sealed = is_sealed(value)
+        self.keep_copy(value)
+
+    def keep_copy(self, lock: Mapping[str, Any]) -> None:
+        """See that the lock has its copy: whoever began the sweep may have died before writing it."""
+        if is_sealed(lock) and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
+            self.write(LOCK_COPY, lock)
 
     def _create(self, name: str, value: Mapping[str, Any]) -> None:
         self._check()

@@ -8,6 +8,7 @@ never synced nothing, a part, or zeros.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -25,7 +26,10 @@ class Inode:
 
 
 class Directory:
+    inodes = itertools.count(2)
+
     def __init__(self) -> None:
+        self.inode = next(Directory.inodes)
         self.entries: dict[str, Any] = {}
         self.on_disk: dict[str, Any] = {}
         self.pending: list[dict[str, Any]] = []  # changes since the last sync: name -> node, None where it is gone
@@ -80,7 +84,9 @@ class SimulatedDisk(Disk):
             if not file.data:
                 half()
             file.data = data
-            self._on_change(self._own(path), data, False)
+            folder, name = self._folder_of(path)
+            if folder.entries.get(name) is file:  # else it was replaced meanwhile
+                self._on_change(self._own(path), data, False)
 
         if self.has_links:
             self._operate("write", path, whole, half)
@@ -130,10 +136,10 @@ class SimulatedDisk(Disk):
 
         self._operate("mkdir", path, effect)
 
-    def is_folder(self, path: str) -> bool:
+    def folder_id(self, path: str) -> int | None:
         if not path.startswith(f"{self._base}/"):
-            return True
-        return self._operate("stat", path, lambda: self._own(path) in self._folders)
+            return 1
+        return self._operate("stat", path, lambda: getattr(self._folders.get(self._own(path)), "inode", None))
 
     def list_folder(self, path: str) -> list[tuple[str, int | None]]:
         return self._operate("list", path, lambda: self._listed(path))

@@ -74,6 +74,10 @@ class Driver:
         try:
             ledger = Ledger(store, spec.name, lease.check)
             lock = read_lock(store, spec.name)
+            if lock is not None:
+                ledger.keep_copy(lock)
+                if store.read(f"sweeps/{spec.name}/spec.yaml") is None:
+                    store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml_of(spec)))
             if lock is not None and is_complete(spec, ledger) and not self._has_more(ledger):
                 return "complete"
             inputs = self.simulation.store(f"{spec.name}/driver", lease.check).stage({"kind": "images", "sha256": "0" * 64})

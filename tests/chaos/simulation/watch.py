@@ -11,7 +11,6 @@ from typing import Any
 
 from raylt import lease as lease_module
 from raylt.damage import Damaged
-from raylt.errors import Fenced
 from raylt.files import Files
 from raylt.lease import Lease
 from raylt.ledger import Ledger, result_path
@@ -36,6 +35,7 @@ class Watch:
         self.kept: dict[str, bytes] = {}  # what raylt was told is on the disk, and has not been deleted by right
         self.mended: set[str] = set()  # paths that were deleted by right
         self.can_be_damaged = False  # whether anything was flipped
+        self._given: set[tuple[str, int]] = set()
         self._epochs: dict[str, int] = {}  # sweep -> the newest epoch that somebody acquired
 
     def report(self, kind: str, what: str) -> None:
@@ -57,7 +57,10 @@ class Watch:
             self.kept.pop(path, None)
         elif ONCE.match(path):
             before = self.committed.setdefault(path, data)
-            if before != data:
+            if before != data and self._may_delete():  # a holder that nobody knows any more
+                self.mended.add(path)
+                self.committed[path] = data
+            elif before != data:
                 self.report("twice", f"{path} was committed with two contents")
 
     def _deleted(self, path: str) -> None:
@@ -152,8 +155,9 @@ class Watch:
             def acquire(original: Any, store: Any, name: str, *args: Any, **options: Any) -> Lease:
                 lease = original(store, name, *args, **options)
                 epoch = lease.holder.epoch
-                if epoch <= watch._epochs.get(name, 0):
+                if (name, epoch) in watch._given:
                     watch.report("twice", f"epoch {epoch} was given again")
+                watch._given.add((name, epoch))
                 watch._epochs[name] = max(epoch, watch._epochs.get(name, 0))
                 return lease
 
@@ -200,5 +204,3 @@ def _numbers_of(data: bytes) -> Any:
     record = json.loads(data)
     return record["values"], record["time_ms"]
 
-
-__all__ = ["KINDS", "Fenced", "Watch"]
