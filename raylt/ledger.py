@@ -167,9 +167,11 @@ def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec 
     path = asked_path(name, number)
     record = store.read_record(path, is_sealed=sealed)
     if record is None:
-        if store.read(result_path(name, number)) is not None:
+        if store.read(result_path(name, number)) is None:
+            return None
+        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
+        if record is None:
             raise store.damaged(path, "it is not there, though the trial has a result")
-        return None
     try:
         trial = TrialSpec.load(record)
     except ValueError as error:
@@ -199,7 +201,9 @@ def read_lock(store: Store, name: str) -> dict[str, Any] | None:
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock = store.read_record(path)
     if lock is None and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:
-        raise store.damaged(path, "it is not there, and its copy is")
+        lock = store.read_record(path)  # begun between the two
+        if lock is None:
+            raise store.damaged(path, "it is not there, and its copy is")
     if lock is not None and lock.get("code_schema", 1) >= 2:
         lock = store.read_record(path, is_sealed=True)
     return lock

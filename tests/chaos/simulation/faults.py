@@ -36,6 +36,7 @@ class Fault:
     kind: str
     due: int
     moment: str
+    target: str = ""  # the kind of file that it waits for
     struck: str = ""  # the operation and the kind of file it struck
 
 
@@ -43,6 +44,7 @@ class Setting(Protocol):
     """What faults act upon beyond the operation they strike."""
 
     world: World
+    watch: Any
     faults: list[Fault]
     is_calm: bool
 
@@ -54,16 +56,30 @@ class Setting(Protocol):
     def kind_of(self, path: str) -> str: ...
 
 
-def drawn(draw: random.Random, kinds: dict[str, frozenset[str] | None], most: int, operations: int) -> list[Fault]:
-    """Up to `most` faults at operations among so many."""
-    names = sorted(kinds)
-    return sorted(
-        (
-            Fault(draw.choice(names), draw.randrange(1, operations), draw.choice(MOMENTS))
-            for _ in range(draw.randint(0, most))
-        ),
-        key=lambda fault: fault.due,
-    )
+THEMES: tuple[tuple[str, ...], ...] = (  # what a run draws its faults from; (): all there are
+    (), (), ("stopped", "host paused", "second driver", "slow request"), ("flipped", "flipped", "killed", "second driver", "stopped"),
+    ("power cut", "killed", "sync fails", "answer lost"), ("refused", "no space", "torn write", "answer lost", "server away"),
+)  # fmt: skip
+# A fault may wait for a file of a kind: most operations are signs of life.
+TARGETS = ("asked.json", "result.json", "manifest.json", "epoch", "lease.json", "spec.lock.json", "similarity.json", "claim.json",
+           "checkpoint", "trained.safetensors", "key.json", "failed.json", "folder")  # fmt: skip
+
+
+def drawn(
+    draw: random.Random, kinds: dict[str, frozenset[str] | None], most: int, operations: int,
+    theme: tuple[str, ...] = (), targets: tuple[str, ...] = TARGETS,
+) -> list[Fault]:  # fmt: skip
+    """Up to `most` faults at operations among so many: some alone, some close upon another."""
+    theme = theme or draw.choice(THEMES)
+    names = [name for name in theme if name in kinds] or sorted(kinds)
+    found: list[Fault] = []
+    due = 0
+    for _ in range(draw.randint(0, most)):
+        is_close = found and draw.random() < 0.5
+        due = due + draw.randrange(30) if is_close else draw.randrange(1, operations)
+        target = draw.choice(targets) if draw.random() < 0.5 else ""
+        found.append(Fault(draw.choice(names), due, draw.choice(MOMENTS), target))
+    return sorted(found, key=lambda fault: fault.due)
 
 
 class Operations:
@@ -81,7 +97,7 @@ class Operations:
         if world.trace is not None:
             world.say(f"{op} {path}")
         world.sleep(world.random.uniform(*self.latency_s))
-        fault = self._due(op)
+        fault = self._due(op, path)
         if fault is None:
             return effect()
         fault.struck = f"{op} {self.setting.kind_of(path)}"
@@ -100,7 +116,7 @@ class Operations:
         self._strike(fault.kind, op, path)
         return effect()
 
-    def _due(self, op: str) -> Fault | None:
+    def _due(self, op: str, path: str) -> Fault | None:
         faults = self.setting.faults
         if not faults or self.setting.is_calm or faults[0].due > self.world.operations:
             return None
@@ -108,12 +124,13 @@ class Operations:
             if fault.due > self.world.operations:
                 return None
             fitting = self.kinds[fault.kind]
-            if fitting is None or op in fitting:
+            if (fitting is None or op in fitting) and fault.target in ("", self.setting.kind_of(path)):
                 return faults.pop(index)
         return None
 
     def _send_late(self, op: str, path: str, effect: Callable[[], Any], waits_s: float = 10.0) -> None:
         """The request stays under way, perhaps longer than its client lives; the client hears nothing of it."""
+        self.setting.watch.is_timely = False
         self.world.at(self.world.random.choice([1.0, 15.0, 40.0, 90.0]), lambda: self._land(op, path, effect))
         self.world.sleep(waits_s)
 
@@ -127,8 +144,10 @@ class Operations:
         if kind == "killed":
             process.kill()
         elif kind == "stopped":
+            setting.watch.is_timely = False
             process.stop(draw.choice([3.0, 45.0, 75.0, 130.0, 400.0]))
         elif kind == "host paused":
+            setting.watch.is_timely = False
             setting.pause_host(draw.choice([3.0, 45.0, 75.0, 130.0, 400.0]))
         elif kind == "power cut":
             setting.power_cut()

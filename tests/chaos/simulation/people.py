@@ -17,7 +17,7 @@ from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.store import CODE_SCHEMA, Output
 from raylt.trial import failure
 from raylt.verify import repair, verify
-from tests.chaos.simulation.work import Run, yaml_of
+from tests.chaos.simulation.work import Run, measure, yaml_of
 from tests.chaos.simulation.world import Event, Host, Killed, Process, Thread
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Driver:
                 if store.read(f"sweeps/{spec.name}/spec.yaml") is None:
                     store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml_of(spec)))
             if lock is not None and is_complete(spec, ledger) and not self._has_more(ledger):
+                measure(spec, ledger)
                 return "complete"
             inputs = self.simulation.store(f"{spec.name}/driver", lease.check).stage({"kind": "images", "sha256": "0" * 64})
             inputs.make(lambda _: Output(files={"tensors.safetensors": b"images" * 9}))
@@ -187,11 +188,11 @@ class Task:
 
 def mend(simulation: Simulation) -> int:
     """`raylt store verify --repair`; what is left."""
-    store = simulation.store()
+    store, contents = simulation.store(), simulation.contents()
     found = verify(store)
     for error in found.damaged:
         simulation.damage_was_reported(error)
-    simulation.watch.check_reported(simulation.contents(), found.damaged)
+    simulation.watch.check_reported(contents, found.damaged)
     if found.damaged:
         for line in repair(store, found):
             simulation.world.say(line)
@@ -236,7 +237,7 @@ class User:
     def _once(self) -> None:
         world = self.simulation.world
         driver = self.start_driver()
-        patience = world.random.choice([100.0, 1000.0]) if self.simulation.faults else 4000.0
+        patience = world.random.choice([40.0, 100.0, 1000.0]) if self.simulation.faults else 4000.0
         driver.process.ended.wait(patience)
         if driver.said == "damaged":
             task = Task(self.simulation, world.random.choice(self.simulation.hosts), "repair", lambda: mend(self.simulation), mends=True)

@@ -14,12 +14,13 @@ from raylt import document
 from raylt.document import is_complete
 from raylt.folders import LocalFolder
 from raylt.ledger import LOCK_COPY, Ledger
+from raylt.seals import canonical
 from raylt.search import dispatch
 from raylt.store import CHECKPOINT, Store
 from tests.chaos.simulation import people, work
 from tests.chaos.simulation.bucket import Bucket, BucketFault
 from tests.chaos.simulation.disk import SimulatedDisk
-from tests.chaos.simulation.faults import IN_BUCKET, ON_DISK, Fault, Operations, disk_error, drawn
+from tests.chaos.simulation.faults import IN_BUCKET, ON_DISK, TARGETS, Fault, Operations, disk_error, drawn
 from tests.chaos.simulation.system import Locks, simulated
 from tests.chaos.simulation.watch import Watch
 from tests.chaos.simulation.world import Host, Process, StuckError, Thread, World
@@ -63,20 +64,25 @@ class _Path(str):
 class Simulation:
     """The world of one seed. It is the setting that its faults act upon."""
 
-    def __init__(self, seed: int, *, faults: int = MOST_FAULTS, traced: bool = False, storage: str | None = None) -> None:
+    def __init__(
+        self, seed: int, *, faults: int = MOST_FAULTS, traced: bool = False, storage: str | None = None,
+        theme: tuple[str, ...] = (), targets: tuple[str, ...] = TARGETS,
+    ) -> None:  # fmt: skip
+        """`theme`, `targets`: the only kinds of faults, and the files that they wait for."""
         self.seed, self.world = seed, World(seed, traced=traced)
         draw = random.Random(f"setting {seed}")
         self.spec = work.spec_of(draw.randint(1, 3), draw.randint(0, 1), draw.randint(1, 2), draw.randrange(3))
         self.diverges = draw.choice([0.0, 0.0, 0.0, 0.15])
         self.confirms = draw.random() < 0.2
         self.storage = storage or draw.choice(["disk", "disk", "disk without links", "nfs", "nfs without locks", "bucket", "bucket"])
+        self.targets = targets
         self.is_bucket = self.storage == "bucket"
         self.hosts = [Host(self.world, f"host{i}") for i in range(1 if self.storage.startswith("disk") else draw.randint(1, 3))]
         self.is_calm, self.menders, self.known = False, set[Process](), list[Process]()
         self.watch = Watch(self.world, self._may_delete)
         self.world.on_traceback = self._traceback
         kinds = IN_BUCKET if self.is_bucket else ON_DISK
-        self.faults = drawn(draw, kinds, faults, 1100) if faults else []
+        self.faults = drawn(draw, kinds, faults, 1100, theme, targets) if faults else []
         self.all_faults = list(self.faults)
         operate = Operations(self, kinds, (0.02, 0.08) if self.is_bucket else (0.0005, 0.004))
         self.bucket = Bucket(operate, "bucket/prefix", self.watch.changed)
@@ -120,12 +126,14 @@ class Simulation:
             self.locks.holders.clear()
 
     def flip(self) -> None:
-        """One byte of one file at rest."""
+        """One byte of one file at rest: of any kind, or of those that this run is about."""
         draw, contents = self.world.random, self.contents()
         paths = sorted(path for path, data in contents.items() if data and not path.rpartition("/")[2].startswith("."))
         if not paths:
             return
-        path = draw.choice(paths)
+        kinds = {self.kind_of(path) for path in paths}
+        kind = draw.choice(sorted(kinds & set(self.targets) if self.targets != TARGETS and kinds & set(self.targets) else kinds))
+        path = draw.choice([path for path in paths if self.kind_of(path) == kind])
         data = bytearray(contents[path])
         digits = [index for index, byte in enumerate(data) if 48 <= byte < 58]
         if digits and draw.random() < 0.5:
@@ -233,6 +241,9 @@ class Simulation:
             ledger = Ledger(self.store(), self.spec.name)
             if not is_complete(self.spec, ledger):
                 self.watch.report("lost", "the sweep is not complete")
+            trials = [canonical({**trial.dump(), "id": None}) for trial in ledger.asked.values()]
+            if len(set(trials)) < len(trials):
+                self.watch.report("twice", "a trial was asked under two numbers")
             documents.append(work.comparable(ledger))
 
         people.Task(self, self.hosts[0], "look", look)

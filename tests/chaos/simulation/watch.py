@@ -35,6 +35,8 @@ class Watch:
         self.kept: dict[str, bytes] = {}  # what raylt was told is on the disk, and has not been deleted by right
         self.mended: set[str] = set()  # paths that were deleted by right
         self.can_be_damaged = False  # whether anything was flipped
+        self.is_timely = True  # nobody was stopped, and no request was late
+        self._signs: dict[str, tuple[Any, float, bool]] = {}  # sweep -> who gave the last sign of life, when, whether to leave
         self._given: set[tuple[str, int]] = set()
         self._epochs: dict[str, int] = {}  # sweep -> the newest epoch that somebody acquired
 
@@ -56,11 +58,10 @@ class Watch:
                 self._deleted(path)
             self.kept.pop(path, None)
         elif ONCE.match(path):
-            before = self.committed.setdefault(path, data)
-            if before != data and self._may_delete():  # a holder that nobody knows any more
+            if self._may_delete():  # a holder that nobody knows any more, or a lock from its copy
                 self.mended.add(path)
                 self.committed[path] = data
-            elif before != data:
+            elif self.committed.setdefault(path, data) != data:
                 self.report("twice", f"{path} was committed with two contents")
 
     def _deleted(self, path: str) -> None:
@@ -152,12 +153,20 @@ class Watch:
 
                 return checked
 
+            def sign(original: Any, lease: Lease, *, released: bool) -> None:
+                original(lease, released=released)
+                watch._signs[lease.name] = (world.thread.process, world.now, released)
+
             def acquire(original: Any, store: Any, name: str, *args: Any, **options: Any) -> Lease:
+                before, began = watch._signs.get(name), world.now
                 lease = original(store, name, *args, **options)
                 epoch = lease.holder.epoch
                 if (name, epoch) in watch._given:
                     watch.report("twice", f"epoch {epoch} was given again")
                 watch._given.add((name, epoch))
+                holder, when, released = before or (None, 0.0, True)
+                if holder is not None and holder.is_alive and not released and began - when < 40 and watch.is_timely:
+                    watch.report("twice", f"epoch {epoch} was taken while {holder.name} lived and had just said so")
                 watch._epochs[name] = max(epoch, watch._epochs.get(name, 0))
                 return lease
 
@@ -170,6 +179,7 @@ class Watch:
             wrap(Ledger, "finish", finish)
             wrap(lease_module, "guard_for", guard_for)
             wrap(Lease, "acquire", acquire)
+            wrap(Lease, "_sign", sign)
             yield
 
     # --- at the end --------------------------------------------------------------------------------------------------
