@@ -20,6 +20,7 @@ from raylt.store import MANIFEST, Stage, Store
 log = logging.getLogger("raylt.ledger")
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
+SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
 Result = dict[str, Any]
 
@@ -37,15 +38,20 @@ class Ledger:
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
         self.results: dict[int, Result] = {}
+        self.set_aside: set[int] = set()  # trials that were damaged
         self._is_sealed = is_sealed(read_lock(store, name))
         self.reload()
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once."""
         for entry in self.store.names(f"{self.folder}/trials"):
-            if not entry.isdigit():
+            own, is_aside = entry.removesuffix(SET_ASIDE), entry.endswith(SET_ASIDE)
+            if not own.isdigit():
                 continue  # nothing of ours
-            number = int(entry)
+            number = int(own)
+            if is_aside:
+                self.set_aside.add(number)
+                continue
             if number not in self.asked:
                 asked = read_asked(self.store, self.name, number, self._is_sealed)
                 if asked is not None:

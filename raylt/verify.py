@@ -16,7 +16,7 @@ from raylt.document import SIMILARITY_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.lease import Holder, Lease, read_holder
 from raylt.ledger import (
-    COMPLETE, LOCK_COPY, LOCK_FILE, is_sealed, read_asked, read_lock, read_result, require_lock, result_path, stage_of,
+    COMPLETE, LOCK_COPY, LOCK_FILE, SET_ASIDE, is_sealed, read_asked, read_lock, read_result, require_lock, result_path, stage_of,
 )  # fmt: skip
 from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of
 
@@ -197,14 +197,17 @@ def _mended_stage(store: Store, path: str) -> str:
 def _set_aside(store: Store, folder: str) -> str:
     """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
     for path, _ in store.all_files(folder):
-        store.write(f"{folder}.damaged/{path.rpartition('/')[2]}", store.read(path) or b"")
+        store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
-    return f"{folder}: set aside as {folder.rpartition('/')[2]}.damaged"
+    return f"{folder}: set aside as {folder.rpartition('/')[2]}{SET_ASIDE}"
 
 
 def _restored(store: Store, source: str, target: str) -> str:
-    record = store.read_record(source, is_sealed=True) if store.read(source) is not None else None
+    try:
+        record = store.read_record(source, is_sealed=True)
+    except Damaged:
+        record = None
     if record is None:
-        return f"{target}: cannot be restored, its copy {source} is lost too; start the sweep anew beside it with --new"
+        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with --new"
     store.write_record(target, record)
     return f"{target}: restored from {source.rpartition('/')[2]}"

@@ -22,6 +22,7 @@ from raylt.seals import SUM
 from raylt.store import Stage
 from tests.chaos.simulation import disk
 from tests.chaos.simulation.faults import TARGETS
+from tests.chaos.simulation.simulate import outcome_of
 
 Plant = Callable[[], Any]
 
@@ -220,6 +221,11 @@ class Defect(NamedTuple):
     theme: tuple[str, ...] = ()
     targets: tuple[str, ...] = TARGETS
 
+    def is_seen(self, seed: int) -> bool:
+        with self.plant():
+            outcome = outcome_of(seed, storage=self.storage, theme=self.theme, targets=self.targets)
+        return any(kind == self.says for kind, _ in outcome.found)
+
 
 _CROWD = ("stopped", "host paused", "second driver")
 _ROT = ("flipped", "killed")
@@ -235,7 +241,7 @@ DEFECTS = {
     "manifests replaced": Defect(_manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json")),
     "no fence": Defect(_no_fence, "twice", None, _CROWD),
     "epochs replaced": Defect(_epochs_replaced, "twice", None, _CROWD, ("epoch",)),
-    "epochs deleted": Defect(_epochs_deleted, "twice", None, _ROT, ("epoch",)),
+    "epochs deleted": Defect(_epochs_deleted, "twice", None, ("flipped", *_CROWD), ("epoch",)),
     "clocks compared": Defect(_clocks_compared, "twice", "nfs"),
     "checksums ignored": Defect(_checksums_ignored, "believed", None, _ROT),
     "stage files unchecked": Defect(_stage_files_unchecked, "believed", None, _ROT, ("trained.safetensors",)),

@@ -13,7 +13,7 @@ from raylt.damage import Damaged
 from raylt import document
 from raylt.document import is_complete
 from raylt.folders import LocalFolder
-from raylt.ledger import LOCK_COPY, Ledger
+from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger
 from raylt.seals import canonical
 from raylt.search import dispatch
 from raylt.store import CHECKPOINT, Store
@@ -129,6 +129,7 @@ class Simulation:
         """One byte of one file at rest: of any kind, or of those that this run is about."""
         draw, contents = self.world.random, self.contents()
         paths = sorted(path for path, data in contents.items() if data and not path.rpartition("/")[2].startswith("."))
+        paths = [path for path in paths if not self._is_last_copy(path)]
         if not paths:
             return
         kinds = {self.kind_of(path) for path in paths}
@@ -144,6 +145,13 @@ class Simulation:
         self.world.say(f"*** a byte of {path} is flipped")
         (self.bucket if self.is_bucket else self.disk).overwrite(path, bytes(data))
         self.watch.flipped(path)
+
+    def _is_last_copy(self, path: str) -> bool:
+        """What the sweep was begun with lies there twice: damage to both is beyond mending."""
+        pair = [f"sweeps/{self.spec.name}/{name}" for name in (LOCK_FILE, LOCK_COPY)]
+        contents = self.contents()
+        other = next((name for name in pair if name != path), "")
+        return path in pair and contents.get(other) not in self.watch.intended.get(other, ())
 
     def pause_host(self, seconds: float) -> None:
         host = self.world.thread.process.host
