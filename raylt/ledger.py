@@ -125,10 +125,11 @@ class Ledger:
             raise self.store.damaged(path, f"it is no plan: {error}") from error
 
     def _confirm_items(self, path: str) -> list[Any]:
-        content = None if self._is_sealed else json.loads(self.store.read(path) or b"")
-        if isinstance(content, list):
-            return content  # of an earlier raylt, without a checksum
-        return list((self.store.read_record(path, is_sealed=self._is_sealed or None) or {})["trials"])
+        if not self._is_sealed:
+            content = json.loads(self.store.read(path) or b"")
+            if isinstance(content, list):  # of an earlier raylt
+                return content
+        return list((self.store.read_record(path, is_sealed=self._is_sealed) or {})["trials"])
 
     def plan_confirmation(self, planned: Sequence[Planned]) -> None:
         """Commit a plan of confirming trials, which holds all of the one before. Each plan is a file of its own."""

@@ -16,7 +16,17 @@ from raylt.document import SIMILARITY_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.lease import Holder, Lease, read_holder
 from raylt.ledger import (
-    COMPLETE, LOCK_COPY, LOCK_FILE, SET_ASIDE, is_sealed, read_asked, read_lock, read_result, require_lock, result_path, stage_of,
+    COMPLETE,
+    LOCK_COPY,
+    LOCK_FILE,
+    SET_ASIDE,
+    is_sealed,
+    read_asked,
+    read_lock,
+    read_result,
+    require_lock,
+    result_path,
+    stage_of,
 )  # fmt: skip
 from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of
 
@@ -113,15 +123,13 @@ def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tup
 
 
 def _needs_its_stages(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> bool:
-    """Whether the sweep will read the stages of an ended trial: until the similarity is measured, of those it is measured on."""
+    """Whether the sweep will read the stages of an ended trial: of dense and pilots, until the similarity is measured."""
     asked = check.reads(read_asked, store, name, number, True)
     is_measured = store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
     return asked is not None and asked.kind in ("dense", "pilot") and result["state"] == COMPLETE and not is_measured
 
 
-def _verify_result(
-    store: Store, name: str, number: int, result: dict[str, Any], check: Check, *, is_needed: bool
-) -> None:
+def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check, *, is_needed: bool) -> None:
     """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
     for digest in result["stages"]:
         if store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:

@@ -80,7 +80,9 @@ class Bucket:
         except BucketFault as fault:
             if fault.code is None:
                 raise ReadTimeoutError(endpoint_url="simulated") from fault
-            raise ClientError({"Error": {"Code": fault.code}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject") from fault
+            raise ClientError(
+                {"Error": {"Code": fault.code}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject"
+            ) from fault
         if not is_new:
             error = {"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}}
             raise ClientError(error, "PutObject")
@@ -136,7 +138,9 @@ class Bucket:
             if key.startswith(f"{folder}/"):
                 name, mark, _ = key[len(folder) + 1 :].partition("/")
                 if recursive or not mark:
-                    found[key] = SimpleNamespace(path=key, base_name=key.rpartition("/")[2], type=pafs.FileType.File, size=len(data))
+                    found[key] = SimpleNamespace(
+                        path=key, base_name=key.rpartition("/")[2], type=pafs.FileType.File, size=len(data)
+                    )
                 else:
                     whole = f"{folder}/{name}"
                     found[whole] = SimpleNamespace(path=whole, base_name=name, type=pafs.FileType.Directory, size=0)

@@ -51,7 +51,7 @@ class Directory:
 
     def crash(self, draw: random.Random) -> None:
         kept = {
-            0: lambda: [], 1: lambda: self.pending, 2: lambda: self.pending[: draw.randint(0, len(self.pending))],
+            0: list, 1: lambda: self.pending, 2: lambda: self.pending[: draw.randint(0, len(self.pending))],
             3: lambda: [change for change in self.pending if draw.random() < 0.5],
         }[draw.randrange(4)]()  # fmt: skip
         entries = dict(self.on_disk)

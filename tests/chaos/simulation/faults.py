@@ -57,12 +57,15 @@ class Setting(Protocol):
 
 
 THEMES: tuple[tuple[str, ...], ...] = (  # what a run draws its faults from; (): all there are
-    (), (), ("stopped", "host paused", "second driver", "slow request"), ("flipped", "flipped", "killed", "second driver", "stopped"),
+    (), (), ("stopped", "host paused", "second driver", "slow request"),
+    ("flipped", "flipped", "killed", "second driver", "stopped"),
     ("power cut", "killed", "sync fails", "answer lost"), ("refused", "no space", "torn write", "answer lost", "server away"),
 )  # fmt: skip
 # A fault may wait for a file of a kind: most operations are signs of life.
-TARGETS = ("asked.json", "result.json", "manifest.json", "epoch", "lease.json", "spec.lock.json", "similarity.json", "claim.json",
-           "checkpoint", "trained.safetensors", "key.json", "failed.json", "folder")  # fmt: skip
+TARGETS = (
+    "asked.json", "result.json", "manifest.json", "epoch", "lease.json", "spec.lock.json", "similarity.json",
+    "claim.json", "checkpoint", "trained.safetensors", "key.json", "failed.json", "folder",
+)  # fmt: skip
 
 
 def drawn(

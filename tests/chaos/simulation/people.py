@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from raylt.confirm import Request
 from raylt.damage import Damaged
-from raylt.document import failed_trials, is_complete, results, stored_spec
+from raylt.document import is_complete, results, stored_spec
 from raylt.errors import Diverged, EnvironmentFailure, Fenced, InputError, LeaseHeld, RayltError, StoreFailure
 from raylt.lease import Lease, guard_for, request_stop
 from raylt.ledger import Ledger, existing, read_lock, require_lock
-from raylt.retry import retry_failed
 from raylt.seals import seal_yaml
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.store import CODE_SCHEMA, Output
@@ -203,16 +202,9 @@ def mend(simulation: Simulation) -> int:
 def read(simulation: Simulation) -> None:
     """`raylt results` while others write."""
     store = simulation.store()
-    if simulation.spec.name in store.names("sweeps") and store.read(f"sweeps/{simulation.spec.name}/spec.yaml") is not None:
-        if read_lock(store, simulation.spec.name) is not None:
-            results(stored_spec(store, simulation.spec.name), existing(store, simulation.spec.name))
-
-
-def retry(simulation: Simulation) -> None:
-    """`raylt retry`, where trials failed."""
-    ledger = existing(simulation.store(), simulation.spec.name)
-    if failed_trials(ledger):
-        retry_failed(simulation.store(), simulation.spec.name)
+    name = simulation.spec.name
+    if store.read(f"sweeps/{name}/spec.yaml") is not None and read_lock(store, name) is not None:
+        results(stored_spec(store, name), existing(store, name))
 
 
 def ask_to_stop(simulation: Simulation) -> None:
@@ -240,7 +232,9 @@ class User:
         patience = world.random.choice([40.0, 100.0, 1000.0]) if self.simulation.faults else 4000.0
         driver.process.ended.wait(patience)
         if driver.said == "damaged":
-            task = Task(self.simulation, world.random.choice(self.simulation.hosts), "repair", lambda: mend(self.simulation), mends=True)
+            task = Task(
+                self.simulation, world.random.choice(self.simulation.hosts), "repair", lambda: mend(self.simulation), mends=True
+            )
             task.process.ended.wait(1000.0)
         elif driver.said == "complete":
             return

@@ -1,4 +1,4 @@
-"""Defects to be planted, one at a time: what raylt did before each was mended, or might have done. The simulation must see them.
+"""Defects to be planted, one at a time: what raylt did before each was mended, or might have done. Each must be seen.
 
 Each replaces one piece of raylt by the same piece without its care.
 """
@@ -237,7 +237,9 @@ DEFECTS = {
     "no fsync": Defect(_no_fsync, "lost", "disk"),
     "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut")),
     "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD),
-    "unconditional PUT": Defect(_unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json")),
+    "unconditional PUT": Defect(
+        _unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json")
+    ),
     "results replaced": Defect(_results_replaced, "twice", None, _CROWD, ("result.json",)),
     "manifests replaced": Defect(_manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json")),
     "no fence": Defect(_no_fence, "twice", None, _CROWD),

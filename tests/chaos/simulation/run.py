@@ -1,7 +1,7 @@
 """Many runs, and what came of them:
 
-    python -m tests.chaos.simulation.run --runs 5000 --seed 1 [--record FILE]
-    python -m tests.chaos.simulation.run --only 4711 --trace        # one run, every operation of it
+python -m tests.chaos.simulation.run --runs 5000 --seed 1 [--record FILE]
+python -m tests.chaos.simulation.run --only 4711 --trace        # one run, every operation of it
 """
 
 from __future__ import annotations

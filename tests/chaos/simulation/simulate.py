@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from raylt import document
 from raylt.claim import CLAIM
 from raylt.damage import Damaged
-from raylt import document
 from raylt.document import is_complete
 from raylt.folders import LocalFolder
 from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger
@@ -74,7 +74,9 @@ class Simulation:
         self.spec = work.spec_of(draw.randint(1, 3), draw.randint(0, 1), draw.randint(1, 2), draw.randrange(3))
         self.diverges = draw.choice([0.0, 0.0, 0.0, 0.15])
         self.confirms = draw.random() < 0.2
-        self.storage = storage or draw.choice(["disk", "disk", "disk without links", "nfs", "nfs without locks", "bucket", "bucket"])
+        self.storage = storage or draw.choice(
+            ["disk", "disk", "disk without links", "nfs", "nfs without locks", "bucket", "bucket"]
+        )
         self.targets = targets
         self.is_bucket = self.storage == "bucket"
         self.hosts = [Host(self.world, f"host{i}") for i in range(1 if self.storage.startswith("disk") else draw.randint(1, 3))]
@@ -133,7 +135,9 @@ class Simulation:
         if not paths:
             return
         kinds = {self.kind_of(path) for path in paths}
-        kind = draw.choice(sorted(kinds & set(self.targets) if self.targets != TARGETS and kinds & set(self.targets) else kinds))
+        kind = draw.choice(
+            sorted(kinds & set(self.targets) if self.targets != TARGETS and kinds & set(self.targets) else kinds)
+        )
         path = draw.choice([path for path in paths if self.kind_of(path) == kind])
         data = bytearray(contents[path])
         digits = [index for index, byte in enumerate(data) if 48 <= byte < 58]
@@ -284,5 +288,3 @@ def undisturbed(spec: str, confirms: bool, diverges: float, seed: int) -> dict[s
         assert not outcome.found, outcome.found
         _documents[key] = outcome.document
     return _documents[key]
-
-

@@ -73,7 +73,9 @@ class Watch:
     def _check_kept(self, path: str, data: bytes | None) -> None:
         kept = self.kept.get(path)
         if kept is not None and data != kept and not (data is not None and data in self.intended.get(path, ())):
-            self.report("lost", f"{path} was said to be on the disk, and is {'gone' if data is None else 'another'} after a power cut")
+            self.report(
+                "lost", f"{path} was said to be on the disk, and is {'gone' if data is None else 'another'} after a power cut"
+            )
 
     def flipped(self, path: str) -> None:
         self.can_be_damaged = True
@@ -219,4 +221,3 @@ def _as_far_as_known(record: Any, data: bytes, has_sum: bool) -> Any:
 def _numbers_of(data: bytes) -> Any:
     record = json.loads(data)
     return record["values"], record["time_ms"]
-

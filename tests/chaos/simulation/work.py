@@ -28,7 +28,8 @@ FILE, STATE, STEPS, STEP_S = "trained.safetensors", "state.safetensors", 4, 6.0
 def spec_of(trials: int, pilots: int, concurrency: int, seed: int) -> SweepSpec:
     """A sweep of dense, pilots, one baseline and so many proposals."""
     search = {
-        "trials": trials, "concurrency": concurrency, "sampler": "random", "pilots": pilots, "baselines": ["uniform"], "seed": seed,
+        "trials": trials, "concurrency": concurrency, "sampler": "random", "seed": seed,
+        "pilots": pilots, "baselines": ["uniform"],
     }  # fmt: skip
     confirm = {"controls": [], "seeds": 1, "top": 1}
     return SweepSpec.model_validate(merged(TINY, {"name": "s", "search": search, "confirm": confirm}))
@@ -115,7 +116,9 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
     read = {
         digest: stage_of(ledger.store, result, digest).read(FILE)
         for trial, result in ended
-        for digest in dict.fromkeys([result["final_stage"], result["start_stage"] if trial.kind == "dense" else result["final_stage"]])
+        for digest in dict.fromkeys(
+            [result["final_stage"], result["start_stage"] if trial.kind == "dense" else result["final_stage"]]
+        )
     }
     seen = digest_of({digest: data.hex() for digest, data in read.items()})
     profile = {group: int(seen[2 * i : 2 * i + 2], 16) / 255 for i, group in enumerate(spec.groups)}
