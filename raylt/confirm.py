@@ -40,12 +40,14 @@ def confirm(spec: SweepSpec, ledger: Ledger, request: Request) -> list[Planned]:
 def extend(spec: SweepSpec, ledger: Ledger, known: list[Planned], request: Request) -> list[Planned]:
     """`known`, and after it what the request adds."""
     extended, ids = list(known), {_what(item.trial): item.trial.id for item in known}
+    asked = {_what(t): number for number, t in ledger.asked.items() if t.is_confirmation and t.retry_of is None}
     free = next_free_id(spec, ledger)
     for trial, after in _wanted(spec, ledger, request):
         if _what(trial) not in ids:
-            ids[_what(trial)] = free
-            extended.append(Planned(replace(trial, id=free), [ids[_what(other)] for other in after]))
-            free += 1
+            number = asked.get(_what(trial), free)  # asked by a plan that was lost: it keeps its number
+            ids[_what(trial)] = number
+            extended.append(Planned(replace(trial, id=number), [ids[_what(other)] for other in after]))
+            free += number == free
     return extended
 
 

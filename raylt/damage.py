@@ -22,7 +22,7 @@ _LOSSES = (  # of the first pattern that a path matches
     (_STAGE + r"checkpoint-", Loss("the steps since the stage began", "deletes it; the stage starts over")),
     (_STAGE + r"failed\.json$", Loss("a remembered divergence", "deletes it; the stage is trained again")),
     (_STAGE + r"claim\.json$", Loss("nothing", "deletes it")),
-    (_STAGE, Loss("one stage, which can be made again", "deletes the stage; `raylt sweep` makes it again")),
+    (_STAGE, Loss("one stage, which can be made again", "deletes the stage; `raylt sweep` makes it where it needs it")),
     (_SWEEP + r"trials/\d+/result\.json$", Loss("the trial's result", "deletes it; the trial runs again on its stages")),
     (_SWEEP + r"trials/\d+/", Loss("what the trial was", "sets the trial aside; another is submitted in its place")),
     (_SWEEP + r"spec\.lock\.json$", Loss("what the sweep was begun with", "restores it from its copy")),
@@ -31,6 +31,7 @@ _LOSSES = (  # of the first pattern that a path matches
     (_SWEEP + r"similarity\.json$", Loss("the measured similarity", "deletes it; it is measured again")),
     (_SWEEP + r"confirm(-\d+)?\.json$", Loss("the plan of the confirmation", "deletes it; `raylt confirm` plans again")),
     (_SWEEP + r"mlflow\.json$", Loss("which runs of MLflow are the sweep's", "deletes it; MLflow gets new runs")),
+    (_SWEEP + r"lease/", Loss("who drove the sweep", "writes that nobody knows; `raylt sweep` then waits for signs of life")),
     (_SWEEP + r"(lease|stop)", Loss("who drives the sweep", "deletes it")),
 )  # fmt: skip
 

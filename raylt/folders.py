@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -83,8 +84,13 @@ class Disk:
     def make_folder(self, path: str) -> None:
         os.mkdir(path)  # noqa: PTH102
 
-    def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)  # noqa: PTH112
+    def folder_id(self, path: str) -> int | None:
+        """The inode of a folder; None where there is none."""
+        try:
+            found = os.stat(path)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_ino if stat.S_ISDIR(found.st_mode) else None
 
     def list_folder(self, path: str) -> list[tuple[str, int | None]]:
         """(name, size) of what is in a folder; of a folder in it (name, None)."""
@@ -116,6 +122,7 @@ class LocalFolder:
 
     def __init__(self, base: str, disk: Disk | None = None) -> None:
         self.base, self._disk = base, disk or Disk()
+        self._lasting: dict[str, int | None] = {}  # folders that are on the disk for sure -> their inodes
 
     def read(self, path: str) -> bytes | None:
         try:
@@ -164,13 +171,20 @@ class LocalFolder:
         self._disk.sync_folder(folder)
 
     def _make_folders(self, folder: str) -> None:
-        if self._disk.is_folder(folder):
+        """The folder is there, and on the disk: one that is there may have been made by a process that died before its sync."""
+        found = self._disk.folder_id(folder)
+        is_ours = f"{folder}/".startswith(f"{self.base}/")
+        if found is not None and (not is_ours or self._lasting.get(folder) == found):
             return
         parent = folder.rpartition("/")[0]
         self._make_folders(parent)
-        with contextlib.suppress(FileExistsError):
-            self._disk.make_folder(folder)
-        self._disk.sync_folder(parent or "/")
+        if found is None:
+            with contextlib.suppress(FileExistsError):
+                self._disk.make_folder(folder)
+        # Above the store there may be nothing that we may read.
+        with contextlib.suppress(*([PermissionError] if folder == self.base and found is not None else [])):
+            self._disk.sync_folder(parent or "/")
+        self._lasting[folder] = self._disk.folder_id(folder)
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -20,6 +20,7 @@ from raylt.store import FIRST_SEALED, MANIFEST, Stage, Store
 log = logging.getLogger("raylt.ledger")
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
+SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
 Result = dict[str, Any]
 
@@ -37,15 +38,20 @@ class Ledger:
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
         self.results: dict[int, Result] = {}
+        self.set_aside: set[int] = set()  # trials that were damaged
         self.code_schema = code_schema_of(read_lock(store, name))
         self.reload()
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once."""
         for entry in self.store.names(f"{self.folder}/trials"):
-            if not is_number(entry):
+            own, is_aside = entry.removesuffix(SET_ASIDE), entry.endswith(SET_ASIDE)
+            if not is_number(own):
                 continue  # nothing of ours
-            number = int(entry)
+            number = int(own)
+            if is_aside:
+                self.set_aside.add(number)
+                continue
             if number not in self.asked:
                 asked = read_asked(self.store, self.name, number, self._is_sealed)
                 if asked is not None:
@@ -89,8 +95,13 @@ class Ledger:
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self._create(LOCK_FILE, value)
-        self.write(LOCK_COPY, value)
         self.code_schema = code_schema_of(value)
+        self.keep_copy(value)
+
+    def keep_copy(self, lock: Mapping[str, Any]) -> None:
+        """See that the lock has its copy: whoever began the sweep may have died before writing it."""
+        if is_sealed(lock) and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
+            self.write(LOCK_COPY, lock)
 
     @property
     def _is_sealed(self) -> bool:
@@ -173,9 +184,11 @@ def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec 
     path = asked_path(name, number)
     record = store.read_record(path, is_sealed=sealed)
     if record is None:
-        if store.read(result_path(name, number)) is not None:
+        if store.read(result_path(name, number)) is None:
+            return None
+        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
+        if record is None:
             raise store.damaged(path, "it is not there, though the trial has a result")
-        return None
     try:
         trial = TrialSpec.load(record)
     except ValueError as error:
@@ -205,7 +218,9 @@ def read_lock(store: Store, name: str) -> dict[str, Any] | None:
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock, is_verified = store.read_checked(path)
     if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
-        raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
+        lock, is_verified = store.read_checked(path)  # begun between the two
+        if not is_verified:
+            raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
     return lock
 
 

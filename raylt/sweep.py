@@ -165,6 +165,8 @@ class _Driver:
     def run(self, place: Place, found: preflight.Preflight) -> int:
         lock = read_lock(self.store, self.spec.name)
         has_more = not is_complete(self.spec, self.ledger) or self._has_more_to_confirm()
+        if lock is not None:
+            self._restore(lock)
         if lock is not None and not has_more:
             return self._project_and_leave()
         refuse_other_numbers(self.spec, self.store, has_more=has_more)
@@ -178,11 +180,20 @@ class _Driver:
             with self.signals.held():
                 ray_is_up.enter_context(cluster.connected(place.address))
             resources = cluster.trial_resources(self.spec, self._say)
-            self.lease.check()
-            self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", seal_yaml(self.yaml))
+            self._write_spec()
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
             self._warn_of_other_versions(lock)
             return self._search(lock, resources, found.inputs.address)
+
+    def _restore(self, lock: dict[str, Any]) -> None:
+        """What `raylt store verify --repair` deletes for the next driver to write, or a driver died before writing."""
+        self.ledger.keep_copy(lock)
+        if self.store.read(f"sweeps/{self.spec.name}/{SPEC_FILE}") is None:
+            self._write_spec()
+
+    def _write_spec(self) -> None:
+        self.lease.check()
+        self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", seal_yaml(self.yaml))
 
     def _has_more_to_confirm(self) -> bool:
         known = self.ledger.confirmations()

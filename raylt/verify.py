@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import SPEC_FILE, stored_spec
+from raylt.document import SIMILARITY_FILE, SPEC_FILE, stored_spec
 from raylt.errors import Diverged
-from raylt.lease import Lease, read_holder
+from raylt.lease import Holder, Lease, read_holder
 from raylt.ledger import (
+    COMPLETE,
     LOCK_COPY,
     LOCK_FILE,
+    SET_ASIDE,
     is_number,
     is_sealed,
     read_asked,
@@ -30,6 +32,7 @@ from raylt.ledger import (
 from raylt.seals import seal_yaml
 from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of, is_digest
 
+_EPOCH = r"sweeps/[^/]+/lease/\d+\.json"
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
 
@@ -94,10 +97,9 @@ def _verify_sweep(store: Store, name: str, check: Check) -> None:
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
     sealed = is_sealed(lock)
-    if lock is None and not store.names(f"sweeps/{name}/trials"):
-        return  # no sweep, or one that was not begun
-    check.reads(stored_spec, store, name)
-    for path, _ in store.all_files(f"sweeps/{name}"):
+    if lock is not None or store.names(f"sweeps/{name}/trials"):
+        check.reads(stored_spec, store, name)
+    for path, _ in store.all_files(f"sweeps/{name}"):  # of one that was not begun, its lease
         own = path.removeprefix(f"sweeps/{name}/")
         check.files += 1
         if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
@@ -106,7 +108,8 @@ def _verify_sweep(store: Store, name: str, check: Check) -> None:
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
     for trial, result in _trials(store, name, sealed, check):
-        _verify_result(store, name, trial, result, check)
+        is_needed = sealed and _needs_its_stages(store, name, trial, result, check)
+        _verify_result(store, name, trial, result, check, is_needed=is_needed)
     if not sealed:
         check.unverified += 1
 
@@ -121,13 +124,24 @@ def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tup
                 yield number, result
 
 
-def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> None:
+def _needs_its_stages(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> bool:
+    """Whether the sweep will read the stages of an ended trial: of dense and pilots, until the similarity is measured."""
+    asked = check.reads(read_asked, store, name, number, True)
+    is_measured = store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
+    return asked is not None and asked.kind in ("dense", "pilot") and result["state"] == COMPLETE and not is_measured
+
+
+def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check, *, is_needed: bool) -> None:
     """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
     for digest in result["stages"]:
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
         elif store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
             check.reads(stage_of, store, result, digest)
+        elif is_needed:
+            why = f"its stage {digest[:12]} is not there, and the sweep needs it still"
+            check.damaged.append(store.damaged(result_path(name, number), why))
+            return
 
 
 # --- mending ----------------------------------------------------------------------------------------------------------
@@ -141,16 +155,31 @@ def repair(store: Store, check: Check) -> list[str]:
     of_sweeps = sorted({error.path.split("/")[1] for error in check.damaged if error.path.startswith("sweeps/")})
     has_stages = any(error.path.startswith(f"{STAGES}/") for error in check.damaged)
     names = store.names("sweeps") if has_stages else of_sweeps
+    lines = [_without_holder(store, error) for error in check.damaged if re.fullmatch(_EPOCH, error.path)]
     leases = []
     try:
         for name in names:
             if read_holder(store, name) is not None or name in of_sweeps:
                 leases.append(Lease.acquire(store, name))
         in_order = sorted(check.damaged, key=lambda error: not error.path.endswith((LOCK_FILE, LOCK_COPY)))
-        return [_mended(store, error) for error in in_order]
+        lines += [_mended(store, error) for error in in_order if not re.fullmatch(_EPOCH, error.path)]
+        if has_stages:  # whose loss may show in results that still need them
+            mended = {error.path for error in check.damaged}
+            lines += [_mended(store, error) for error in verify(store).damaged if error.path not in mended]
+        return lines
     finally:
         for lease in leases:
             lease.release()
+
+
+def _without_holder(store: Store, error: Damaged) -> str:
+    """An epoch is never given again, so its file stays, and says that nobody knows who holds it.
+
+    If the holder lives, its signs of life keep the sweep from being taken over.
+    """
+    nobody = Holder.myself(int(error.path.rpartition("/")[2].removesuffix(".json")))
+    store.write_record(error.path, asdict(replace(nobody, host="unknown", machine="unknown", pid=0, heartbeat=0)))
+    return f"{error.path}: its holder is not known any more"
 
 
 def _mended(store: Store, error: Damaged) -> str:
@@ -191,14 +220,17 @@ def _mended_stage(store: Store, path: str) -> str:
 def _set_aside(store: Store, folder: str) -> str:
     """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
     for path, _ in store.all_files(folder):
-        store.write(f"{folder}.damaged/{path.rpartition('/')[2]}", store.read(path) or b"")
+        store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
-    return f"{folder}: set aside as {folder.rpartition('/')[2]}.damaged"
+    return f"{folder}: set aside as {folder.rpartition('/')[2]}{SET_ASIDE}"
 
 
 def _restored(store: Store, source: str, target: str) -> str:
-    record = store.read_record(source, is_sealed=True) if store.read(source) is not None else None
+    try:
+        record = store.read_record(source, is_sealed=True)
+    except Damaged:
+        record = None
     if record is None:
-        return f"{target}: cannot be restored, its copy {source} is lost too; start the sweep anew beside it with --new"
+        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with --new"
     store.write_record(target, record)
     return f"{target}: restored from {source.rpartition('/')[2]}"

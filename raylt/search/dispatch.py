@@ -100,7 +100,9 @@ class Dispatcher:
         seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
         if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
             return Wait()
-        return self._ask(self._propose(trial_id, number, seen, measured))
+        # What was proposed to a trial that is damaged and set aside is not proposed to another.
+        lost = {n for n in self.ledger.set_aside if n >= first and n not in self.ledger.asked and n != trial_id}
+        return self._ask(self._propose(trial_id, number + len(lost), seen, measured))
 
     def _propose(self, trial_id: int, number: int, seen: int, measured: Mapping[str, Any]) -> TrialSpec:
         """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""

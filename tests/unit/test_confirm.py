@@ -149,3 +149,13 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
     store.write_record(f"sweeps/{spec.name}/spec.lock.json", {})
     assert retry_failed(store, spec.name) == {12: 1 + max(ledger.asked)}
+
+
+def test_a_plan_that_is_lost_asks_nothing_twice(tiny_spec, tmp_path):
+    """`raylt store verify --repair` deletes a damaged plan (simulation, seed 381)."""
+    spec = tiny_spec(confirm=CONFIRM)
+    before = asked(run(spec, tmp_path, REQUEST))
+    Store(str(tmp_path)).delete(f"sweeps/{spec.name}/confirm.json")
+    ledger = run(spec, tmp_path, REQUEST)
+    assert asked(ledger) == before
+    assert {item.trial.id for item in ledger.confirmations()} == {trial.id for trial in confirming(ledger)}

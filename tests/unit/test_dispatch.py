@@ -249,3 +249,15 @@ def test_broken_and_unranked_kinds_are_never_on_the_front(tiny_spec, tmp_path):
 
     ledger, _ = run(spec, tmp_path, results=best_are_out)
     assert pareto_of(spec, ledger) == {4}
+
+
+def test_what_was_proposed_to_a_trial_that_is_set_aside_is_not_proposed_again(tiny_spec, tmp_path):
+    """`raylt store verify --repair` sets a trial aside whose `asked.json` is damaged (simulation, seed 593)."""
+    spec = tiny_spec(search={"sampler": "random", "trials": 4})
+    run(spec, tmp_path)
+    trials = tmp_path / "sweeps" / spec.name / "trials"
+    search = [number for number, trial in run(spec, tmp_path)[0].asked.items() if trial.is_search]
+    (trials / f"{search[1]:05d}").rename(trials / f"{search[1]:05d}.damaged")
+    ledger, _ = run(spec, tmp_path)
+    params = [json.dumps(trial.params, sort_keys=True) for trial in ledger.asked.values() if trial.is_search]
+    assert len(params) == len(set(params)) == 4

@@ -1,0 +1,64 @@
+"""The ledger read while others write it: what was written between two reads of one look is no damage."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylt.damage import Damaged
+from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger, asked_path, read_asked, read_lock, result_path
+from raylt.plan import TrialSpec
+from raylt.store import Store
+
+LOCK = {"code_schema": 2, "startup": 1}
+ENDED = {"state": "COMPLETE", "rounds": [], "stages": {}, "time_ms": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+def between(monkeypatch, path: str, act) -> None:
+    """`act`, once, right after somebody has read `path`."""
+    really, waiting = Store.read, [act]
+
+    def read(self, asked):
+        data = really(self, asked)
+        if asked == path and waiting:
+            waiting.pop()()
+        return data
+
+    monkeypatch.setattr(Store, "read", read)
+
+
+def test_a_sweep_that_is_begun_meanwhile_has_not_lost_its_lock(store, monkeypatch):
+    ledger = Ledger(store, "s", lambda: None)
+    between(monkeypatch, f"sweeps/s/{LOCK_FILE}", lambda: ledger.lock(LOCK))
+    assert read_lock(store, "s") == LOCK
+    store.delete(f"sweeps/s/{LOCK_FILE}")
+    with pytest.raises(Damaged, match="its copy is"):
+        read_lock(store, "s")
+
+
+def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
+    ledger = Ledger(store, "s", lambda: None)
+    ledger.lock(LOCK)
+    trial = TrialSpec(0, "dense", None, 0)
+
+    def run() -> None:
+        ledger.ask(trial)
+        ledger.finish(0, ENDED)
+
+    between(monkeypatch, asked_path("s", 0), run)
+    assert read_asked(store, "s", 0, True) == trial
+    store.delete(asked_path("s", 0))
+    with pytest.raises(Damaged, match="though the trial has a result"):
+        read_asked(store, "s", 0, True)
+    assert store.read(result_path("s", 0)) is not None
+
+
+def test_a_driver_that_died_before_the_copy_leaves_it_to_the_next(store):
+    store.create_record(f"sweeps/s/{LOCK_FILE}", LOCK)
+    ledger = Ledger(store, "s", lambda: None)
+    ledger.keep_copy(LOCK)
+    assert store.read_record(f"sweeps/s/{LOCK_COPY}") == LOCK

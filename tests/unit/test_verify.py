@@ -1,0 +1,138 @@
+"""`raylt store verify --repair`: what it may delete, what it must not, and that a sweep goes on afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from raylt import lease as lease_module
+from raylt.document import SIMILARITY_FILE, SPEC_FILE
+from raylt.errors import Fenced, LeaseHeld
+from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
+from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger, result_path
+from raylt.plan import TrialSpec
+from raylt.seals import seal_yaml
+from raylt.specfile import dump_yaml
+from raylt.store import Output, Store
+from raylt.sweep import _Driver
+from raylt.verify import repair, verify
+
+LOCK = {"code_schema": 2, "startup": 1}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(lease_module, "STALE_AFTER_S", 0.5)
+    monkeypatch.setattr(lease_module, "WATCH_EVERY_S", 0.02)
+
+
+def flip(store: Store, path: str) -> None:
+    data = bytearray(store.read(path))
+    data[len(data) // 2] ^= 1
+    store.write(path, bytes(data))
+
+
+def damaged(store: Store) -> list[str]:
+    return [error.path for error in verify(store).damaged]
+
+
+def test_a_damaged_epoch_is_found_mended_and_never_given_again(store, hasty):
+    """Of a sweep that was not begun, too (simulation, seeds 278, 202)."""
+    lease = Lease.acquire(store, "s", has_thread=False)
+    holder = lease.holder
+    store.delete(lease_path("s"))
+    flip(store, epoch_path("s", 1))
+    found = verify(store)
+    assert [error.path for error in found.damaged] == [epoch_path("s", 1)]
+    assert "is not known any more" in " ".join(repair(store, found))
+    assert damaged(store) == [] and newest_epoch(store, "s") == 2
+    with pytest.raises(Fenced):
+        lease.check()
+    with pytest.raises(Fenced):
+        guard_for(store, "s", 1, holder.token)()
+
+
+def test_mending_an_epoch_leaves_who_was_taken_for_dead_long_ago_fenced(store, hasty):
+    """An epoch that is deleted would let the one before it write again."""
+    first = Lease.acquire(store, "s", has_thread=False)
+    first.check()
+    second = replace(Holder.myself(2), machine="another")
+    store.create_record(epoch_path("s", 2), asdict(second))
+    flip(store, epoch_path("s", 2))
+    repair(store, verify(store))
+    with pytest.raises(Fenced):
+        first.check()
+
+
+def test_the_holder_of_a_damaged_epoch_is_not_taken_for_dead_while_it_gives_signs(store):
+    lease = Lease.acquire(store, "s", has_thread=False)
+    flip(store, epoch_path("s", 1))
+    with pytest.raises(LeaseHeld):
+        repair(store, verify(store))
+    assert newest_epoch(store, "s") == 1
+    store.write_record(lease_path("s"), asdict(replace(lease.holder, released=True)))
+
+
+def begun(store: Store, spec) -> Ledger:
+    ledger = Ledger(store, spec.name, lambda: None)
+    store.write(f"sweeps/{spec.name}/{SPEC_FILE}", seal_yaml(dump_yaml(spec.dump())))
+    ledger.lock(LOCK)
+    return ledger
+
+
+def test_a_stage_that_the_profile_needs_is_made_again(store, tiny_spec):
+    """Else the sweep could never measure it (simulation, seed 420). A result that nothing needs stays as it is."""
+    ledger = begun(store, tiny_spec())
+    stage = store.stage({"kind": "train"})
+    manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
+    for number, kind in enumerate(("dense", "baseline")):
+        ledger.ask(TrialSpec(number, kind, None, 0))
+        ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
+        ledger.finish(number, {"state": "COMPLETE", **ended})
+    flip(store, f"{stage.path}/x")
+    repair(store, verify(store))
+    assert damaged(store) == []
+    assert store.read(result_path("tiny", 0)) is None and store.read(result_path("tiny", 1)) is not None
+    assert [trial.id for trial in Ledger(store, "tiny").open_trials()] == [0]
+
+
+def test_a_stage_of_a_measured_sweep_takes_no_result_with_it(store, tiny_spec):
+    ledger = begun(store, tiny_spec())
+    stage = store.stage({"kind": "train"})
+    manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
+    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
+    ledger.finish(0, {"state": "COMPLETE", **ended})
+    ledger.create(SIMILARITY_FILE, {"profile": {}})
+    flip(store, f"{stage.path}/x")
+    repair(store, verify(store))
+    assert damaged(store) == [] and store.read(result_path("tiny", 0)) is not None
+
+
+def test_what_was_deleted_for_the_next_driver_is_written_by_a_driver_with_nothing_to_run(store, tiny_spec):
+    """A complete sweep whose spec.yaml was mended stayed without one (simulation, seed 115)."""
+    spec = tiny_spec()
+    begun(store, spec)
+    flip(store, f"sweeps/{spec.name}/{SPEC_FILE}")
+    store.delete(f"sweeps/{spec.name}/{LOCK_COPY}")
+    repair(store, verify(store))
+    lease = Lease.acquire(store, spec.name, has_thread=False)
+    store.delete(f"sweeps/{spec.name}/{LOCK_COPY}")
+    _Driver(spec, store, lease, None, None, None)._restore(LOCK)
+    assert damaged(store) == []
+    lease.release()
+
+
+def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(store, tiny_spec):
+    """(simulation, seed 1112)"""
+    begun(store, tiny_spec())
+    for name in (LOCK_FILE, LOCK_COPY):
+        flip(store, f"sweeps/tiny/{name}")
+    lines = repair(store, verify(store))
+    assert any("cannot be restored" in line for line in lines)
