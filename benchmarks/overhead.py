@@ -44,6 +44,7 @@ from raylt.ledger import Ledger
 from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
 from raylt.search.dispatch import Dispatcher
+from raylt.search.memory import Memory
 from raylt.search.sampler import default_startup
 from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 from raylt.search.space import distributions
@@ -170,7 +171,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
         progress.round_done(trial, report)
 
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), changed)
-    searcher = LedgerSearcher(dispatcher, round_done)
+    searcher = LedgerSearcher(dispatcher, round_done, Memory(spec.search.concurrency, progress.say))
     shared = {"template": template(spec, store)}
     cluster.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
     study.close()

@@ -23,6 +23,7 @@ from raylt.ledger import Ledger
 from raylt.progress import SweepProgress
 from raylt.runs import tracking_uri, without_secrets
 from raylt.search.dispatch import Dispatcher
+from raylt.search.memory import Memory
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
@@ -185,7 +186,7 @@ class _Driver:
             progress.round_done(trial, report)
 
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed, self.confirm)
-        searcher = LedgerSearcher(dispatcher, round_done)
+        searcher = LedgerSearcher(dispatcher, round_done, Memory(self.spec.search.concurrency, progress.say))
         shared = {
             "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,
             "root": self.store.uri, "epoch": self.lease.holder.epoch,
