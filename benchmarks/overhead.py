@@ -292,7 +292,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     long, short, repeats = (100, 30, 1) if args.quick else (1000, 60, 3)
     document = json.loads(args.out.read_text()) if args.out.exists() else {}
-    with cluster.connected(None):
+    with cluster.connected(None, print):
         resources = cluster.trial_resources(make_spec(1), print)
         parts = {"growth": lambda: growth(long, resources), "against_plain": lambda: against_plain(short, repeats, resources)}
         for name, part in parts.items():

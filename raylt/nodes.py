@@ -46,7 +46,7 @@ class ActorGone(RayActorError):
 
 
 def culprit(error: BaseException | None) -> Culprit:
-    """What an actor is gone by: a fault of its own process, its node's end (or it was told to leave), or the node's want of memory."""
+    """What an actor is gone by: a fault of its process, the end of its node (or a notice to leave it), or too little memory there."""
     if isinstance(error, RayTaskError):
         error = error.as_instanceof_cause()
     if isinstance(error, ActorGone):
@@ -79,13 +79,13 @@ def _cause_of_death(actor_id: str | None) -> Culprit:
 _task_failed = RayActorManager._actor_task_failed
 
 
-def _actor_task_failed(manager: Any, task: Any, exception: Exception) -> None:
-    """In place of the manager's own, which in Ray 2.60 knows two errors of a call to an actor and ends the experiment at others.
+def _actor_task_failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+    """In place of the manager's own, which in Ray 2.60 knows two errors of a call to an actor and ends all at others.
 
     One of the others is `OutOfMemoryError`, of an actor that the node's memory monitor has killed.
     """
     is_known = isinstance(exception, (RayActorError, RayTaskError)) or not isinstance(exception, RayError)
-    _task_failed(manager, task, exception if is_known else ActorGone(exception))
+    _task_failed(manager, tracked_actor_task, exception if is_known else ActorGone(exception))
 
 
 RayActorManager._actor_task_failed = _actor_task_failed

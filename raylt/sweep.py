@@ -129,7 +129,7 @@ class _Driver:
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with ExitStack() as ray_is_up:
             with self.signals.held():
-                ray_is_up.enter_context(cluster.connected(place.address))
+                ray_is_up.enter_context(cluster.connected(place.address, self._say))
             resources = cluster.trial_resources(self.spec, self._say)
             self.lease.check()
             self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", self.yaml.encode())

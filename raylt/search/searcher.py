@@ -107,7 +107,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         self.memory.killed(trial.name, len(self.live))
         if self.memory.is_hopeless:
             self.failure = self.failure or EnvironmentFailure(
-                f"stopped: Ray ended {self.memory.kills} workers in a row for want of memory, one trial at a time; free memory, "
+                f"stopped: Ray ended {self.memory.kills} workers in a row for want of memory, one trial at a time; free some, "
                 "or make train.batch_size or the U-Net smaller. Nothing is lost: the same command goes on from here"
             )
 

@@ -67,7 +67,9 @@ class Tune:
         manager, actor, call = MagicMock(), MagicMock(), MagicMock()
         call._tracked_actor, call._on_error = actor, None
         actor._on_error = lambda actor, exception: self.lose(exception)
-        RayActorManager._actor_task_failed(manager, call, error)
+        RayActorManager._actor_task_failed(
+            manager, tracked_actor_task=call, exception=error
+        )  # Tune's keywords
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_tunes_own_manager_passes_a_kill_of_the_memory_monitor_on(tune):
     tune.fail_call(KILLED)
     assert tune.dispatcher.results == [] and tune.searcher.live == {}
     with pytest.raises(RuntimeError, match="unexpected"):
-        RayActorManager._actor_task_failed(MagicMock(), MagicMock(), ValueError("none of Ray's"))
+        RayActorManager._actor_task_failed(MagicMock(), tracked_actor_task=MagicMock(), exception=ValueError("none of Ray's"))
 
 
 @pytest.mark.parametrize(
