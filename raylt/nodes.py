@@ -46,7 +46,7 @@ class ActorGone(RayActorError):
 
 
 def culprit(error: BaseException | None) -> Culprit:
-    """What an actor is gone by: a fault of its process, the end of its node (or a notice to leave it), or too little memory there."""
+    """What took an actor: a fault of its process, the end of its node (or a notice to leave), or too little memory there."""
     if isinstance(error, RayTaskError):
         error = error.as_instanceof_cause()
     if isinstance(error, ActorGone):

@@ -85,9 +85,7 @@ def _refusal(error: Exception, address: str | None) -> str:
     if "/dev/shm" in str(error):
         return f"{what}; make room in /dev/shm (in Docker: --shm-size=1g)"
     if _is_late(error):
-        return (
-            f"{what}; the machine is too busy, or lacks memory or room in {ray_folder()}: try again later"
-        )
+        return f"{what}; the machine is too busy, or lacks memory or room in {ray_folder()}: try again later"
     if isinstance(error, OSError):
         return f"{what}; Ray keeps its files in {ray_folder()}: let RAY_TMPDIR name a short folder that can be written to"
     return f"{what}; its logs are in {ray_folder()}/session_latest/logs"

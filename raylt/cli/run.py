@@ -24,6 +24,7 @@ from raylt.cli.common import (
     print_confirmation,
     print_tables,
 )
+from raylt.cli.streams import told
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, find_sweep, is_file, load
 
@@ -101,7 +102,8 @@ def sweep(
         from raylt.sweep import run_sweep
 
         parsed, code = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
-    _print_end(parsed, code, new, max_hours)
+    with told():
+        _print_end(parsed, code, new, max_hours)
     raise typer.Exit(code)
 
 
@@ -137,7 +139,8 @@ def confirm(
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
         parsed, code = run_sweep(parsed, place=place, confirm=request, ends_at=ends_at, console=console(stderr=True))
-    _print_end(parsed, code, False, max_hours)
+    with told():
+        _print_end(parsed, code, False, max_hours)
     raise typer.Exit(code)
 
 
@@ -248,7 +251,8 @@ def ticket(
         from raylt.single import run_ticket
 
         record, code = run_ticket(parsed, rule, seed, console(stderr=True))
-    _print_record(record, as_json)
+    with told():
+        _print_record(record, as_json)
     raise typer.Exit(code)
 
 

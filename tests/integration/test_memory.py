@@ -19,7 +19,11 @@ from tests.conftest import TINY, merged
 GIB = 2**30
 SPARE = 7 * GIB  # Ray, the driver, two workers; and what else goes on here
 PATIENCE_S = 400.0
-LONG = {"train": {"steps": 1500, "checkpoint_every": 50}, "ticket": {"rounds": 1, "shared_rounds": 0}, "search": {"trials": 1}}
+LONG = {
+    "train": {"steps": 600, "checkpoint_every": 20},
+    "ticket": {"rounds": 1, "shared_rounds": 0},
+    "search": {"trials": 0, "pilots": 0, "baselines": ["uniform"]},
+}
 TAKE = "import sys, time; held = bytearray(b'x') * int(sys.argv[1]); print('held', flush=True); time.sleep(600)"
 
 pytestmark = pytest.mark.slow

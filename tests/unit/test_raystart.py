@@ -49,7 +49,11 @@ def refusing(monkeypatch: pytest.MonkeyPatch):
         (RuntimeError("Failed to start GCS.  Last 0 lines of error files:"), 3, "too busy"),
         (RuntimeError("Timed out waiting for file gcs_server_port"), 3, "too busy"),
         (NO_SHM, 1, "--shm-size"),
-        (PermissionError(errno.EACCES, "Permission denied", "/there/ray"), 1, "/there/ray: Permission denied; Ray keeps its files"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/there/ray"),
+            1,
+            "/there/ray: Permission denied; Ray keeps its files",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "/there"), 1, "RAY_TMPDIR"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "RAY_TMPDIR"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone"), 1, "RAY_TMPDIR"),
@@ -98,7 +102,10 @@ def test_a_busy_machine_is_tried_again_and_what_was_half_up_is_ended(refusing, m
     ("error", "words"),
     [
         (RuntimeEnvSetupError("no runtime environment"), "RuntimeEnvSetupError: "),
-        (RayTaskError("probe", "Traceback (most recent call last): ...", ImportError("no torch there")), "ImportError: no torch"),
+        (
+            RayTaskError("probe", "Traceback (most recent call last): ...", ImportError("no torch there")),
+            "ImportError: no torch",
+        ),
         (OutOfMemoryError("killed"), "OutOfMemoryError: killed"),
     ],
     ids=repr,
