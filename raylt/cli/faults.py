@@ -21,6 +21,8 @@ OTHERS = {  # whose errors are no fault of ours: a database, a file system, a se
 
 def leave_with(error: BaseException) -> int:
     """Says what `error` is; the exit code that it stands for."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # typer's answer to it is 1
+        error = error.__context__
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):

@@ -32,7 +32,7 @@ class _Deaf:
 
 
 def make_usable() -> None:
-    """Opens what is closed, or the next file opened, a database perhaps, would get what is printed; errors of stderr are not heard."""
+    """Opens what is closed: else the next file opened, a database perhaps, gets what is printed. stderr fails no more."""
     for number, name in enumerate(_NAMES):
         try:
             os.fstat(number)
@@ -41,8 +41,8 @@ def make_usable() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # a stream that is no file
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        with suppress(AttributeError, OSError, ValueError):  # a stream that is no file
+            stream.reconfigure(errors="backslashreplace")
     sys.stderr = _Deaf(sys.stderr)  # type: ignore[assignment]
 
 

@@ -146,6 +146,7 @@ def _child(folder: Path, argv: list[str], before: Callable[[], None]) -> None:
         main()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 98
+        sys.stderr.flush()
     except BaseException:
         import traceback
 
@@ -278,7 +279,11 @@ ERRORS: dict[str, tuple[Callable[[], BaseException], int, str]] = {
     "memory": (MemoryError, 3, "too little memory"),
     "recursion": (lambda: RecursionError("maximum recursion depth exceeded"), 3, UNKNOWN),
     "a fault of ours": (lambda: KeyError("x"), 3, UNKNOWN),
-    "SQLite": (lambda: sqlite3.OperationalError("database is locked"), 3, "SQLite failed: OperationalError: database is locked"),
+    "SQLite": (
+        lambda: sqlite3.OperationalError("database is locked"),
+        3,
+        "SQLite failed: OperationalError",
+    ),
     "Arrow": (lambda: pyarrow.ArrowInvalid("no such scheme"), 3, "the store failed: ArrowInvalid"),
     "no rights": (lambda: PermissionError(errno.EACCES, "Permission denied", "/there"), 3, "/there: Permission denied"),
     "a full disk": (lambda: OSError(errno.ENOSPC, "No space left on device", "/there"), 3, "/there: No space left on device"),
@@ -313,7 +318,9 @@ def test_a_fault_of_ours_says_where_its_traceback_is(folder):
     assert "Traceback (most recent call last)" in run(folder, WORDS["status"], shown).err
 
 
-@pytest.mark.parametrize("words", ["sweeep", "status", "status a b", "results done --sort nonsense", "store", "logs done x", "--nope"])
+@pytest.mark.parametrize(
+    "words", ["sweeep", "status", "status a b", "results done --sort nonsense", "store", "logs done x", "--nope"]
+)
 def test_a_wrong_command_line_is_code_2(folder, words):
     ended = run(folder, words)
     check(ended, (2,))
