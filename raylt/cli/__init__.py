@@ -33,7 +33,7 @@ def main() -> NoReturn:
             code = int(app(standalone_mode=False) or 0)
         except BaseException as error:
             code = leave_with(error)
-        if not close_stdout():
+        if not close_stdout(quietly=code != 0):
             code = code or 3
     except KeyboardInterrupt:  # once more, while the first one was being heeded
         code = 130

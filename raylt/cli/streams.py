@@ -56,9 +56,9 @@ def told() -> Iterator[None]:
         complain(error)
 
 
-def complain(error: OSError) -> None:
+def complain(error: OSError, *, quietly: bool = False) -> None:
     """Says that stdout failed; a reader who has left (`| head`) wants no word. What is still to be printed goes nowhere."""
-    if error.errno != errno.EPIPE:
+    if error.errno != errno.EPIPE and not quietly:
         print(f"stdout: {error.strerror or error}", file=sys.stderr)
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -66,12 +66,12 @@ def complain(error: OSError) -> None:
         os.close(nowhere)
 
 
-def close_stdout() -> bool:
+def close_stdout(*, quietly: bool) -> bool:
     """Writes out what was printed; whether that went well. Else Python would, with words and an exit code of its own."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        complain(error)
+        complain(error, quietly=quietly)
         return error.errno == errno.EPIPE
     except ValueError:  # closed
         pass
