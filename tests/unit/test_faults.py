@@ -25,10 +25,15 @@ import pytest
 import typer
 
 import raylt.cli.commands
+from raylt import preflight
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
+from raylt.diffusion.train import Compute
+from raylt.plan import TrialSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Store
+from raylt.trial import Bench, TrialRun
+from raylt.triallog import TrialLog
 from tests.conftest import TINY, merged
 
 UNKNOWN = "an error that raylt does not know"
@@ -43,9 +48,9 @@ WORDS = {  # command -> a command line that does something where nothing is wron
     "status": "status done --local",
     "results": "results done --local",
     "report": "report done -o page.html --local",
-    "export": "export done 0 folder",
+    "export": "export done 90 folder",
     "ui": "ui --port {port} --local",
-    "logs": "logs done 0 --local",
+    "logs": "logs done 90 --local",
     "stop": "stop done --local",
     "retry": "retry done --failed --local",
     "record": "record done --local",
@@ -97,9 +102,16 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(_warm_store, folder / "raylt-data")
     from raylt.spec import SweepSpec
 
-    make(folder / "raylt-data", SweepSpec.model_validate({**merged(TINY, SMALL), "name": "done"}))
-    ran = run(folder, "ticket tiny.yaml")  # its stages then are in the store
-    assert ran.code == 0, ran
+    done = SweepSpec.model_validate({**merged(TINY, SMALL), "name": "done"})
+    ledger = make(folder / "raylt-data", done)
+    trial = TrialSpec(90, "baseline", "uniform", 0)  # one that was trained, beside those that are invented
+    store = Store(str(folder / "raylt-data"), owner="done/90")
+    trained = TrialRun(trial, Bench.open(done, Compute(), preflight.check(done, store).inputs), store)
+    log = TrialLog(store, "done", 90)
+    for report in trained:
+        log.scored(report)
+    ledger.ask(trial)
+    ledger.finish(90, trained.result)
     return folder
 
 
@@ -345,5 +357,5 @@ def test_nothing_is_printed_into_a_file_that_took_a_closed_streams_number(folder
         assert opened
 
     run(folder, "ticket tiny.yaml", before)
-    stray = [path for path in folder.rglob("*") if path.is_file() and b"round 0 scored" in path.read_bytes()[:200]]
+    stray = [path for path in folder.rglob("*") if path.is_file() and b"scored: density 1.0000" in path.read_bytes()]
     assert stray == []
