@@ -29,11 +29,14 @@ from raylt import preflight
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
 from raylt.diffusion.train import Compute
-from raylt.plan import TrialSpec
+from raylt.document import LOCK_FILE, SPEC_FILE
+from raylt.ledger import Ledger
+from raylt.plan import plan
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.trial import Bench, TrialRun
 from raylt.triallog import TrialLog
+from tests.confirmed import LOCK
 from tests.conftest import TINY, merged
 
 UNKNOWN = "an error that raylt does not know"
@@ -48,9 +51,9 @@ WORDS = {  # command -> a command line that does something where nothing is wron
     "status": "status done --local",
     "results": "results done --local",
     "report": "report done -o page.html --local",
-    "export": "export done 90 folder",
+    "export": "export done 3 folder",
     "ui": "ui --port {port} --local",
-    "logs": "logs done 90 --local",
+    "logs": "logs done 3 --local",
     "stop": "stop done --local",
     "retry": "retry done --failed --local",
     "record": "record done --local",
@@ -93,9 +96,7 @@ def _imported() -> None:
 
 @pytest.fixture(scope="module")
 def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a spec, and a store with a sweep called done, of which one trial has ended."""
-    from tests.confirmed import begun as make
-
+    """A folder with a spec, and a store with a sweep called done, of which two trials have ended."""
     folder = tmp_path_factory.mktemp("begun")
     spec = dump_yaml(merged(TINY, SMALL))
     (folder / "tiny.yaml").write_text(spec)
@@ -103,15 +104,17 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from raylt.spec import SweepSpec
 
     done = SweepSpec.model_validate({**merged(TINY, SMALL), "name": "done"})
-    ledger = make(folder / "raylt-data", done)
-    trial = TrialSpec(90, "baseline", "uniform", 0)  # one that was trained, beside those that are invented
-    store = Store(str(folder / "raylt-data"), owner="done/90")
-    trained = TrialRun(trial, Bench.open(done, Compute(), preflight.check(done, store).inputs), store)
-    log = TrialLog(store, "done", 90)
-    for report in trained:
-        log.scored(report)
-    ledger.ask(trial)
-    ledger.finish(90, trained.result)
+    store = Store(str(folder / "raylt-data"), owner="done/0")
+    ledger = Ledger(store, "done", lambda: None)
+    store.write(f"sweeps/done/{SPEC_FILE}", dump_yaml(done.dump()).encode())
+    ledger.write(LOCK_FILE, LOCK)
+    bench = Bench.open(done, Compute(), preflight.check(done, store).inputs)
+    for trial in [item.trial for item in plan(done) if item.trial.rule in (None, "uniform") and item.trial.kind != "pilot"]:
+        trained, log = TrialRun(trial, bench, store), TrialLog(store, "done", trial.id)
+        for report in trained:
+            log.scored(report)
+        ledger.ask(trial)
+        ledger.finish(trial.id, trained.result)
     return folder
 
 
@@ -272,8 +275,11 @@ SURROUNDINGS = {
     "a study.db that is none": writes("raylt-data/sweeps/done/study.db", b"no database" * 1000),
 }
 MUTE = ("closed", "full", "reads")
-DEAR = ("sweep", "confirm", "ticket", "report")  # seconds each: they meet a few
-FEW = ("all are closed", "nobody reads either", "no home", "a file in place of the store", "a folder in place of the page")
+DEAR = ("sweep", "confirm", "ticket", "report", "record")  # seconds each: they meet a few
+FEW = (
+    "all are closed", "nobody reads either", "no home", "a file in place of the store", "a folder in place of the page",
+    "an mlflow.db that is none",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", WORDS)
