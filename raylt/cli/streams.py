@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 _NAMES = ("stdin", "stdout", "stderr")
 
@@ -40,10 +40,11 @@ def make_usable() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
-    for stream in (sys.stdout, sys.stderr):
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
         with suppress(AttributeError, OSError, ValueError):  # a stream that is no file
             stream.reconfigure(errors="backslashreplace")
-    sys.stderr = _Deaf(sys.stderr)  # type: ignore[assignment]
+    sys.stderr = cast(Any, _Deaf(sys.stderr))
 
 
 @contextmanager

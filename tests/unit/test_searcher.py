@@ -67,9 +67,7 @@ class Tune:
         manager, actor, call = MagicMock(), MagicMock(), MagicMock()
         call._tracked_actor, call._on_error = actor, None
         actor._on_error = lambda actor, exception: self.lose(exception)
-        RayActorManager._actor_task_failed(
-            manager, tracked_actor_task=call, exception=error
-        )  # Tune's keywords
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=call, exception=error)  # Tune's keywords
 
 
 @pytest.fixture
