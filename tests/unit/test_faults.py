@@ -365,3 +365,14 @@ def test_nothing_is_printed_into_a_file_that_took_a_closed_streams_number(folder
     run(folder, "ticket tiny.yaml", before)
     stray = [path for path in folder.rglob("*") if path.is_file() and b"scored: density 1.0000" in path.read_bytes()]
     assert stray == []
+
+
+@pytest.mark.parametrize("words", ["sweep bad.yaml --local", "sweep bad.yaml --local --dry-run", "ticket bad.yaml"])
+def test_a_config_that_gives_no_unet_is_told_with_its_line_before_anything_starts(folder, words):
+    spec = dump_yaml(merged(merged(TINY, SMALL), {"model": {"config": {"down_block_types": ["KDownBlock2D", "DownBlock2D"]}}}))
+    (folder / "bad.yaml").write_text(spec)
+    ended = run(folder, words)
+    check(ended, (2,))
+    line = next(number for number, text in enumerate(spec.splitlines(), 1) if text.strip() == "config:")
+    assert f"bad.yaml:{line}: model.config: gives no U-Net that can be trained: " in ended.err
+    assert not (folder / "raylt-data/sweeps/tiny").exists()
