@@ -44,6 +44,7 @@ from raylt.ledger import LOCK_FILE, Ledger
 from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
 from raylt.search.dispatch import Dispatcher
+from raylt.search.memory import Memory
 from raylt.search.sampler import default_startup
 from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 from raylt.search.space import distributions
@@ -170,7 +171,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
         progress.round_done(trial, report)
 
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), changed)
-    searcher = LedgerSearcher(dispatcher, round_done)
+    searcher = LedgerSearcher(dispatcher, round_done, Memory(spec.search.concurrency, progress.say))
     shared = {"template": template(spec, store)}
     cluster.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
     study.close()
@@ -291,7 +292,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     long, short, repeats = (100, 30, 1) if args.quick else (1000, 60, 3)
     document = json.loads(args.out.read_text()) if args.out.exists() else {}
-    with cluster.connected(None):
+    with cluster.connected(None, print):
         resources = cluster.trial_resources(make_spec(1), print)
         parts = {"growth": lambda: growth(long, resources), "against_plain": lambda: against_plain(short, repeats, resources)}
         for name, part in parts.items():

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from raylt import raystart
 from raylt.auth import asks_for_token
 from raylt.capacity import Capacity, needed, read_capacity
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, SpecError
+from raylt.raystart import Say
 from raylt.spec import SweepSpec
-
-Say = Callable[[str], None]
 
 FIRST_WORKER_WITHIN_S = 90.0
 
@@ -68,23 +68,12 @@ def prepare_environment(address: str | None) -> None:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, say: Say) -> Iterator[None]:
     """A running Ray: started here and ended with us, or the cluster at `address`. Raises `EnvironmentFailure`."""
     prepare_environment(address)
-    import ray
-
-    where: dict[str, Any] = {"address": address}
-    if address is None:
-        where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise EnvironmentFailure(f"no Ray {'on this machine' if address is None else f'at {address}'}: {error}") from error
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
+    with raystart.running(address, say):
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
-    finally:
-        ray.shutdown()
 
 
 def trial_resources(spec: SweepSpec, say: Say) -> Resources:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
+from raylt.diffusion.rehearsal import rehearse
 from raylt.document import SIMILARITY_FILE, groups_of
 from raylt.errors import Problem, SpecError
 from raylt.files import in_units
@@ -32,8 +33,8 @@ def check(spec: SweepSpec, store: Store, begun: Address | None = None, stored_im
     `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not; `stored_images`: and
     where `data.root` is not to be looked at.
     """
-    layers = layers_of(spec.unet_config)
-    flops = count_flops(spec.unet_config)  # runs the U-Net on shapes: what cannot run is found here
+    rehearse(spec.unet_config)
+    layers, flops = layers_of(spec.unet_config), count_flops(spec.unet_config)
     problems = _density_problems(spec, layers) or _ceiling_problems(spec, layers, flops)
     inputs = None
     try:

@@ -56,7 +56,7 @@ def block_names(config: dict[str, Any]) -> list[str]:
         "conv_in",
         "time_embedding",
         *(f"down_blocks.{i}" for i in range(len(downs))),
-        "mid_block",
+        *(["mid_block"] if config.get("mid_block_type", "UNetMidBlock2D") is not None else []),
         *(f"up_blocks.{i}" for i in range(len(ups))),
         "conv_out",
     ]

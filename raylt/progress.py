@@ -21,7 +21,7 @@ class SweepProgress:
     def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
         self.spec, self.ledger, self.console = spec, ledger, console
         begun = "goes on" if ledger.asked else "begins"
-        self._say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
+        self.say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
         self._status: Status | None = console.status(Text(self._headline())) if console.is_terminal else None
         if self._status is not None:
             self._status.start()
@@ -37,18 +37,19 @@ class SweepProgress:
 
     def changed(self, trial: TrialSpec, result: Result | None) -> None:
         if result is not None and result["state"] == COMPLETE:
-            self._say(f"{trial.name} complete: {_numbers(result)}{' BROKEN' if result['broken'] else ''}")
+            self.say(f"{trial.name} complete: {_numbers(result)}{' BROKEN' if result['broken'] else ''}")
         elif result is not None:
-            self._say(f"{trial.name} {result['state']}: {result['cause']}")
+            self.say(f"{trial.name} {result['state']}: {result['cause']}")
         if self._status is not None:
             self._status.update(Text(self._headline()))
 
     def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
         last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)
         if last and not report["shared"]:
-            self._say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
+            self.say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line with the time of day."""
         self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

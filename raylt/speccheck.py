@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
+from raylt.modelcheck import config_problems
 from raylt.pathwords import root_problem
 from raylt.spec import CREDENTIALS_ADVICE, IMAGE_SHAPES, SweepSpec, has_credentials, matches
 from raylt.trackinguri import uri_problem
 
-_MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
+LEAST_GPU = 0.0001
 _TRACKING_ADVICE = (
     "a URI without; a server's come from the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
     "MLFLOW_TRACKING_TOKEN), a database's with its whole URI in MLFLOW_TRACKING_URI, which nothing keeps"
@@ -23,9 +24,10 @@ _MODEL = ("model", "data.name")  # what the names of the blocks rest on: the def
 
 def cross_key_problems(spec: SweepSpec) -> list[Problem]:
     """What no single key can know: pairs of keys that contradict each other. Lines are added by the caller."""
-    config = list(_config_problems(spec))
+    config = list(config_problems(spec.model.config or {}))
     blocks = [] if config else [*_size_problems(spec), *_keep_dense_problems(spec), *_group_problems(spec)]
     rest = [*_search_problems(spec), *_metrics_problems(spec), *_confirm_problems(spec), *_storage_problems(spec)]
+    rest += _resource_problems(spec)
     return [*_data_problems(spec), *config, *_ticket_problems(spec), *blocks, *rest]
 
 
@@ -63,13 +65,13 @@ def _overruled_problems(spec: SweepSpec) -> Iterator[Problem]:
             yield _problem(f"model.config.{key}", "contradicts the images", expected, given, *about)
 
 
-def _config_problems(spec: SweepSpec) -> Iterator[Problem]:
-    """Of `model.config`, what the blocks are named after; all else in it is diffusers' to judge, in the preflight."""
-    for key in ("down_block_types", "up_block_types"):
-        types = (spec.model.config or {}).get(key, [""])
-        if not isinstance(types, list) or not 1 <= len(types) <= _MAX_LEVELS or not all(isinstance(t, str) for t in types):
-            expected = f"a list of 1 to {_MAX_LEVELS} block types, such as DownBlock2D or AttnUpBlock2D"
-            yield _problem(f"model.config.{key}", "is not a list of block types", expected, types)
+def _resource_problems(spec: SweepSpec) -> Iterator[Problem]:
+    gpus = spec.resources.gpus
+    if isinstance(gpus, float) and gpus > 1 and not gpus.is_integer():
+        what = "is more than one GPU and no whole number of them"
+        yield _problem("resources.gpus", what, "a fraction below 1 (trials share a GPU), or a whole number", gpus)
+    elif isinstance(gpus, float) and 0 < gpus < LEAST_GPU:
+        yield _problem("resources.gpus", "is too small a share", f"{LEAST_GPU} or more, which Ray counts in, or 0", gpus)
 
 
 def _size_problems(spec: SweepSpec) -> Iterator[Problem]:

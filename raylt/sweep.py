@@ -26,6 +26,7 @@ from raylt.progress import SweepProgress
 from raylt.runs import tracking_uri
 from raylt.seals import digest_of, seal_yaml
 from raylt.search.dispatch import Dispatcher
+from raylt.search.memory import Memory
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
@@ -178,7 +179,7 @@ class _Driver:
         found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with ExitStack() as ray_is_up:
             with self.signals.held():
-                ray_is_up.enter_context(cluster.connected(place.address))
+                ray_is_up.enter_context(cluster.connected(place.address, self._say))
             resources = cluster.trial_resources(self.spec, self._say)
             self._write_spec()
             lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
@@ -257,7 +258,7 @@ class _Driver:
             progress.round_done(trial, report)
 
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed, self.confirm)
-        searcher = LedgerSearcher(dispatcher, round_done)
+        searcher = LedgerSearcher(dispatcher, round_done, Memory(self.spec.search.concurrency, progress.say))
         shared = {
             "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,
             "root": self.store.uri, "epoch": self.lease.holder.epoch, "token": self.lease.holder.token,

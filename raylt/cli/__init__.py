@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from raylt.cli import manage, record, run, stores, view  # their commands are part of the app
-from raylt.cli.common import app
-from raylt.errors import EnvironmentFailure, RayltError
-from raylt.terminal import print_plainly
+if TYPE_CHECKING:
+    from raylt.cli.commands import app
 
-__all__ = ["app", "main", "manage", "record", "run", "stores", "view"]
+__all__ = ["app", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, made when it is first asked for: until `main` has begun, nobody words what fails, Ctrl-C among it."""
+    if name != "app":
+        raise AttributeError(name)
+    from raylt.cli.commands import app
+
+    return app
 
 
 def main() -> NoReturn:
-    """Run a command; print errors a user can cause as plain lines and leave with their exit code."""
-    print_plainly()
+    """Run a command; print errors as plain lines and leave with their exit code."""
     try:
-        app()
-    except RayltError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except OSError as error:
-        print(EnvironmentFailure(f"{error.filename or 'input/output'}: {error.strerror or error}"), file=sys.stderr)
-        sys.exit(3)
-    sys.exit(0)
+        from raylt.cli.faults import leave_with
+        from raylt.cli.streams import close_stdout, make_usable
+        from raylt.terminal import print_plainly
+
+        make_usable()
+        print_plainly()
+        try:
+            from raylt.cli.commands import app
+
+            code = int(app(standalone_mode=False) or 0)
+        except BaseException as error:
+            code = leave_with(error)
+        if not close_stdout(quietly=code != 0):
+            code = code or 3
+    except KeyboardInterrupt:  # once more, while the first one was being heeded
+        code = 130
+    sys.exit(code)

@@ -37,8 +37,12 @@ def logs(
         ledger.reload()
         return trial in ledger.results or state_of(spec, ledger) != "running"
 
+    said = False
     for text in read_log(ledger.store, ledger.name, trial, until=has_ended if follow else None):
         typer.echo(text, nl=False)
+        said = True
+    if not said:
+        typer.echo(f"{ledger.name}: trial {trial} has said nothing yet", err=True)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from raylt.cli.common import (
     print_tables,
 )
 from raylt.cli.stored import spec_to_confirm
+from raylt.cli.streams import told
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.lookup import find_results, is_file, load
 from raylt.pathwords import literal
@@ -108,7 +109,8 @@ def sweep(
         from raylt.sweep import run_sweep
 
         ended = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
-    _print_end(ended, new, max_hours)
+    with told():
+        _print_end(ended, new, max_hours)
     raise typer.Exit(ended.code)
 
 
@@ -146,7 +148,8 @@ def confirm(
         ended = run_sweep(
             parsed, place=place, confirm=request, stored_images=stored_images, ends_at=ends_at, console=console(stderr=True)
         )
-    _print_end(ended, False, max_hours)
+    with told():
+        _print_end(ended, False, max_hours)
     raise typer.Exit(ended.code)
 
 
@@ -250,7 +253,8 @@ def ticket(
         from raylt.single import run_ticket
 
         record, code = run_ticket(parsed, rule, seed, console(stderr=True))
-    _print_record(record, as_json)
+    with told():
+        _print_record(record, as_json)
     raise typer.Exit(code)
 
 

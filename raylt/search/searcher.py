@@ -21,6 +21,7 @@ from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
 from raylt.ledger import Result
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Dispatcher, Finished, Wait
+from raylt.search.memory import Memory
 from raylt.trial import MESSAGE, failure
 
 OnRound = Callable[[TrialSpec, dict[str, Any]], None]
@@ -39,9 +40,9 @@ class _Unsaved:
 class LedgerSearcher(_Unsaved, Searcher):
     """Adapter: Tune's trial ids <-> ours. Holds no state worth saving, so a driver that dies loses none."""
 
-    def __init__(self, dispatcher: Dispatcher, on_round: OnRound) -> None:
+    def __init__(self, dispatcher: Dispatcher, on_round: OnRound, memory: Memory) -> None:
         super().__init__(metric=None, mode=None)  # with a metric, one result that lacks it would abort the sweep
-        self.dispatcher, self.on_round = dispatcher, on_round
+        self.dispatcher, self.on_round, self.memory = dispatcher, on_round, memory
         self.live: dict[str, TrialSpec] = {}
         self.failure: EnvironmentFailure | None = None  # what ends the sweep: raised here, Tune would blame the trial for it
         self.rounds: dict[int, dict[int, dict[str, Any]]] = {}  # trial -> round -> its report
@@ -49,6 +50,8 @@ class LedgerSearcher(_Unsaved, Searcher):
     def suggest(self, trial_id: str) -> Any:  # Tune calls it by this very keyword
         if self.failure is not None:
             return Searcher.FINISHED
+        if not self.memory.admits(len(self.live)):
+            return None
         chosen = self.dispatcher.next_trial({trial.id for trial in self.live.values()})
         if isinstance(chosen, Finished) and not self.live:
             return Searcher.FINISHED
@@ -85,16 +88,28 @@ class LedgerSearcher(_Unsaved, Searcher):
         known = self.rounds.setdefault(trial.id, {})
         if report is not None and report["round"] not in known:
             known[report["round"]] = report
+            self.memory.progressed()
             self.on_round(trial, report)
 
     def end(self, trial_id: str, result: Result) -> None:
         trial = self.live.pop(trial_id)
         self.rounds.pop(trial.id, None)
+        self.memory.progressed()
         self.dispatcher.ended(trial.id, result)
 
     def hand_back(self, trial_id: str) -> None:
         """The trial did not end and runs nowhere now: it is handed out again."""
         del self.live[trial_id]
+
+    def starved(self, trial_id: str) -> None:
+        """The trial's worker was killed because its node lacks memory: the trial is handed out again, the sweep takes less."""
+        trial = self.live.pop(trial_id)
+        self.memory.killed(trial.name, len(self.live))
+        if self.memory.is_hopeless:
+            self.failure = self.failure or EnvironmentFailure(
+                f"stopped: Ray ended {self.memory.kills} workers in a row for want of memory, one trial at a time; free some, "
+                "or make train.batch_size or the U-Net smaller. Nothing is lost: the same command goes on from here"
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
@@ -107,7 +122,7 @@ class WorkerDeaths(_Unsaved, tune.Callback):
     """Hands the trial of a worker that has gone out again; ends one that went too often as FAIL, with the cause.
 
     Only deaths of the worker process itself are held against a trial. A node that died, was drained or is out of reach
-    took its trials with it, whatever they were.
+    took its trials with it, whatever they were; one that lacks memory is given less to do.
     """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
@@ -119,9 +134,14 @@ class WorkerDeaths(_Unsaved, tune.Callback):
         if trial.trial_id not in self.searcher.live:
             return
         number, error = self.searcher.live[trial.trial_id].id, _errors.pop(trial.trial_id, None)
-        is_lost = nodes.left_with_its_node(error)
+        culprit = nodes.culprit(error)
+        if culprit == "memory":
+            self.searcher.starved(trial.trial_id)
+            return
         counter, bound, what = (
-            (self.losses, MAX_LOSSES, "its node was lost") if is_lost else (self.deaths, MAX_DEATHS, "the worker died")
+            (self.losses, MAX_LOSSES, "its node was lost")
+            if culprit == "node"
+            else (self.deaths, MAX_DEATHS, "the worker died")
         )
         counter[number] += 1
         if counter[number] < bound:

@@ -8,13 +8,16 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from raylt import nodes
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Finished
+from raylt.search.memory import MAX_KILLS, SUFFICES_AFTER_S, Memory
 from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
 from raylt.trial import MESSAGE
 
@@ -22,6 +25,7 @@ TRIAL = TrialSpec(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
 LEFT = RayTaskError("train", "", Preempted("left at step 7: its node is being drained"))
 CRASHED = ActorDiedError()
+KILLED = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.")
 NEVER_BEGAN = RayActorError(error_msg="its setup failed", actor_init_failed=True)
 
 
@@ -43,18 +47,27 @@ class Tune:
 
     def __init__(self) -> None:
         self.dispatcher, self.asked, self.reported = OneTrial(), 0, []
-        self.searcher = LedgerSearcher(self.dispatcher, lambda trial, report: self.reported.append(report))
+        self.said, self.now = [], 0.0
+        memory = Memory(2, self.said.append, lambda: self.now)
+        self.searcher = LedgerSearcher(self.dispatcher, lambda trial, report: self.reported.append(report), memory)
         self.deaths = WorkerDeaths(self.searcher)
 
     def suggest(self) -> Any:
         self.asked += 1
         return self.searcher.suggest(f"t{self.asked}")
 
-    def lose(self, error: BaseException) -> None:
-        trial = MagicMock(trial_id=f"t{self.asked}", local_path=None, is_restoring=False)
+    def lose(self, error: BaseException, asked: int | None = None) -> None:
+        trial = MagicMock(trial_id=f"t{asked or self.asked}", local_path=None, is_restoring=False)
         Trial.handle_error(trial, error)  # as Tune's controller does, before it asks its callbacks
         self.searcher.on_trial_complete(trial.trial_id, error=True)
         self.deaths.on_trial_error(0, [], trial)
+
+    def fail_call(self, error: Exception) -> None:
+        """A call to the trial's actor ends in an error: by Tune's own manager of actors, with its callbacks put in."""
+        manager, actor, call = MagicMock(), MagicMock(), MagicMock()
+        call._tracked_actor, call._on_error = actor, None
+        actor._on_error = lambda actor, exception: self.lose(exception)
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=call, exception=error)  # Tune's keywords
 
 
 @pytest.fixture
@@ -76,7 +89,7 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
 
 
 def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
-    monkeypatch.setattr("raylt.nodes.left_with_its_node", lambda error: False)
+    monkeypatch.setattr("raylt.nodes._cause_of_death", lambda actor_id: "process")
     causes = set()
     for error in [CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]:
         tune = Tune()
@@ -110,6 +123,99 @@ def test_a_lost_node_is_not_the_trials_fault_but_not_endless_either(tune, error)
         tune.lose(error)
     ((_, result),) = tune.dispatcher.results
     assert result["cause"].startswith("its node was lost 20 times: ")
+
+
+@dataclass
+class ManyTrials(OneTrial):
+    """Trials without end."""
+
+    def next_trial(self, live: set[int]) -> Any:
+        return TrialSpec(next(n for n in range(99) if n not in live), "search", "searched", 0)
+
+
+def test_tunes_own_manager_passes_a_kill_of_the_memory_monitor_on(tune):
+    """Unmended, Ray 2.60 raises RuntimeError('Caught unexpected exception') here, which ends the whole experiment."""
+    tune.suggest()
+    tune.fail_call(KILLED)
+    assert tune.dispatcher.results == [] and tune.searcher.live == {}
+    with pytest.raises(RuntimeError, match="unexpected"):
+        RayActorManager._actor_task_failed(MagicMock(), tracked_actor_task=MagicMock(), exception=ValueError("none of Ray's"))
+
+
+@pytest.mark.parametrize(
+    ("error", "culprit"),
+    [
+        (KILLED, "memory"),
+        (nodes.ActorGone(KILLED), "memory"),
+        (nodes.ActorGone(NodeDiedError("the node is gone")), "node"),
+        (CRASHED, "process"),
+        (NEVER_BEGAN, "process"),
+        (LOST, "node"),
+    ],
+    ids=repr,
+)
+def test_whose_fault_it_is(error, culprit):
+    assert nodes.culprit(error) == culprit
+
+
+def test_want_of_memory_fails_no_trial_but_ends_the_sweep_once_nothing_helps(tune):
+    for kill in range(1, MAX_KILLS + 1):
+        assert tune.suggest() == {"trial": TRIAL.dump()}, kill
+        tune.fail_call(KILLED)
+        assert (tune.dispatcher.results, len(tune.said)) == ([], kill)
+        assert tune.suggest() == (Searcher.FINISHED if kill == MAX_KILLS else None)
+        tune.now += 601
+    assert "for want of memory" in str(tune.searcher.failure) and "goes on from here" in str(tune.searcher.failure)
+    assert tune.searcher.failure.exit_code == 3
+    assert StopEarly(tune.searcher).stop_all()
+
+
+def test_crashes_and_kills_are_counted_apart(tune):
+    for _ in range(MAX_DEATHS - 1):
+        tune.suggest()
+        tune.lose(CRASHED)
+        tune.suggest()
+        tune.lose(KILLED)
+        tune.now += 601
+    assert tune.dispatcher.results == []
+    tune.suggest()
+    tune.lose(CRASHED)
+    assert tune.dispatcher.results[0][1]["cause"].startswith("the worker died 3 times")
+
+
+def test_with_too_little_memory_for_two_one_runs_until_memory_suffices(tune):
+    tune.searcher.dispatcher = tune.dispatcher = ManyTrials()
+    assert tune.suggest() and tune.suggest()
+    tune.lose(KILLED)
+    assert "1 trial at once" in tune.said[-1]
+    assert tune.suggest() is None  # one is still running
+    tune.now += SUFFICES_AFTER_S / 2
+    assert tune.suggest() is None
+    tune.now += SUFFICES_AFTER_S / 2
+    assert tune.suggest() and tune.suggest() is None
+    assert "2 trials at once" in tune.said[-1]
+    assert len(tune.said) == 2
+
+
+def test_two_killed_at_one_time_begin_again_after_a_pause(tune):
+    tune.searcher.dispatcher = tune.dispatcher = ManyTrials()
+    assert tune.suggest() and tune.suggest()
+    tune.lose(KILLED, 1)
+    tune.lose(KILLED, 2)
+    assert tune.suggest() is None
+    tune.now += 15
+    assert tune.suggest() and tune.suggest() is None
+
+
+def test_what_ends_between_two_kills_makes_the_pauses_short_again(tune):
+    for _ in range(3 * MAX_KILLS):
+        tune.suggest()
+        report = {"round": tune.asked, "loss": 0.5}
+        tune.searcher.on_trial_result(f"t{tune.asked}", {MESSAGE: json.dumps({"report": report})})
+        tune.lose(KILLED)
+        assert "in 15 s (pause 1 of" in tune.said[-1]
+        tune.now += 15
+    assert tune.searcher.failure is None
 
 
 def test_while_a_trial_runs_tune_is_never_told_that_all_is_handed_out(tune):
