@@ -150,6 +150,7 @@ def _child(folder: Path, argv: list[str], before: Callable[[], None]) -> None:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(folder)
+        tempfile.tempdir = str(folder)  # tracebacks are kept there
         for name in [name for name in os.environ if name.startswith(("RAYLT_", "MLFLOW_", "RAY_"))]:
             del os.environ[name]
         os.environ["RAY_TMPDIR"] = "/dev/null/x"  # Ray cannot start: a fault of its own, and no sweep runs
@@ -329,10 +330,9 @@ def test_whatever_a_command_meets_has_words_and_a_code(command, begun, tmp_path)
 def test_a_fault_of_ours_says_where_its_traceback_is(folder):
     fault = raises(lambda: KeyError("x"))
     ended = run(folder, WORDS["status"], fault)
-    (path,) = re.findall(rf"{re.escape(tempfile.gettempdir())}/raylt-\S+\.txt", ended.err)
+    (path,) = re.findall(rf"{re.escape(str(folder))}/raylt-\S+\.txt", ended.err)
     assert "Traceback (most recent call last)" in Path(path).read_text()
     assert "a fault of raylt's" in ended.err and len(ended.err.splitlines()) == 3
-    Path(path).unlink()
 
     def shown() -> None:
         os.environ[VARIABLE] = "1"
