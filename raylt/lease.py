@@ -175,9 +175,10 @@ class Lease:
             current = read_holder(store, name)
             if current is not None:
                 _await_its_end(store, name, current)
-            mine = Holder.myself(1 + max(newest_epoch(store, name), 0 if current is None else current.epoch))
-            if current is not None and mine.epoch != current.epoch + 1:
+            known = 0 if current is None else current.epoch
+            if newest_epoch(store, name) > known:
                 continue  # another was faster
+            mine = Holder.myself(known + 1)
             if store.create_record(epoch_path(name, mine.epoch), asdict(mine)) and _still_has(store, name, mine):
                 break
         lease = Lease(store, name, mine, on_stop, has_thread=False)

@@ -190,7 +190,7 @@ class TestResume:
         ]
         assert [line for line in describe_sweep(spec) if line in said] == said
 
-        def no_ray(address: str | None) -> None:
+        def no_ray(*_: object) -> None:
             raise EnvironmentFailure("this test starts no Ray")
 
         monkeypatch.setattr("raylt.sweep.cluster.connected", no_ray)

@@ -160,6 +160,21 @@ def test_an_epoch_has_one_holder_however_many_want_it(root):
     held[0].release()
 
 
+def test_who_looked_before_another_came_does_not_take_the_next_epoch(store, monkeypatch):
+    """Nobody holds the sweep, says the first look; by the second, another has its first epoch."""
+    really, looks = lease_module.read_holder, []
+
+    def looks_too_early(store, name):
+        if looks:
+            return really(store, name)
+        looks.append(plant(store, 1))
+        return None
+
+    monkeypatch.setattr(lease_module, "read_holder", looks_too_early)
+    with pytest.raises(LeaseHeld, match="being driven by pid"):
+        Lease.acquire(store, "s")
+
+
 def test_a_lease_of_an_earlier_raylt_is_heeded_and_then_replaced(store):
     """It has no files of epochs, and no ticks."""
     old = {key: value for key, value in asdict(Holder.myself(4)).items() if key != "start_ticks"}

@@ -92,7 +92,7 @@ def test_blocks_and_layers_have_every_number_and_what_is_dense_has_none(measured
 def test_plain_numbers_and_the_profile_are_what_they_were_before_there_were_others(measured):
     spec, ledger, found = measured
     pilots, store = [ledger.results[number] for number in (1, 2, 3)], ledger.store
-    masks = [load_mask(store, result["final_stage"], layers_of(spec.unet_config)) for result in pilots]
+    masks = [load_mask(store, result, layers_of(spec.unet_config)) for result in pilots]
     start = TrainState.from_bytes(store.find(pilots[0]["start_stage"]).read(START)).weights
     trained = unpack(store.find(ledger.results[0]["final_stage"]).read(TRAINED))["weights"]
     for block in set(spec.blocks) - set(KEPT_DENSE):
@@ -120,7 +120,7 @@ def test_movement_masks_are_of_the_dense_training_of_each_pilot(measured):
     assert len(rounds_0) == 3 and rounds_0[0].digest == ledger.results[0]["final_stage"]
     start = TrainState.from_bytes(ledger.store.find(ledger.results[1]["start_stage"]).read(START)).weights
     ends = [unpack(stage.read(TRAINED))["weights"] for stage in rounds_0]
-    mask = load_mask(ledger.store, ledger.results[1]["final_stage"], layers)  # uniform: all pilots keep the same counts
+    mask = load_mask(ledger.store, ledger.results[1], layers)  # uniform: all pilots keep the same counts
     moved = {
         layer.name: [
             largest((end[f"{layer.name}.weight"] - start[f"{layer.name}.weight"]).abs().numpy(), mask.counts[layer.name][0])
@@ -136,7 +136,7 @@ def test_movement_masks_are_of_the_dense_training_of_each_pilot(measured):
 
 def test_partial_kappa_splits_each_layer_by_the_start(measured):
     spec, ledger, found = measured
-    masks = [load_mask(ledger.store, ledger.results[n]["final_stage"], layers_of(spec.unet_config)) for n in (1, 2, 3)]
+    masks = [load_mask(ledger.store, ledger.results[n], layers_of(spec.unet_config)) for n in (1, 2, 3)]
     start = TrainState.from_bytes(ledger.store.find(ledger.results[1]["start_stage"]).read(START)).weights
     for layer in free_layers(spec):
         tickets = [mask.layers[layer.name].numpy().reshape(-1) for mask in masks]
