@@ -76,6 +76,14 @@ class Planned:
     trial: TrialSpec
     after: Sequence[int]  # trials that must have ended: they train what this one would train too
 
+    def dump(self) -> dict[str, Any]:
+        return {"trial": self.trial.dump(), "after": list(self.after)}
+
+    @staticmethod
+    def load(content: Mapping[str, Any]) -> Planned:
+        """What `dump` wrote. Raises `ValueError`, `TypeError` or `KeyError` where it is something else."""
+        return Planned(TrialSpec.load(content["trial"]), content["after"])
+
 
 def plan(spec: SweepSpec) -> list[Planned]:
     """Dense, pilots, baselines, in the order of their ids.

@@ -18,7 +18,6 @@ from raylt.lease import Lease, read_holder
 from raylt.ledger import (
     LOCK_COPY,
     LOCK_FILE,
-    is_number,
     is_sealed,
     read_asked,
     read_lock,
