@@ -61,7 +61,7 @@ def result_of(spec: SweepSpec, trial: TrialSpec) -> dict[str, Any]:
     return {
         "state": COMPLETE, "cause": None, **report, "round": spec.ticket.rounds, "flops_dense": 1_889_280, "layers": layers,
         "densities": {block: draw.random() for block in spec.blocks}, "kept": {block: [900, 9216] for block in spec.blocks},
-        "violations": [], "ticket": stages[0], "start_stage": stages[1], "final_stage": stages[2], "sample_stage": stages[3],
+        "violations": {}, "ticket": stages[0], "start_stage": stages[1], "final_stage": stages[2], "sample_stage": stages[3],
         "ticket_stage": stages[4], **record,
     }  # fmt: skip
 
