@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
-from raylt.index import PART, Part, Result, Results, first_of, listed, read_parts, write_part
+from raylt.index import PART, Part, Results, first_of, listed, read_parts, write_part
+from raylt.index import Result as Result
 from raylt.plan import Planned, TrialSpec
-from raylt.store import FIRST_SEALED, MANIFEST, Stage, Store
+from raylt.store import FIRST_SEALED, Store
 
 log = logging.getLogger("raylt.ledger")
 
@@ -39,7 +40,9 @@ class Ledger:
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
         self.results = Results()
-        self.changes: list[int] = []  # trials as they were learnt to be asked, or to have ended: who follows keeps a place in it
+        self.changes: list[
+            int
+        ] = []  # trials as they were learnt to be asked, or to have ended: who follows keeps a place in it
         self.num_searched = 0  # trials that the study proposed, without those that are one of them once more
         self._open: dict[int, TrialSpec] = {}
         self._plan: tuple[str, list[Planned]] = "", []  # the last file of confirmations that was read
@@ -57,7 +60,7 @@ class Ledger:
                     self._learn(trial)
                     self._learn_end(trial.id, part)
         unknown = [number for number in sizes if number not in self.asked]
-        for number, trial in zip(unknown, self.store.each(self._read_asked, unknown), strict=True):
+        for trial in self.store.each(self._read_asked, unknown):
             if trial is not None:
                 self._learn(trial)
         ended = [number for number in ended if number in self.asked and number not in self.results]
@@ -132,6 +135,12 @@ class Ledger:
         self._check()
         self.store.write_record(f"{self.folder}/{name}", value)
 
+    def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """One of the sweep's own files that is decided once: what it says, whoever has written it."""
+        self._check()
+        self.store.create_record(f"{self.folder}/{name}", value)
+        return self.read(name) or {}
+
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self.create(LOCK_FILE, value)
@@ -193,15 +202,6 @@ class Ledger:
         mine = ((number, trial) for number, trial in sorted(self.asked.items()) if trial.kind == kind)
         ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
         return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
-
-
-def stage_of(store: Store, result: Result, digest: str) -> Stage:
-    """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of."""
-    stage = store.find(digest)
-    expected = result["stages"].get(digest)
-    if expected is not None and stage.whole().digest != expected:
-        raise store.damaged(f"{stage.path}/{MANIFEST}", "its content is not that of the stage which a result names")
-    return stage
 
 
 def asked_path(name: str, number: int) -> str:

@@ -7,13 +7,14 @@ locks are no record: nothing is believed of them, so nothing of them is checked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.damage import Damaged
 from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import Diverged
+from raylt.index import Part, Result, first_of, listed, part_path
 from raylt.lease import Lease, read_holder
 from raylt.ledger import (
     LOCK_COPY,
@@ -24,10 +25,10 @@ from raylt.ledger import (
     read_result,
     require_lock,
     result_path,
-    stage_of,
 )
-from raylt.seals import seal_yaml
-from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of, is_digest
+from raylt.plan import TrialSpec
+from raylt.seals import BadSeal, seal_yaml
+from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content
 
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
@@ -51,14 +52,21 @@ class Check:
             pass  # a stage that can only fail is as it should be
         return None
 
+    def add(self, other: Check) -> None:
+        """What another looked at, as a part of this."""
+        self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
+        known = {error.path for error in self.damaged}
+        self.damaged += [error for error in other.damaged if error.path not in known]
+
 
 def verify(store: Store) -> Check:
-    """Read everything in a store."""
-    check = Check()
-    for digest, names in _stages(store).items():
-        _verify_stage(store, digest, names, check)
+    """Read everything in a store, each file once."""
+    check, contents = Check(), {}
+    for found, digest, content in store.each(lambda stage: _verify_stage(store, *stage), _stages(store).items()):
+        check.add(found)
+        contents[digest] = content
     for name in store.names("sweeps"):
-        _verify_sweep(store, name, check)
+        _verify_sweep(store, name, contents, check)
     return check
 
 
@@ -72,24 +80,25 @@ def _stages(store: Store) -> dict[str, list[str]]:
     return stages
 
 
-def _verify_stage(store: Store, digest: str, names: list[str], check: Check) -> None:
-    check.files += len(names)
-    if KEY not in names and MANIFEST not in names:
-        return  # a claim alone: nothing was begun
-    stage = check.reads(store.find, digest)
+def _verify_stage(store: Store, digest: str, names: list[str]) -> tuple[Check, str, str | None]:
+    """(what was found, the digest, the hash of the stage's content where it is whole)."""
+    check = Check(files=len(names))
+    # A claim alone: nothing was begun.
+    stage = check.reads(store.find, digest) if KEY in names or MANIFEST in names else None
     if stage is None:
-        return
+        return check, digest, None
     manifest = check.reads(stage.manifest)
     if manifest is not None:
-        check.unverified += "stage" not in (store.read_record(f"{stage.path}/{MANIFEST}") or {})
+        check.unverified += stage.key.get("schema", 1) < FIRST_SEALED
         for file in manifest.files:
             check.reads(stage.read, file)
     for name in names:
         if name.startswith(CHECKPOINT) and manifest is None:
             check.reads(stage.load_checkpoint, name.removeprefix(CHECKPOINT))
+    return check, digest, None if manifest is None else manifest.digest
 
 
-def _verify_sweep(store: Store, name: str, check: Check) -> None:
+def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], check: Check) -> None:
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
     sealed = is_sealed(lock)
@@ -104,29 +113,44 @@ def _verify_sweep(store: Store, name: str, check: Check) -> None:
             check.reads(store.read_record, path, is_sealed=is_new or None)
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
-    for trial, result in _trials(store, name, sealed, check):
-        _verify_result(store, name, trial, result, check)
+    trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
+    for found, number, trial, result in store.each(
+        lambda n: _verify_trial(store, name, n, sealed, contents), listed(store, name)
+    ):
+        check.add(found)
+        trials[number] = trial, result
+    for entry in store.names(f"sweeps/{name}/index"):
+        check.reads(_verify_part, store, f"sweeps/{name}/index/{entry}", trials)
     if not sealed:
         check.unverified += 1
 
 
-def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
-    for entry in store.names(f"sweeps/{name}/trials"):
-        if is_number(entry):
-            number = int(entry)
-            check.reads(read_asked, store, name, number, sealed)
-            result = check.reads(read_result, store, name, number, sealed)
-            if result is not None:
-                yield number, result
-
-
-def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> None:
-    """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
-    for digest in result["stages"]:
+def _verify_trial(
+    store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None]
+) -> tuple[Check, int, TrialSpec | None, Result | None]:
+    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
+    check = Check()
+    trial = check.reads(read_asked, store, name, number, sealed)
+    result = check.reads(read_result, store, name, number, sealed)
+    for digest, content in {} if result is None else result["stages"].items():
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
-        elif store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
-            check.reads(stage_of, store, result, digest)
+        elif contents.get(digest) not in (None, content):
+            check.damaged.append(other_content(store, digest))
+    return check, number, trial, result
+
+
+def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]]) -> None:
+    """Raises `Damaged` where a part of the index says of a trial what its files do not."""
+    try:
+        part = Part.load(store.read(path) or b"")
+    except BadSeal as error:
+        raise store.damaged(path, str(error)) from error
+    results = part.results()
+    for trial in part.asked:
+        known = trials.get(trial.id, (None, None))
+        if any(now is not None and now != then for now, then in zip(known, (trial, results[trial.id]), strict=True)):
+            raise store.damaged(path, f"of trial {trial.id} it says what its files do not")
 
 
 # --- mending ----------------------------------------------------------------------------------------------------------
@@ -166,7 +190,15 @@ def _mended(store: Store, error: Damaged) -> str:
     if name == SPEC_FILE:
         return _restored_spec(store, folder.rpartition("/")[2], path)
     store.delete(path)
+    if name == "result.json":
+        _forget_in_index(store, folder)
     return f"{path}: deleted"
+
+
+def _forget_in_index(store: Store, folder: str) -> None:
+    """What the index has of a trial whose files go: the next may be as long."""
+    sweep, entry = folder.split("/")[1], folder.rpartition("/")[2]
+    store.delete(part_path(sweep, first_of(int(entry))))
 
 
 def _restored_spec(store: Store, sweep: str, path: str) -> str:
@@ -192,6 +224,7 @@ def _set_aside(store: Store, folder: str) -> str:
     for path, _ in store.all_files(folder):
         store.write(f"{folder}.damaged/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
+    _forget_in_index(store, folder)
     return f"{folder}: set aside as {folder.rpartition('/')[2]}.damaged"
 
 
