@@ -97,8 +97,8 @@ class Part:
 
 
 def _head(trial: TrialSpec, result: Result) -> Head:
-    sizes = (len(dump_json(seal(record))) for record in (trial.dump(), result))  # as `Files.create_record` wrote them
-    return Head(trial.id, *sizes, result["state"], result.get("cause"))
+    asked, ended = (len(dump_json(seal(record))) for record in (trial.dump(), result))  # as `Files.create_record` wrote them
+    return Head(trial.id, asked, ended, result["state"], result.get("cause"))
 
 
 def listed(store: Store, name: str) -> dict[int, Sizes]:

@@ -60,9 +60,9 @@ class Ledger:
                     self._learn(trial)
                     self._learn_end(trial.id, part)
         unknown = [number for number in sizes if number not in self.asked]
-        for trial in self.store.each(self._read_asked, unknown):
-            if trial is not None:
-                self._learn(trial)
+        for asked in self.store.each(self._read_asked, unknown):
+            if asked is not None:
+                self._learn(asked)
         ended = [number for number in ended if number in self.asked and number not in self.results]
         for number, result in zip(ended, self.store.each(self._read_result, ended), strict=True):
             if result is not None:
