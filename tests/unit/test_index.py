@@ -136,7 +136,9 @@ def test_a_digit_changed_behind_an_index_moves_no_number_and_verify_names_it(sto
 
 
 def test_a_part_that_contradicts_the_files_is_named(store):
-    other = Part.of([(TrialSpec(n, "search", "searched", 0, params={"gamma": n / 10}), result_of(n, loss=9)) for n in range(PART)])
+    other = Part.of(
+        [(TrialSpec(n, "search", "searched", 0, params={"gamma": n / 10}), result_of(n, loss=9)) for n in range(PART)]
+    )
     store.write(part_path("tiny", 0), other.dump())
     assert [error.path for error in verify(store).damaged] == [part_path("tiny", 0)]
 
