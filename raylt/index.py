@@ -103,13 +103,14 @@ def _head(trial: TrialSpec, result: Result) -> Head:
 
 def listed(store: Store, name: str) -> dict[int, Sizes]:
     """Trial -> the sizes of its files, by id: one look at a folder, however many trials there are."""
-    trials, sizes = f"sweeps/{name}/trials/", dict[int, Sizes]()
+    trials = f"sweeps/{name}/trials/"
+    found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
     for path, size in store.all_files(trials.rstrip("/")):
-        entry, _, file = path.removeprefix(trials).partition("/")
-        if file in ("asked.json", "result.json") and is_number(entry):
-            known = sizes.get(int(entry), Sizes(None, None))
-            sizes[int(entry)] = known._replace(**{file.removesuffix(".json"): size})
-    return sizes
+        entry, _, file = path[len(trials) :].partition("/")
+        if file in found:
+            found[file][entry] = size
+    asked, ended = found.values()
+    return {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in sorted({*asked, *ended}) if is_number(entry)}
 
 
 def is_number(entry: str) -> bool:

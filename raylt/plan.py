@@ -56,7 +56,7 @@ class TrialSpec:
     @staticmethod
     def load(content: Mapping[str, Any]) -> TrialSpec:
         """What `dump` wrote. Raises `ValueError`, with the field, where it is something else."""
-        unknown = sorted(set(content) - {known.name for known in fields(TrialSpec)})
+        unknown = sorted(set(content) - _names())
         if unknown:
             raise ValueError(f"it has a field that this raylt does not know ({unknown[0]}): was it written by a newer one?")
         try:
@@ -64,6 +64,11 @@ class TrialSpec:
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}") from None
+
+
+@lru_cache
+def _names() -> frozenset[str]:
+    return frozenset(known.name for known in fields(TrialSpec))
 
 
 @lru_cache
