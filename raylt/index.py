@@ -26,6 +26,8 @@ from raylt.store import Store
 
 PART = 200  # trials: few enough that an open tail is soon read, many enough that a long sweep has few parts
 
+SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
+
 Result = dict[str, Any]
 
 
@@ -101,8 +103,8 @@ def _head(trial: TrialSpec, result: Result) -> Head:
     return Head(trial.id, asked, ended, result["state"], result.get("cause"))
 
 
-def listed(store: Store, name: str) -> dict[int, Sizes]:
-    """Trial -> the sizes of its files, by id: one look at a folder, however many trials there are."""
+def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
+    """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
     trials = f"sweeps/{name}/trials/"
     found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
     for path, size in store.all_files(trials.rstrip("/")):
@@ -110,7 +112,10 @@ def listed(store: Store, name: str) -> dict[int, Sizes]:
         if file in found:
             found[file][entry] = size
     asked, ended = found.values()
-    return {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in sorted({*asked, *ended}) if is_number(entry)}
+    entries = sorted({*asked, *ended})
+    aside = {int(own) for own, end, _ in (entry.partition(SET_ASIDE) for entry in entries) if end and is_number(own)}
+    sizes = {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in entries if is_number(entry)}
+    return sizes, aside
 
 
 def is_number(entry: str) -> bool:

@@ -43,6 +43,7 @@ class Ledger:
         self.changes: list[
             int
         ] = []  # trials as they were learnt to be asked, or to have ended: who follows keeps a place in it
+        self.set_aside: set[int] = set()  # trials that were damaged
         self.num_searched = 0  # trials that the study proposed, without those that are one of them once more
         self._open: dict[int, TrialSpec] = {}
         self._plan: tuple[str, list[Planned]] = "", []  # the last file of confirmations that was read
@@ -52,7 +53,7 @@ class Ledger:
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once: from the index, as far as it has them."""
-        sizes = listed(self.store, self.name)
+        sizes, self.set_aside = listed(self.store, self.name)
         ended = [number for number, found in sizes.items() if found.result is not None and number not in self.results]
         if self._is_sealed and len(ended) >= PART:
             for part in read_parts(self.store, self.name, {first_of(number) for number in ended}):
@@ -144,8 +145,13 @@ class Ledger:
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self.create(LOCK_FILE, value)
-        self.write(LOCK_COPY, value)
         self.code_schema = code_schema_of(value)
+        self.keep_copy(value)
+
+    def keep_copy(self, lock: Mapping[str, Any]) -> None:
+        """See that the lock has its copy: whoever began the sweep may have died before writing it."""
+        if is_sealed(lock) and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
+            self.write(LOCK_COPY, lock)
 
     @property
     def _is_sealed(self) -> bool:
@@ -217,9 +223,11 @@ def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec 
     path = asked_path(name, number)
     record = store.read_record(path, is_sealed=sealed)
     if record is None:
-        if store.read(result_path(name, number)) is not None:
+        if store.read(result_path(name, number)) is None:
+            return None
+        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
+        if record is None:
             raise store.damaged(path, "it is not there, though the trial has a result")
-        return None
     try:
         trial = TrialSpec.load(record)
     except ValueError as error:
@@ -249,7 +257,9 @@ def read_lock(store: Store, name: str) -> dict[str, Any] | None:
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock, is_verified = store.read_checked(path)
     if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
-        raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
+        lock, is_verified = store.read_checked(path)  # begun between the two
+        if not is_verified:
+            raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
     return lock
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import SPEC_FILE, stored_spec
+from raylt.document import SIMILARITY_FILE, SPEC_FILE, stored_spec
 from raylt.errors import Diverged
-from raylt.index import Part, Result, first_of, listed, part_path
-from raylt.lease import Lease, read_holder
+from raylt.index import SET_ASIDE, Part, Result, first_of, listed, part_path
+from raylt.lease import Holder, Lease, read_holder
 from raylt.ledger import (
+    COMPLETE,
     LOCK_COPY,
     LOCK_FILE,
     is_sealed,
@@ -30,6 +31,7 @@ from raylt.plan import TrialSpec
 from raylt.seals import BadSeal, seal_yaml
 from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content
 
+_EPOCH = r"sweeps/[^/]+/lease/\d+\.json"
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
 
@@ -61,10 +63,13 @@ class Check:
 
 def verify(store: Store) -> Check:
     """Read everything in a store, each file once."""
-    check, contents = Check(), {}
-    for found, digest, content in store.each(lambda stage: _verify_stage(store, *stage), _stages(store).items()):
+    check = Check()
+    contents: dict[str, str | None] = {}  # stage that has a manifest -> the hash of its content, unless it is damaged
+    stages = _stages(store)
+    for found, digest, content in store.each(lambda stage: _verify_stage(store, *stage), stages.items()):
         check.add(found)
-        contents[digest] = content
+        if MANIFEST in stages[digest]:
+            contents[digest] = content
     for name in store.names("sweeps"):
         _verify_sweep(store, name, contents, check)
     return check
@@ -102,10 +107,9 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
     sealed = is_sealed(lock)
-    if lock is None and not store.names(f"sweeps/{name}/trials"):
-        return  # no sweep, or one that was not begun
-    check.reads(stored_spec, store, name)
-    for path, _ in store.all_files(f"sweeps/{name}"):
+    if lock is not None or store.names(f"sweeps/{name}/trials"):
+        check.reads(stored_spec, store, name)
+    for path, _ in store.all_files(f"sweeps/{name}"):  # of one that was not begun, its lease
         own = path.removeprefix(f"sweeps/{name}/")
         check.files += 1
         if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
@@ -114,9 +118,12 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
     trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
-    for found, number, trial, result in store.each(
-        lambda n: _verify_trial(store, name, n, sealed, contents), listed(store, name)
-    ):
+    is_measured = not sealed or store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
+
+    def look_at(number: int) -> tuple[Check, int, TrialSpec | None, Result | None]:
+        return _verify_trial(store, name, number, sealed, contents, is_measured=is_measured)
+
+    for found, number, trial, result in store.each(look_at, listed(store, name)[0]):
         check.add(found)
         trials[number] = trial, result
     for entry in store.names(f"sweeps/{name}/index"):
@@ -126,17 +133,26 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
 
 
 def _verify_trial(
-    store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None]
+    store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None], *, is_measured: bool
 ) -> tuple[Check, int, TrialSpec | None, Result | None]:
-    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
+    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them.
+
+    Those of dense and pilots the sweep reads until the similarity is measured.
+    """
     check = Check()
     trial = check.reads(read_asked, store, name, number, sealed)
     result = check.reads(read_result, store, name, number, sealed)
+    is_read = trial is not None and trial.kind in ("dense", "pilot") and not is_measured
+    is_needed = is_read and result is not None and result["state"] == COMPLETE
     for digest, content in {} if result is None else result["stages"].items():
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
         elif contents.get(digest) not in (None, content):
             check.damaged.append(other_content(store, digest))
+        elif is_needed and digest not in contents:
+            why = f"its stage {digest[:12]} is not there, and the sweep needs it still"
+            check.damaged.append(store.damaged(result_path(name, number), why))
+            break
     return check, number, trial, result
 
 
@@ -164,16 +180,31 @@ def repair(store: Store, check: Check) -> list[str]:
     of_sweeps = sorted({error.path.split("/")[1] for error in check.damaged if error.path.startswith("sweeps/")})
     has_stages = any(error.path.startswith(f"{STAGES}/") for error in check.damaged)
     names = store.names("sweeps") if has_stages else of_sweeps
+    lines = [_without_holder(store, error) for error in check.damaged if re.fullmatch(_EPOCH, error.path)]
     leases = []
     try:
         for name in names:
             if read_holder(store, name) is not None or name in of_sweeps:
                 leases.append(Lease.acquire(store, name))
         in_order = sorted(check.damaged, key=lambda error: not error.path.endswith((LOCK_FILE, LOCK_COPY)))
-        return [_mended(store, error) for error in in_order]
+        lines += [_mended(store, error) for error in in_order if not re.fullmatch(_EPOCH, error.path)]
+        if has_stages:  # whose loss may show in results that still need them
+            mended = {error.path for error in check.damaged}
+            lines += [_mended(store, error) for error in verify(store).damaged if error.path not in mended]
+        return lines
     finally:
         for lease in leases:
             lease.release()
+
+
+def _without_holder(store: Store, error: Damaged) -> str:
+    """An epoch is never given again, so its file stays, and says that nobody knows who holds it.
+
+    If the holder lives, its signs of life keep the sweep from being taken over.
+    """
+    nobody = Holder.myself(int(error.path.rpartition("/")[2].removesuffix(".json")))
+    store.write_record(error.path, asdict(replace(nobody, host="unknown", machine="unknown", pid=0, heartbeat=0)))
+    return f"{error.path}: its holder is not known any more"
 
 
 def _mended(store: Store, error: Damaged) -> str:
@@ -222,15 +253,18 @@ def _mended_stage(store: Store, path: str) -> str:
 def _set_aside(store: Store, folder: str) -> str:
     """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
     for path, _ in store.all_files(folder):
-        store.write(f"{folder}.damaged/{path.rpartition('/')[2]}", store.read(path) or b"")
+        store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
     _forget_in_index(store, folder)
-    return f"{folder}: set aside as {folder.rpartition('/')[2]}.damaged"
+    return f"{folder}: set aside as {folder.rpartition('/')[2]}{SET_ASIDE}"
 
 
 def _restored(store: Store, source: str, target: str) -> str:
-    record = store.read_record(source, is_sealed=True) if store.read(source) is not None else None
+    try:
+        record = store.read_record(source, is_sealed=True)
+    except Damaged:
+        record = None
     if record is None:
-        return f"{target}: cannot be restored, its copy {source} is lost too; start the sweep anew beside it with --new"
+        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with --new"
     store.write_record(target, record)
     return f"{target}: restored from {source.rpartition('/')[2]}"
