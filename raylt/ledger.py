@@ -20,6 +20,7 @@ from raylt.index import PART, Part, Results, first_of, listed, read_parts, write
 from raylt.index import Result as Result
 from raylt.plan import Planned, TrialSpec
 from raylt.store import FIRST_SEALED, Store
+from raylt.store import stage_of as stage_of
 
 log = logging.getLogger("raylt.ledger")
 
