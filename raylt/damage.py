@@ -25,6 +25,7 @@ _LOSSES = (  # of the first pattern that a path matches
     (_STAGE, Loss("one stage, which can be made again", "deletes the stage; `raylt sweep` makes it where it needs it")),
     (_SWEEP + r"trials/\d+/result\.json$", Loss("the trial's result", "deletes it; the trial runs again on its stages")),
     (_SWEEP + r"trials/\d+/", Loss("what the trial was", "sets the trial aside; another is submitted in its place")),
+    (_SWEEP + r"index/", Loss("nothing: it is a cache of trials/", "deletes it; the next driver makes it again")),
     (_SWEEP + r"spec\.lock\.json$", Loss("what the sweep was begun with", "restores it from its copy")),
     (_SWEEP + r"spec\.lock\.copy\.json$", Loss("the copy of spec.lock.json", "makes it again")),
     (_SWEEP + r"spec\.yaml$", Loss("the spec that the sweep was last run with", "restores it as the sweep was begun")),

@@ -76,6 +76,7 @@ class Survey:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._names: dict[tuple[str, bool], set[str]] = {}
         self.stages: dict[str, StageFiles] = {}
         for path, size in store.all_files(STAGES):
             _, _, digest, *rest = path.split("/")
@@ -89,9 +90,9 @@ class Survey:
             except Damaged as error:
                 self.damaged[name] = error
         self.locks: dict[str, dict[str, Any]] = {name: read_lock(store, name) or {} for name in self.ledgers}
-        named = [set[str]().union(*self._named(name, False), *self._named(name, True)) for name in self.ledgers]
-        unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in set().union(*named)]
-        self._keys = {digest: self._key_of(digest) for digest in unnamed}
+        named = set[str]().union(*(self._named(name, failed) for name in self.ledgers for failed in (False, True)))
+        unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in named]
+        self._keys = dict(zip(unnamed, store.each(self._key_of, unnamed), strict=True))
 
     def _key_of(self, digest: str) -> dict[str, Any]:
         """The key of a stage; {} where it is damaged."""
@@ -100,9 +101,13 @@ class Survey:
         except Damaged:
             return {}
 
-    def _named(self, name: str, failed: bool) -> list[set[str]]:
-        """The stages that each of a sweep's results names: of trials that failed, or of the others."""
-        return [set(r["stages"]) for r in self.ledgers[name].results.values() if (r["state"] == FAIL) == failed]
+    def _named(self, name: str, failed: bool) -> set[str]:
+        """The stages that a sweep's results name: of trials that failed, or of the others."""
+        key = name, failed
+        if key not in self._names:
+            results = self.ledgers[name].results.values()
+            self._names[key] = {digest for r in results if (r["state"] == FAIL) == failed for digest in r["stages"]}
+        return self._names[key]
 
     @cached_property
     def needed(self) -> dict[str, set[str]]:
@@ -113,7 +118,7 @@ class Survey:
         still_open = {f"{name}/{trial.id}" for trial in self.ledgers[name].open_trials()}
         own = {digest for digest in self.stages if self.owner(digest) in still_open}
         data = {digest for digest, key in self._keys.items() if self._is_of_data_set(key, self.locks[name])}
-        wanted = own.union(data, *self._named(name, False))
+        wanted = own.union(data, self._named(name, False))
         return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
 
     def _is_of_data_set(self, key: dict[str, Any], lock: dict[str, Any]) -> bool:
@@ -127,16 +132,16 @@ class Survey:
 
     @cached_property
     def _owners(self) -> dict[str, str]:
-        owners = {}
-        for digest, stage in self.stages.items():
-            if digest in self._keys:
-                owners[digest] = self._owner_in(f"{folder_of(digest)}/{MANIFEST}")
-            elif FAILED in stage.files:
-                owners[digest] = self._owner_in(f"{folder_of(digest)}/{FAILED}")
-            elif stage.is_unfinished:
-                claim = read_claim(self.store, folder_of(digest))
-                owners[digest] = "" if claim is None else claim.owner
-        return owners
+        return dict(zip(self.stages, self.store.each(self._owner_of, self.stages), strict=True))
+
+    def _owner_of(self, digest: str) -> str:
+        stage = self.stages[digest]
+        if digest in self._keys:
+            return self._owner_in(f"{folder_of(digest)}/{MANIFEST}")
+        if FAILED in stage.files:
+            return self._owner_in(f"{folder_of(digest)}/{FAILED}")
+        claim = read_claim(self.store, folder_of(digest)) if stage.is_unfinished else None
+        return "" if claim is None else claim.owner
 
     def _owner_in(self, path: str) -> str:
         try:
@@ -173,7 +178,7 @@ class Survey:
         needed = set[str]().union(*self.needed.values())
         begun = [self.stages[digest] for digest in sorted(self._begun_by(name))]
         failed = sorted(digest for digest in self._of_failed_trials(name) if digest not in needed)
-        touched = self.needed[name].union(*self._named(name, True))
+        touched = self.needed[name] | self._named(name, True)
         files = {
             f"{folder_of(digest)}/{file}": size
             for digest in sorted(touched - set(failed))
@@ -185,7 +190,7 @@ class Survey:
     def _of_failed_trials(self, name: str) -> Iterator[str]:
         """Whole stages that a failed trial names, or has made: one whose worker died could not name them."""
         ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result["state"] == FAIL}
-        named = set[str]().union(*self._named(name, True))
+        named = self._named(name, True)
         for digest, stage in self.stages.items():
             if stage.is_whole and (digest in named or self.owner(digest) in ids):
                 yield digest

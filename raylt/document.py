@@ -87,7 +87,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         "state": state_of(spec, ledger),
         "objectives": list(spec.search.objectives),
         "protocols": {name: protocol_record(spec, name, is_first_schema) for name in ("search", "final")},
-        "counts": counts_of(trials),
+        "counts": counts_of([trial["state"] for trial in trials]),
         "steps": steps_of(trials),
         "similarity": _similarity(similarity.get("blocks", {})),
         "similarity_layers": _similarity(similarity.get("layers", {})),
@@ -158,17 +158,20 @@ def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
     return pareto_ids(spec.search.objectives, candidates)
 
 
-def counts_of(trials: list[dict[str, Any]]) -> dict[str, int]:
-    states = [trial["state"] for trial in trials]
+def states_of(ledger: Ledger) -> dict[int, tuple[str, str | None]]:
+    """Trial -> (state, cause), by id."""
+    return {n: ledger.results.ending(n) if n in ledger.results else (RUNNING, None) for n in sorted(ledger.asked)}
+
+
+def counts_of(states: Sequence[str]) -> dict[str, int]:
     names = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAIL, "running": RUNNING}
-    return {"asked": len(trials), **{name: states.count(state) for name, state in names.items()}}
+    return {"asked": len(states), **{name: states.count(state) for name, state in names.items()}}
 
 
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
     """Every planned, every search and every confirming trial has been asked and has ended."""
-    num_search = sum(trial.is_search and trial.retry_of is None for trial in ledger.asked.values())
     planned = [*plan(spec), *ledger.confirmations()]
-    all_asked = num_search >= spec.search.trials and all(item.trial.id in ledger.asked for item in planned)
+    all_asked = ledger.num_searched >= spec.search.trials and all(item.trial.id in ledger.asked for item in planned)
     return all_asked and not ledger.open_trials()
 
 
@@ -181,7 +184,7 @@ def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
 def failed_trials(ledger: Ledger) -> list[int]:
     """The trials that failed and have not been asked again, by id."""
     again = {trial.retry_of for trial in ledger.asked.values()}
-    return sorted(n for n, result in ledger.results.items() if result["state"] == FAIL and n not in again)
+    return sorted(n for n in ledger.results if ledger.results.ending(n)[0] == FAIL and n not in again)
 
 
 def state_of(spec: SweepSpec, ledger: Ledger) -> str:

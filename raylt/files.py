@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from raylt.seals import BadSeal, seal, unseal
 from raylt.spec import CREDENTIALS_ADVICE, has_credentials
 
 FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass is met again at once, then after pauses that double
+AT_ONCE = 32  # requests to a store that is a server
 S3_OPTIONS = ("endpoint_override", "scheme", "region")
 
 _PASSING = "NETWORK_CONNECTION|TIMEOUT|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 5"
@@ -43,6 +45,7 @@ _ADVICE = (  # what the cause contains -> what to do
     (_PASSING, "see that the server is up and that its address is right, then give the same command again"),
 )
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -154,6 +157,16 @@ class Files:
                 why = str(error) if isinstance(error, BadSeal) else "it is no JSON"
                 time.sleep(0.1 * attempt)
         raise self.damaged(path, why)
+
+    def each(self, read: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """`read` of every item, in their order: one after another on a disk, many at once where each waits for a server.
+
+        What it raises for the first item that fails is raised.
+        """
+        if self.is_local:
+            return [read(item) for item in items]
+        with ThreadPoolExecutor(AT_ONCE, "store") as pool:
+            return list(pool.map(read, items))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file in one piece: readers see the old bytes or the new ones, also when this process dies here."""

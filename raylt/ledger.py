@@ -7,22 +7,25 @@ holds the lease writes, and it checks the lease before each write.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raylt.errors import Fenced, InputError
+from raylt.errors import Fenced, InputError, StoreFailure
+from raylt.index import PART, Part, Results, first_of, listed, read_parts, write_part
+from raylt.index import Result as Result
 from raylt.plan import Planned, TrialSpec
-from raylt.store import FIRST_SEALED, MANIFEST, Stage, Store
+from raylt.store import FIRST_SEALED, Store
+from raylt.store import stage_of as stage_of
 
 log = logging.getLogger("raylt.ledger")
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
-SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
-Result = dict[str, Any]
 
 _OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
 
@@ -37,35 +40,70 @@ class Ledger:
         self.store, self.name, self.check = store, name, check
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
-        self.results: dict[int, Result] = {}
+        self.results = Results()
+        self.changes: list[
+            int
+        ] = []  # trials as they were learnt to be asked, or to have ended: who follows keeps a place in it
         self.set_aside: set[int] = set()  # trials that were damaged
+        self.num_searched = 0  # trials that the study proposed, without those that are one of them once more
+        self._open: dict[int, TrialSpec] = {}
+        self._plan: tuple[str, list[Planned]] = "", []  # the last file of confirmations that was read
+        self._to_index: set[int] = set()  # first trials of parts that are not written, or say something else
         self.code_schema = code_schema_of(read_lock(store, name))
         self.reload()
 
     def reload(self) -> None:
-        """Read what is new. Finished trials never change, so they are read once."""
-        for entry in self.store.names(f"{self.folder}/trials"):
-            own, is_aside = entry.removesuffix(SET_ASIDE), entry.endswith(SET_ASIDE)
-            if not is_number(own):
-                continue  # nothing of ours
-            number = int(own)
-            if is_aside:
-                self.set_aside.add(number)
-                continue
-            if number not in self.asked:
-                asked = read_asked(self.store, self.name, number, self._is_sealed)
-                if asked is not None:
-                    self.asked[number] = asked
-            if number in self.asked and number not in self.results:
-                result = read_result(self.store, self.name, number, self._is_sealed)
-                if result is not None:
-                    self.results[number] = result
+        """Read what is new. Finished trials never change, so they are read once: from the index, as far as it has them."""
+        sizes, self.set_aside = listed(self.store, self.name)
+        ended = [number for number, found in sizes.items() if found.result is not None and number not in self.results]
+        if self._is_sealed and len(ended) >= PART:
+            for part in read_parts(self.store, self.name, {first_of(number) for number in ended}):
+                for trial in part.trials_of(sizes):
+                    self._learn(trial)
+                    self._learn_end(trial.id, part)
+        unknown = [number for number in sizes if number not in self.asked]
+        for asked in self.store.each(self._read_asked, unknown):
+            if asked is not None:
+                self._learn(asked)
+        ended = [number for number in ended if number in self.asked and number not in self.results]
+        for number, result in zip(ended, self.store.each(self._read_result, ended), strict=True):
+            if result is not None:
+                self._learn_end(number, result)
+
+    def _read_asked(self, number: int) -> TrialSpec | None:
+        return read_asked(self.store, self.name, number, self._is_sealed)
+
+    def _read_result(self, number: int) -> Result | None:
+        return read_result(self.store, self.name, number, self._is_sealed)
+
+    def _learn(self, trial: TrialSpec) -> None:
+        if trial.id not in self.asked:
+            self.asked[trial.id] = self._open[trial.id] = trial
+            self.num_searched += trial.is_search and trial.retry_of is None
+            self.changes.append(trial.id)
+
+    def _learn_end(self, number: int, result: Result | Part) -> None:
+        if number in self.results:
+            return
+        if isinstance(result, Part):
+            self.results.hold(number, result)
+        else:
+            self.results[number] = result
+            self._to_index.add(first_of(number))
+        self._open.pop(number, None)
+        self.changes.append(number)
+
+    def view(self) -> Ledger:
+        """The ledger as it is now, for another thread: it can be read at leisure while this one goes on."""
+        view = copy.copy(self)
+        view.asked, view.results, view._open = self.asked.copy(), self.results.copy(), self._open.copy()
+        return view
 
     def ask(self, trial: TrialSpec) -> None:
         """Commit a trial before it starts. Raises `Fenced` where another driver has committed one under its number."""
         assert trial.id not in self.asked
-        self._create(f"trials/{trial.id:05d}/asked.json", trial.dump())
-        self.asked[trial.id] = trial
+        self.create(f"trials/{trial.id:05d}/asked.json", trial.dump())
+        self._learn(trial)
 
     def finish(self, number: int, result: Mapping[str, Any]) -> Result:
         """Commit a trial's end, once; returns what the ledger has of it, which stays where it was there already."""
@@ -73,11 +111,22 @@ class Ledger:
             self._check()
             path = result_path(self.name, number)
             if self.store.create_record(path, result):
-                self.results[number] = dict(result)
+                self._learn_end(number, dict(result))
             else:
                 self._check()  # whoever wrote it has most likely taken the sweep over
-                self.results[number] = read_result(self.store, self.name, number, self._is_sealed) or {}
+                self._learn_end(number, self._read_result(number) or {})
+            self._write_index()
         return self.results[number]
+
+    def _write_index(self) -> None:
+        """Write the parts whose trials have all ended, each once. What hinders that hinders no sweep."""
+        for first in sorted(self._to_index) if self._is_sealed else ():
+            numbers = range(first, first + PART)
+            if all(number in self.results for number in numbers):
+                self._to_index.remove(first)
+                part = Part.of([(self.asked[number], self.results[number]) for number in numbers])
+                with contextlib.suppress(StoreFailure):
+                    write_part(self.store, self.name, part)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """One of the sweep's own files: spec.lock.json, similarity.json, mlflow.json."""
@@ -88,13 +137,15 @@ class Ledger:
         self._check()
         self.store.write_record(f"{self.folder}/{name}", value)
 
-    def create(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write one of the sweep's own files that is decided once. Raises `Fenced` where another driver has."""
-        self._create(name, value)
+    def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """One of the sweep's own files that is decided once: what it says, whoever has written it."""
+        self._check()
+        self.store.create_record(f"{self.folder}/{name}", value)
+        return self.read(name) or {}
 
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
-        self._create(LOCK_FILE, value)
+        self.create(LOCK_FILE, value)
         self.code_schema = code_schema_of(value)
         self.keep_copy(value)
 
@@ -107,7 +158,8 @@ class Ledger:
     def _is_sealed(self) -> bool:
         return self.code_schema >= FIRST_SEALED
 
-    def _create(self, name: str, value: Mapping[str, Any]) -> None:
+    def create(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one of the sweep's own files that is decided once. Raises `Fenced` where another driver has."""
         self._check()
         if not self.store.create_record(f"{self.folder}/{name}", value):
             self._check()
@@ -120,13 +172,15 @@ class Ledger:
     def confirmations(self) -> list[Planned]:
         """The trials that `raylt confirm` has planned, asked or not. Raises `Damaged`."""
         files = self._confirm_files()
-        if not files:
-            return []
-        path = f"{self.folder}/{files[-1]}"
+        path = f"{self.folder}/{files[-1]}" if files else ""
+        if path == self._plan[0]:
+            return list(self._plan[1])  # it never changes
         try:
-            return [Planned(TrialSpec.load(item["trial"]), item["after"]) for item in self._confirm_items(path)]
+            found = [Planned.load(item) for item in self._confirm_items(path)]
         except (ValueError, TypeError, KeyError) as error:
             raise self.store.damaged(path, f"it is no plan: {error}") from error
+        self._plan = path, found
+        return list(found)
 
     def _confirm_items(self, path: str) -> list[Any]:
         if not self._is_sealed:
@@ -137,9 +191,9 @@ class Ledger:
 
     def plan_confirmation(self, planned: Sequence[Planned]) -> None:
         """Commit a plan of confirming trials, which holds all of the one before. Each plan is a file of its own."""
-        trials = [{"trial": item.trial.dump(), "after": list(item.after)} for item in planned]
         number = len(self._confirm_files()) + 1
-        self._create("confirm.json" if number == 1 else f"confirm-{number}.json", {"trials": trials})
+        trials = [item.dump() for item in planned]
+        self.create("confirm.json" if number == 1 else f"confirm-{number}.json", {"trials": trials})
 
     def _confirm_files(self) -> list[str]:
         """In the order in which they were written."""
@@ -148,27 +202,13 @@ class Ledger:
 
     def open_trials(self) -> list[TrialSpec]:
         """Asked and not ended, by id: to be adopted by whoever drives the sweep."""
-        return [trial for number, trial in sorted(self.asked.items()) if number not in self.results]
+        return [trial for _, trial in sorted(self._open.items())]
 
     def complete(self, kind: str) -> list[tuple[TrialSpec, Result]]:
         """Trials of a kind that ended well, by id; without those that confirm others."""
         mine = ((number, trial) for number, trial in sorted(self.asked.items()) if trial.kind == kind)
         ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
         return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
-
-
-def stage_of(store: Store, result: Result, digest: str) -> Stage:
-    """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of."""
-    stage = store.find(digest)
-    expected = result["stages"].get(digest)
-    if expected is not None and stage.whole().digest != expected:
-        raise store.damaged(f"{stage.path}/{MANIFEST}", "its content is not that of the stage which a result names")
-    return stage
-
-
-def is_number(entry: str) -> bool:
-    """Whether the name of a folder is a trial's number."""
-    return entry.isascii() and entry.isdecimal()
 
 
 def asked_path(name: str, number: int) -> str:

@@ -55,13 +55,19 @@ def _place(source: str, words: str) -> str:
 
 def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
     from raylt.document import results as document_of
+
+    spec, ledger = find_ledger(name, root)
+    return spec, ledger, document_of(spec, ledger)
+
+
+def find_ledger(name: str, root: str | None) -> tuple[SweepSpec, Ledger]:
+    """For what needs no result in full: of thousands of trials that takes a while."""
     from raylt.document import stored_spec
     from raylt.ledger import existing
 
     store, name = find_sweep(name, root)
     ledger = existing(store, name)
-    spec = stored_spec(store, name)
-    return spec, ledger, document_of(spec, ledger)
+    return stored_spec(store, name), ledger
 
 
 def find_sweep(name: str, root: str | None) -> tuple[Store, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ from typing import Any
 def pareto_ids(objectives: Sequence[str], candidates: Sequence[tuple[int, Mapping[str, Any]]]) -> set[int]:
     """Ids of the candidates no other dominates (all objectives are minimised). Equal ones are all in."""
     points = {number: [result[o] for o in objectives] for number, result in candidates}
-    usable = {number: point for number, point in points.items() if all(value is not None for value in point)}
-
-    def dominated(mine: list[float]) -> bool:
-        return any(all(o <= m for o, m in zip(p, mine, strict=True)) and p != mine for p in usable.values())
-
-    return {number for number, point in usable.items() if not dominated(point)}
+    usable = {number: tuple(point) for number, point in points.items() if all(value is not None for value in point)}
+    front: list[tuple[float, ...]] = []
+    lowest = math.inf  # in the last objective so far: what is below it nothing beats
+    for point in sorted(set(usable.values())):  # what beats a point comes before it, and is in the front or beaten from there
+        if point[-1] < lowest or not any(all(o <= m for o, m in zip(p, point, strict=True)) for p in reversed(front)):
+            front.append(point)
+            lowest = min(lowest, point[-1])
+    best = set(front)
+    return {number for number, point in usable.items() if point in best}

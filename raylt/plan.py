@@ -56,7 +56,7 @@ class TrialSpec:
     @staticmethod
     def load(content: Mapping[str, Any]) -> TrialSpec:
         """What `dump` wrote. Raises `ValueError`, with the field, where it is something else."""
-        unknown = sorted(set(content) - {known.name for known in fields(TrialSpec)})
+        unknown = sorted(set(content) - _names())
         if unknown:
             raise ValueError(f"it has a field that this raylt does not know ({unknown[0]}): was it written by a newer one?")
         try:
@@ -64,6 +64,11 @@ class TrialSpec:
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}") from None
+
+
+@lru_cache
+def _names() -> frozenset[str]:
+    return frozenset(known.name for known in fields(TrialSpec))
 
 
 @lru_cache
@@ -75,6 +80,14 @@ def _loader() -> TypeAdapter[TrialSpec]:
 class Planned:
     trial: TrialSpec
     after: Sequence[int]  # trials that must have ended: they train what this one would train too
+
+    def dump(self) -> dict[str, Any]:
+        return {"trial": self.trial.dump(), "after": list(self.after)}
+
+    @staticmethod
+    def load(content: Mapping[str, Any]) -> Planned:
+        """What `dump` wrote. Raises `ValueError`, `TypeError` or `KeyError` where it is something else."""
+        return Planned(TrialSpec.load(content["trial"]), content["after"])
 
 
 def plan(spec: SweepSpec) -> list[Planned]:

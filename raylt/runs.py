@@ -13,14 +13,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from raylt.document import SIMILARITY_FILE, groups_of, is_ranked, protocol_record, results, trial_record
+from raylt.document import SIMILARITY_FILE, groups_of, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure, InputError, shown
-from raylt.ledger import FAIL, RUNNING, Ledger, Result, stage_of
+from raylt.ledger import FAIL, RUNNING, Ledger, Result
 from raylt.masking import without_secrets
 from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
-from raylt.store import Store
+from raylt.store import Store, stage_of
 from raylt.trackinguri import absolute_uri, expanded_uri, uri_problem
 
 log = logging.getLogger("raylt.tracking")
@@ -175,7 +175,7 @@ def trial_params(spec: SweepSpec, trial: TrialSpec, result: Result | None) -> di
 
 def round_points(report: Mapping[str, Any]) -> list[Point]:
     """The points of one round, whether it was just reported or lies in a result."""
-    return _points(((name, report.get(name)) for name in ROUND_METRICS), report["time_ms"], report["round"])
+    return points_of(((name, report.get(name)) for name in ROUND_METRICS), report["time_ms"], report["round"])
 
 
 def trial_points(result: Result) -> list[Point]:
@@ -184,15 +184,11 @@ def trial_points(result: Result) -> list[Point]:
     points = [point for report in rounds for point in round_points(report)]
     last = rounds[-1]["round"] if rounds else 0
     densities = ((f"density/{block}", density) for block, density in (result.get("densities") or {}).items())
-    return points + _points(densities, result["time_ms"], last)
+    return points + points_of(densities, result["time_ms"], last)
 
 
-def sweep_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
-    """The points of the parent: similarity of each block, and the best numbers so far, trial by trial."""
-    return _similarity_points(spec, ledger) + _best_points(ledger)
-
-
-def _similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
+def similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
+    """The parent's points of each block."""
     blocks = (ledger.read(SIMILARITY_FILE) or {}).get("blocks", {})
     # the planned pilots alone: one that is retried later would move the time, and a replay would add points
     pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot"]
@@ -200,27 +196,10 @@ def _similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
         return []  # read since this view of the ledger was: the next one has the pilots too, and so the points' time
     time_ms = max((ledger.results[number]["time_ms"] for number in pilots), default=0)
     named = ((f"{name}/{block}", numbers.get(name)) for block, numbers in blocks.items() for name in SIMILARITY_METRICS)
-    return _points(named, time_ms, 0)
+    return points_of(named, time_ms, 0)
 
 
-def _best_points(ledger: Ledger) -> list[Point]:
-    """`best_loss` and `best_fid` after each trial, as far as all trials have ended: what comes later changes none."""
-    points: list[Point] = []
-    best: dict[str, float] = {}
-    time_ms = 0
-    for number in range(len(ledger.asked)):
-        result = ledger.results.get(number)
-        if result is None:
-            break
-        time_ms = max(time_ms, result["time_ms"])
-        if is_ranked(ledger.asked[number], result):
-            found = {name: result[name] for name in ("loss", "fid") if result[name] is not None}
-            best |= {name: min(value, best.get(name, math.inf)) for name, value in found.items()}
-        points += _points(((f"best_{name}", value) for name, value in best.items()), time_ms, number)
-    return points
-
-
-def _points(values: Iterable[tuple[str, float | None]], time_ms: int, step: int) -> list[Point]:
+def points_of(values: Iterable[tuple[str, float | None]], time_ms: int, step: int) -> list[Point]:
     """Points of the values that are numbers: MLflow would store an infinity as 1.8e308."""
     return [Point(key, float(v), time_ms, step) for key, v in values if v is not None and math.isfinite(v)]
 

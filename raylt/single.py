@@ -12,12 +12,12 @@ from raylt import preflight
 from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
-from raylt.ledger import COMPLETE, FAIL, Ledger, stage_of
+from raylt.ledger import COMPLETE, FAIL, Ledger
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
 from raylt.spec import Rule, SweepSpec
-from raylt.store import Store
+from raylt.store import Store, stage_of
 from raylt.tensors import unpack
 from raylt.ticket.file import FILE, export_pipeline
 from raylt.ticket.find import TRAINED

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.claim import sole_maker
+from raylt.damage import Damaged
 from raylt.errors import Diverged, StoreFailure
 from raylt.files import Files, dump_json
 from raylt.folders import Folder
@@ -232,6 +233,20 @@ class Stage:
         for file in self.store.all_files(self.path):
             if is_leftover(file.path.rpartition("/")[2]):
                 self.store.delete(file.path)
+
+
+def stage_of(store: Store, result: Mapping[str, Any], digest: str) -> Stage:
+    """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of."""
+    stage = store.find(digest)
+    expected = result["stages"].get(digest)
+    if expected is not None and stage.whole().digest != expected:
+        raise other_content(store, digest)
+    return stage
+
+
+def other_content(store: Store, digest: str) -> Damaged:
+    """The error that says so of a stage, to be raised."""
+    return store.damaged(f"{folder_of(digest)}/{MANIFEST}", "its content is not that of the stage which a result names")
 
 
 def _content_of(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from raylt.moved import mend_places
 from raylt.plan import TrialSpec
 from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri
 from raylt.seals import digest_of
+from raylt.shown import Shown
 from raylt.spec import SweepSpec
 from raylt.trackinguri import artifact_root
 
@@ -32,7 +33,9 @@ __all__ = ["Recorder", "Tracker", "record", "tracking_uri"]
 
 log = logging.getLogger("raylt.tracking")
 
-BETWEEN_PICTURES_S = 60.0  # the parent's pictures and report: drawing takes a second of the driver's CPU
+BETWEEN_PICTURES_S = 60.0  # the parent's pictures and report: drawing takes a second of the driver's CPU ...
+PICTURES_SHARE = 1 / 20  # ... and longer in a long sweep: this much of the time at most
+NEW_PART = 20  # mlflow.json is written anew once one in so many of its runs is new
 PARENT = "parent"
 REMEDY = "the record is tried again, and the next start of the sweep brings it up to date"
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "interrupted": "KILLED"}
@@ -55,7 +58,9 @@ class Recorder:
         self.step = step or (lambda: None)
         self._client: Any = None
         self._runs: dict[str, Run] | None = None  # PARENT or a trial's id -> its run
-        self._digests: dict[int, str] = {}
+        self._saved: Mapping[str, Any] = {}  # what the ledger says of them
+        self._place = 0  # in the ledger's changes: what was before it is shown
+        self._shown = Shown()
 
     def sync(self, state: str, reports: Reports, *, pictures: bool) -> None:
         """One pass: runs that are missing are made, those that are behind are brought up to date."""
@@ -66,10 +71,13 @@ class Recorder:
             self._ledger_id = self._name_ledger()
             self._experiment = self._find_experiment()
             self._runs = self._find_runs()
-        self._make_runs(self._runs)
-        for number, trial in sorted(self.ledger.asked.items()):
-            self._update_trial(self._runs[str(number)], trial, reports.get(number, ()))
-        self._update_parent(self._runs[PARENT], state, pictures)
+        changes = self.ledger.changes[self._place :]  # the driver goes on meanwhile
+        changed = sorted(set(changes))
+        self._make_runs(self._runs, changed, pictures)
+        for number in sorted({*changed, *reports}):
+            self._update_trial(self._runs[str(number)], self.ledger.asked[number], reports.get(number, ()))
+        self._update_parent(self._runs[PARENT], state, changed, pictures)
+        self._place += len(changes)
 
     def _check(self) -> None:
         if self.ledger.check is not None:
@@ -78,11 +86,12 @@ class Recorder:
 
     def _name_ledger(self) -> str:
         """The name of this very ledger, kept in it: others of one name and digest may share the tracking server."""
-        known = self.ledger.read(RUNS_FILE) or {}
-        if "ledger" not in known:
-            known["ledger"] = uuid.uuid4().hex
-            self.ledger.write(RUNS_FILE, known)
-        return str(known["ledger"])
+        fresh = {"ledger": uuid.uuid4().hex}
+        self._saved = self.ledger.decide(RUNS_FILE, fresh)
+        if "ledger" not in self._saved:  # of an earlier raylt
+            self._saved = {**self._saved, **fresh}
+            self.ledger.write(RUNS_FILE, self._saved)
+        return str(self._saved["ledger"])
 
     # --- finding and making -----------------------------------------------------------------------------------------
 
@@ -114,21 +123,24 @@ class Recorder:
             if not token:
                 return known
 
-    def _make_runs(self, known: dict[str, Run]) -> None:
-        """One run for the sweep and one for each trial, then their ids into the ledger."""
-        results = self.ledger.results
+    def _make_runs(self, known: dict[str, Run], asked: Sequence[int], at_once: bool) -> None:
+        """One run for the sweep and one for each trial, then their ids into the ledger: `at_once`, or once they are a few."""
         if PARENT not in known:
             tags = {**runs.sweep_tags(self.spec, self.ledger, self._ledger_id), "raylt.kind": runs.SWEEP_KIND}
-            known[PARENT] = self._make_run(self.ledger.name, tags, results.values())
-        for number, trial in sorted(self.ledger.asked.items()):
+            known[PARENT] = self._make_run(self.ledger.name, tags, self.ledger.view().results.values())
+        for number in asked:
             if str(number) not in known:
                 self._check()
+                trial, result = self.ledger.asked[number], self.ledger.results.get(number)
                 tags = runs.sweep_tags(self.spec, self.ledger, self._ledger_id, trial.protocol) | runs.trial_tags(trial, None)
-                began = [] if number not in results else [results[number]]
+                began = [] if result is None else [result]
                 known[str(number)] = self._make_run(trial.name, {**tags, "mlflow.parentRunId": known[PARENT].id}, began)
-        ids = {"ledger": self._ledger_id, **{key: run.id for key, run in known.items()}}
-        if ids != self.ledger.read(RUNS_FILE):
-            self.ledger.write(RUNS_FILE, ids)
+        behind = len(known) + 1 - len(self._saved)  # the file is written whole, so not for each of thousands
+        if at_once or self._place == 0 or behind * NEW_PART >= len(known):
+            ids = {"ledger": self._ledger_id, **{key: run.id for key, run in known.items()}}
+            if ids != self._saved:
+                self.ledger.write(RUNS_FILE, ids)
+                self._saved = ids
 
     def _make_run(self, name: str, tags: dict[str, str], ended: Iterable[Result]) -> Run:
         """A run that begins now, or, for what has `ended` already, when that began: a rebuilt run shows a true duration."""
@@ -144,7 +156,7 @@ class Recorder:
             points = [point for report in reports for point in runs.round_points(report)]
             self._send(run, {}, runs.trial_params(self.spec, trial, None), points)
             return
-        mark = self._digest(trial.id)
+        mark = self._shown.mark_of(trial.id, result)
         if run.tags.get(RECORD_TAG) == mark:
             return
         self._check()
@@ -154,24 +166,18 @@ class Recorder:
         self._set_status(run, status, result["time_ms"])
         self._set_mark(run, mark)
 
-    def _update_parent(self, run: Run, state: str, pictures: bool) -> None:
-        done = {str(number): self._digest(number) for number in self.ledger.results}
-        mark = digest_of([self.spec_yaml, state, sorted(self.ledger.asked), done, self.ledger.read(SIMILARITY_FILE)])
+    def _update_parent(self, run: Run, state: str, changed: Iterable[int], pictures: bool) -> None:
+        new = self._shown.add(self.ledger, changed)
+        mark = digest_of([self.spec_yaml, state, self._shown.digest, self.ledger.read(SIMILARITY_FILE)])
         if run.tags.get(RECORD_TAG) == mark and run.status == _STATUS[state]:
             return
         self._check()
         params = {**runs.sweep_params(self.spec), **runs.group_params(self.spec, self.ledger)}
-        self._send(run, {}, params, runs.sweep_points(self.spec, self.ledger))
-        self._set_status(run, _STATUS[state], max((r["time_ms"] for r in self.ledger.results.values()), default=0))
+        self._send(run, {}, params, [*runs.similarity_points(self.spec, self.ledger), *new])
+        self._set_status(run, _STATUS[state], self._shown.last_ms)
         if pictures:
-            self._upload(run, runs.sweep_files(self.spec, self.ledger, self.spec_yaml, state))
+            self._upload(run, runs.sweep_files(self.spec, self.ledger.view(), self.spec_yaml, state))
             self._set_mark(run, mark)
-
-    def _digest(self, number: int) -> str:
-        """Hash of a trial's result, which never changes."""
-        if number not in self._digests:
-            self._digests[number] = digest_of(self.ledger.results[number])
-        return self._digests[number]
 
     def _send(self, run: Run, tags: Mapping[str, str], params: Mapping[str, str], points: Collection[Point]) -> None:
         """Tags, params and points that the run is not known to have."""
@@ -220,12 +226,12 @@ class Tracker:
 
     def __init__(self, spec: SweepSpec, ledger: Ledger, spec_yaml: str, uri: str, pace: Pace = Pace()) -> None:
         self._spec, self._spec_yaml, self._uri = spec, spec_yaml, uri
-        self._ledger = ledger  # the driver's, which changes it meanwhile: the thread reads one of its own
+        self._ledger = ledger  # the driver's, which changes it meanwhile
         self._recorder: Recorder | None = None
         self._reports: dict[int, dict[int, dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._final, self._complained = "", False
-        self._painted = time.monotonic()
+        self._paint_at = time.monotonic() + BETWEEN_PICTURES_S
         self._thread = Background("tracking", self._try, self._failed, self._went_well, (Fenced, _GivenUpError), pace)
         self._thread.start()
 
@@ -259,18 +265,18 @@ class Tracker:
 
     def _sync(self, closing: bool) -> None:
         if self._recorder is None:
-            own = Ledger(self._ledger.store, self._ledger.name, self._ledger.check)
-            self._recorder = Recorder(self._spec, own, self._spec_yaml, self._uri, self._thread.step)
-        ledger = self._recorder.ledger
-        ledger.reload()
+            self._recorder = Recorder(self._spec, self._ledger, self._spec_yaml, self._uri, self._thread.step)
+        ledger = self._ledger
         with self._lock:
             self._reports = {number: rounds for number, rounds in self._reports.items() if number not in ledger.results}
             reports = {number: list(rounds.values()) for number, rounds in self._reports.items()}
         state = self._final if closing else "complete" if is_complete(self._spec, ledger) else "running"
-        pictures = closing or time.monotonic() - self._painted > BETWEEN_PICTURES_S
+        began = time.monotonic()
+        pictures = closing or began > self._paint_at
         self._recorder.sync(state, reports, pictures=pictures)
         if pictures:
-            self._painted = time.monotonic()
+            now = time.monotonic()
+            self._paint_at = now + max(BETWEEN_PICTURES_S, (now - began) / PICTURES_SHARE)
 
     def _failed(self, error: Exception) -> None:
         """Look everything up again at the next try; say so once, since the search does not depend on it."""

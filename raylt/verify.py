@@ -7,30 +7,29 @@ locks are no record: nothing is believed of them, so nothing of them is checked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raylt.damage import Damaged
 from raylt.document import SIMILARITY_FILE, SPEC_FILE, stored_spec
 from raylt.errors import Diverged
+from raylt.index import SET_ASIDE, Part, Result, first_of, listed, part_path
 from raylt.lease import Holder, Lease, read_holder
 from raylt.ledger import (
     COMPLETE,
     LOCK_COPY,
     LOCK_FILE,
-    SET_ASIDE,
-    is_number,
     is_sealed,
     read_asked,
     read_lock,
     read_result,
     require_lock,
     result_path,
-    stage_of,
 )
-from raylt.seals import seal_yaml
-from raylt.store import CHECKPOINT, KEY, MANIFEST, STAGES, Store, folder_of, is_digest
+from raylt.plan import TrialSpec
+from raylt.seals import BadSeal, seal_yaml
+from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content
 
 _EPOCH = r"sweeps/[^/]+/lease/\d+\.json"
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
@@ -55,14 +54,24 @@ class Check:
             pass  # a stage that can only fail is as it should be
         return None
 
+    def add(self, other: Check) -> None:
+        """What another looked at, as a part of this."""
+        self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
+        known = {error.path for error in self.damaged}
+        self.damaged += [error for error in other.damaged if error.path not in known]
+
 
 def verify(store: Store) -> Check:
-    """Read everything in a store."""
+    """Read everything in a store, each file once."""
     check = Check()
-    for digest, names in _stages(store).items():
-        _verify_stage(store, digest, names, check)
+    contents: dict[str, str | None] = {}  # stage that has a manifest -> the hash of its content, unless it is damaged
+    stages = _stages(store)
+    for found, digest, content in store.each(lambda stage: _verify_stage(store, *stage), stages.items()):
+        check.add(found)
+        if MANIFEST in stages[digest]:
+            contents[digest] = content
     for name in store.names("sweeps"):
-        _verify_sweep(store, name, check)
+        _verify_sweep(store, name, contents, check)
     return check
 
 
@@ -76,24 +85,25 @@ def _stages(store: Store) -> dict[str, list[str]]:
     return stages
 
 
-def _verify_stage(store: Store, digest: str, names: list[str], check: Check) -> None:
-    check.files += len(names)
-    if KEY not in names and MANIFEST not in names:
-        return  # a claim alone: nothing was begun
-    stage = check.reads(store.find, digest)
+def _verify_stage(store: Store, digest: str, names: list[str]) -> tuple[Check, str, str | None]:
+    """(what was found, the digest, the hash of the stage's content where it is whole)."""
+    check = Check(files=len(names))
+    # A claim alone: nothing was begun.
+    stage = check.reads(store.find, digest) if KEY in names or MANIFEST in names else None
     if stage is None:
-        return
+        return check, digest, None
     manifest = check.reads(stage.manifest)
     if manifest is not None:
-        check.unverified += "stage" not in (store.read_record(f"{stage.path}/{MANIFEST}") or {})
+        check.unverified += stage.key.get("schema", 1) < FIRST_SEALED
         for file in manifest.files:
             check.reads(stage.read, file)
     for name in names:
         if name.startswith(CHECKPOINT) and manifest is None:
             check.reads(stage.load_checkpoint, name.removeprefix(CHECKPOINT))
+    return check, digest, None if manifest is None else manifest.digest
 
 
-def _verify_sweep(store: Store, name: str, check: Check) -> None:
+def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], check: Check) -> None:
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
     sealed = is_sealed(lock)
@@ -107,41 +117,56 @@ def _verify_sweep(store: Store, name: str, check: Check) -> None:
             check.reads(store.read_record, path, is_sealed=is_new or None)
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
-    for trial, result in _trials(store, name, sealed, check):
-        is_needed = sealed and _needs_its_stages(store, name, trial, result, check)
-        _verify_result(store, name, trial, result, check, is_needed=is_needed)
+    trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
+    is_measured = not sealed or store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
+
+    def look_at(number: int) -> tuple[Check, int, TrialSpec | None, Result | None]:
+        return _verify_trial(store, name, number, sealed, contents, is_measured=is_measured)
+
+    for found, number, trial, result in store.each(look_at, listed(store, name)[0]):
+        check.add(found)
+        trials[number] = trial, result
+    for entry in store.names(f"sweeps/{name}/index"):
+        check.reads(_verify_part, store, f"sweeps/{name}/index/{entry}", trials)
     if not sealed:
         check.unverified += 1
 
 
-def _trials(store: Store, name: str, sealed: bool, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
-    for entry in store.names(f"sweeps/{name}/trials"):
-        if is_number(entry):
-            number = int(entry)
-            check.reads(read_asked, store, name, number, sealed)
-            result = check.reads(read_result, store, name, number, sealed)
-            if result is not None:
-                yield number, result
+def _verify_trial(
+    store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None], *, is_measured: bool
+) -> tuple[Check, int, TrialSpec | None, Result | None]:
+    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them.
 
-
-def _needs_its_stages(store: Store, name: str, number: int, result: dict[str, Any], check: Check) -> bool:
-    """Whether the sweep will read the stages of an ended trial: of dense and pilots, until the similarity is measured."""
-    asked = check.reads(read_asked, store, name, number, True)
-    is_measured = store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
-    return asked is not None and asked.kind in ("dense", "pilot") and result["state"] == COMPLETE and not is_measured
-
-
-def _verify_result(store: Store, name: str, number: int, result: dict[str, Any], check: Check, *, is_needed: bool) -> None:
-    """The stages that a result names, where they are still there: `raylt store gc` may have freed them."""
-    for digest in result["stages"]:
+    Those of dense and pilots the sweep reads until the similarity is measured.
+    """
+    check = Check()
+    trial = check.reads(read_asked, store, name, number, sealed)
+    result = check.reads(read_result, store, name, number, sealed)
+    is_read = trial is not None and trial.kind in ("dense", "pilot") and not is_measured
+    is_needed = is_read and result is not None and result["state"] == COMPLETE
+    for digest, content in {} if result is None else result["stages"].items():
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
-        elif store.read(f"{folder_of(digest)}/{MANIFEST}") is not None:
-            check.reads(stage_of, store, result, digest)
-        elif is_needed:
+        elif contents.get(digest) not in (None, content):
+            check.damaged.append(other_content(store, digest))
+        elif is_needed and digest not in contents:
             why = f"its stage {digest[:12]} is not there, and the sweep needs it still"
             check.damaged.append(store.damaged(result_path(name, number), why))
-            return
+            break
+    return check, number, trial, result
+
+
+def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]]) -> None:
+    """Raises `Damaged` where a part of the index says of a trial what its files do not."""
+    try:
+        part = Part.load(store.read(path) or b"")
+    except BadSeal as error:
+        raise store.damaged(path, str(error)) from error
+    results = part.results()
+    for trial in part.asked:
+        known = trials.get(trial.id, (None, None))
+        if any(now is not None and now != then for now, then in zip(known, (trial, results[trial.id]), strict=True)):
+            raise store.damaged(path, f"of trial {trial.id} it says what its files do not")
 
 
 # --- mending ----------------------------------------------------------------------------------------------------------
@@ -196,7 +221,15 @@ def _mended(store: Store, error: Damaged) -> str:
     if name == SPEC_FILE:
         return _restored_spec(store, folder.rpartition("/")[2], path)
     store.delete(path)
+    if name == "result.json":
+        _forget_in_index(store, folder)
     return f"{path}: deleted"
+
+
+def _forget_in_index(store: Store, folder: str) -> None:
+    """What the index has of a trial whose files go: the next may be as long."""
+    sweep, entry = folder.split("/")[1], folder.rpartition("/")[2]
+    store.delete(part_path(sweep, first_of(int(entry))))
 
 
 def _restored_spec(store: Store, sweep: str, path: str) -> str:
@@ -222,6 +255,7 @@ def _set_aside(store: Store, folder: str) -> str:
     for path, _ in store.all_files(folder):
         store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
+    _forget_in_index(store, folder)
     return f"{folder}: set aside as {folder.rpartition('/')[2]}{SET_ASIDE}"
 
 

@@ -21,7 +21,7 @@ from raylt.cli.common import (
     print_tables,
 )
 from raylt.errors import InputError
-from raylt.lookup import find_results, name_of
+from raylt.lookup import find_ledger, find_results, name_of
 from raylt.wording import Protocol, SortKey
 
 if TYPE_CHECKING:
@@ -38,19 +38,21 @@ def status(
 ) -> None:
     """How far a sweep is, who drives it, and why trials failed."""
     ask_head(context, root, local, cluster)
+    from raylt.document import counts_of, state_of, states_of
     from raylt.lease import read_holder
+    from raylt.ledger import COMPLETE
 
-    spec, ledger, document = find_results(name, root)
-    counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items())
-    typer.echo(f"{spec.name}: {document['state']} ({counts})")
+    spec, ledger = find_ledger(name, root)
+    state, ended = state_of(spec, ledger), states_of(ledger)
+    counts = ", ".join(f"{count} {state}" for state, count in counts_of([state for state, _ in ended.values()]).items())
+    typer.echo(f"{spec.name}: {state} ({counts})")
     holder = read_holder(ledger.store, spec.name)
-    if document["state"] == "running":
+    if state == "running":
         typer.echo(f"driven by {holder}")
-    for trial in document["trials"]:
-        if trial["state"] in ("RUNNING", "FAIL", "PRUNED"):
-            rounds = f"round {len(trial['rounds'])}" if trial["rounds"] else ""
-            typer.echo(f"{trial['id']:5d} {trial['kind']:8} {trial['state']:8} {trial['error'] or rounds}".rstrip())
-    if document["state"] == "interrupted":
+    for number, (how, cause) in ended.items():
+        if how != COMPLETE:
+            typer.echo(f"{number:5d} {ledger.asked[number].kind:8} {how:8} {cause or ''}".rstrip())
+    if state == "interrupted":
         typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the trials that are RUNNING first")
 
 

@@ -89,7 +89,7 @@ class Dispatcher:
 
     def _next_search(self) -> TrialSpec | Wait | Finished:
         first = len(self._planned)
-        number = sum(trial.is_search and trial.retry_of is None for trial in self.ledger.asked.values())
+        number = self.ledger.num_searched
         if not self._have_ended(range(first)):
             return Wait()
         # Also for a sweep that searches nothing: its pilots were trained for this.
@@ -98,7 +98,7 @@ class Dispatcher:
             return Finished()
         trial_id = next_free_id(self.spec, self.ledger)
         seen = trial_id - self.spec.search.concurrency if self.spec.search.repeatable else trial_id
-        if self.spec.search.repeatable and not self._have_ended(n for n in self.ledger.asked if n <= seen):
+        if self.spec.search.repeatable and any(trial.id <= seen for trial in self.ledger.open_trials()):
             return Wait()
         # What was proposed to a trial that is damaged and set aside is not proposed to another.
         lost = {n for n in self.ledger.set_aside if n >= first and n not in self.ledger.asked and n != trial_id}

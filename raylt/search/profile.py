@@ -13,12 +13,12 @@ from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
 from raylt.document import SIMILARITY_FILE
-from raylt.ledger import Ledger, Result, stage_of
+from raylt.ledger import Ledger, Result
 from raylt.metrics.flops import count_flops
 from raylt.presets import default_groups
 from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec, matches
-from raylt.store import Stage, Store
+from raylt.store import Stage, Store, stage_of
 from raylt.tensors import NamedTensors, unpack
 from raylt.ticket.find import MASK, START, TRAINED, round_0_among
 from raylt.ticket.mask import Mask

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.plan import TrialSpec
-from raylt.search.sampler import ATTEMPTS, fixed_proposal, make_sampler, remembers
+from raylt.search.sampler import ATTEMPTS, Lineage, fixed_proposal, make_sampler
 from raylt.search.space import at_base, distributions
 from raylt.spec import SweepSpec
 
@@ -33,6 +33,7 @@ class Proposer:
     def _begin(self) -> None:
         self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * len(self.spec.search.objectives))
         self._known: list[tuple[TrialSpec, Result]] = []  # what the study holds
+        self._lineage = Lineage()
 
     def propose(
         self, number: int, history: History, violation: Callable[[Mapping[str, float]], float] = lambda params: 0.0
@@ -54,7 +55,7 @@ class Proposer:
     def _draw(
         self, number: int, attempt: int, violation: Callable[[Mapping[str, float]], float]
     ) -> tuple[dict[str, float], dict[str, Any], float]:
-        self._study.sampler = make_sampler(self.spec, number, self.startup, attempt)
+        self._study.sampler = make_sampler(self.spec, number, self.startup, attempt, self._lineage)
         fixed = self.fixed(self.spec, number) if attempt == 0 else None
         if fixed is not None:
             self._study.enqueue_trial({name: fixed[name] for name in self._space})
@@ -71,10 +72,12 @@ class Proposer:
 
     def _extend(self, history: History) -> None:
         """Bring the study to `history`. Where that does not go on from what it holds (an older trial ended), begin anew."""
-        if remembers(self.spec) or list(history[: len(self._known)]) != self._known:
+        if list(history[: len(self._known)]) != self._known:
             self._begin()
         new = history[len(self._known) :]
-        self._study.add_trials([frozen(self.spec, self._space, trial, result) for trial, result in new])
+        if new:
+            self._study.add_trials([frozen(self.spec, self._space, trial, result) for trial, result in new])
+            self._lineage.add(self._study.get_trials(deepcopy=False)[-len(new) :])  # with the numbers they have there
         self._known += new
 
 

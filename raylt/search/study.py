@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from raylt.background import AbandonedError, Background, Pace
 from raylt.document import SIMILARITY_FILE
@@ -58,34 +59,36 @@ class StudyFile:
         self._id = self._storage.get_study_id_from_name(spec.name)
         # What the file holds is read once; from here on this object is its only writer.
         trials = self._storage.get_all_trials(self._id, deepcopy=False)
-        self._held = [trial.user_attrs.get("raylt.trial") for trial in trials]  # raylt's ids
-        running = [trial.number for trial in trials if not trial.state.is_finished()]
-        self._running = {n: self._storage.get_trial_id_from_study_id_trial_number(self._id, n) for n in running}
+        self._held = {trial.user_attrs.get("raylt.trial"): None for trial in trials}  # raylt's ids, in their order
+        running = {trial.user_attrs.get("raylt.trial"): trial.number for trial in trials if not trial.state.is_finished()}
+        self._running = {i: self._storage.get_trial_id_from_study_id_trial_number(self._id, n) for i, n in running.items()}
+        self._place = 0  # in the ledger's changes
 
     def sync(self, ledger: Ledger, step: Callable[[], None] = lambda: None) -> None:
         """Add the search trials it lacks, and tell those that have ended. Calls `step` before each write."""
-        asked, results = ledger.asked.copy(), ledger.results.copy()  # the driver's, which changes them meanwhile
-        trials = [trial for _, trial in sorted(asked.items()) if trial.is_search]
-        if self._held != [trial.id for trial in trials[: len(self._held)]]:
+        changes = ledger.changes[self._place :]  # the driver goes on meanwhile
+        search = [number for number in sorted(set(changes)) if ledger.asked[number].is_search]
+        if self._place == 0 and list(self._held) != search[: len(self._held)]:
             raise ValueError("it holds the trials of another sweep")
-        space = self._space_of(ledger) if trials else {}
-        for number, optuna_id in list(self._running.items()):
-            result = results.get(trials[number].id)
-            if result is not None:
+        space = self._space_of(ledger) if search else {}
+        for number in search:
+            trial, result = ledger.asked[number], ledger.results.get(number)
+            if number not in self._held:
                 step()
-                ended = frozen(self.spec, space, trials[number], result)
-                self._storage.set_trial_user_attr(optuna_id, "rungs", ended.user_attrs["rungs"])
-                for rung, loss in ended.intermediate_values.items():
-                    self._storage.set_trial_intermediate_value(optuna_id, rung, loss)
-                self._storage.set_trial_state_values(optuna_id, ended.state, ended.values)
-                del self._running[number]
-        for number in range(len(self._held), len(trials)):
-            step()
-            trial, result = trials[number], results.get(trials[number].id)
-            optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, space, trial, result))
-            self._held.append(trial.id)
-            if result is None:
-                self._running[number] = optuna_id
+                optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, space, trial, result))
+                self._held[number] = None
+                if result is None:
+                    self._running[number] = optuna_id
+            elif number in self._running and result is not None:
+                step()
+                self._tell(self._running.pop(number), frozen(self.spec, space, trial, result))
+        self._place += len(changes)
+
+    def _tell(self, optuna_id: int, ended: FrozenTrial) -> None:
+        self._storage.set_trial_user_attr(optuna_id, "rungs", ended.user_attrs["rungs"])
+        for rung, loss in ended.intermediate_values.items():
+            self._storage.set_trial_intermediate_value(optuna_id, rung, loss)
+        self._storage.set_trial_state_values(optuna_id, ended.state, ended.values)
 
     def _space_of(self, ledger: Ledger) -> dict[str, BaseDistribution]:
         """The space of the study, once there is a trial: before, its groups may not have been chosen."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from raylt.damage import Damaged
 from raylt.document import results, stored_spec
-from raylt.ledger import existing, stage_of
-from raylt.store import Store
+from raylt.ledger import existing
+from raylt.store import Store, stage_of
 from raylt.verify import repair, verify
 from tests.chaos.test_scripted import SPEC, comparable, drive
 

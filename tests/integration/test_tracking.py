@@ -28,7 +28,7 @@ from raylt.errors import Fenced
 from raylt.ledger import Ledger
 from raylt.metrics.score import GRID, SAMPLES
 from raylt.plan import TrialSpec, plan
-from raylt.runs import sweep_points
+from raylt.shown import sweep_points
 from raylt.spec import SweepSpec
 from raylt.store import Output, Store
 from raylt.tensors import pack

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raylt.damage import Damaged
 from raylt.document import stored_spec
 from raylt.errors import Problem, SpecError
 from raylt.specfile import builtin_sweeps, dump_yaml, load_spec, parse_spec
@@ -264,7 +265,7 @@ def test_a_sweep_that_was_begun_is_read_although_its_keys_would_contradict_each_
     store.write("sweeps/x/spec.yaml", text.encode())
     assert stored_spec(store, "x").unet_config["in_channels"] == 1  # what it was run with
     store.write("sweeps/x/spec.yaml", text.encode() + b"zzz: 1\n")
-    with pytest.raises(SpecError, match="zzz: unknown key"):
+    with pytest.raises(Damaged, match="zzz: unknown key"):
         stored_spec(store, "x")
 
 

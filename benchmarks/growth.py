@@ -1,0 +1,112 @@
+"""What commands cost as a sweep grows: CPU and memory of each, at 100, 1 000 and 10 000 finished trials.
+
+    python benchmarks/growth.py [--quick] [--trials 100,1000] [--only status,report]   # writes benchmarks/results/growth.json
+
+Every command is a process of its own, from its start to its end, on a local store that `longsweep.py` has written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from longsweep import write_stages, write_sweep
+
+RESULTS = Path(__file__).parent / "results" / "growth.json"
+PROPOSAL = """
+import sys, time
+from raylt.document import stored_spec
+from raylt.ledger import Ledger
+from raylt.search.proposal import Proposer
+from raylt.store import Store
+store = Store(sys.argv[1]); spec = stored_spec(store, "long"); ledger = Ledger(store, "long")
+spec = spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": sys.argv[2]})})
+history = [(trial, ledger.results[n]) for n, trial in sorted(ledger.asked.items()) if trial.is_search]
+proposer, times = Proposer(spec, 10), []
+for back in (4, 3, 2, 1):  # the first reads all of the history, as a driver does once
+    began = time.process_time()
+    proposer.propose(len(history) - back, history[:len(history) - back])
+    times.append(time.process_time() - began)
+print(sorted(times[1:])[1])
+"""
+STUDY = """
+import sys, tempfile
+from pathlib import Path
+from raylt.document import stored_spec
+from raylt.ledger import Ledger
+from raylt.search.study import StudyFile
+from raylt.store import Store
+store = Store(sys.argv[1])
+with tempfile.TemporaryDirectory() as folder:
+    StudyFile(stored_spec(store, "long"), Path(folder) / "study.db").sync(Ledger(store, "long"))
+"""
+INDEX = """
+import sys
+from raylt.ledger import Ledger
+from raylt.store import Store
+ledger = Ledger(Store(sys.argv[1]), "long", lambda: None)
+ledger._write_index()  # as the driver does after a trial
+"""
+SAMPLERS = ("random", "tpe", "similarity", "nsga2")
+RAYLT = ["-m", "raylt.cli"]
+COMMANDS = {
+    "status": [*RAYLT, "status", "long", "--local", "--root"],
+    "results --json": [*RAYLT, "results", "long", "--json", "--local", "--root"],
+    "report": [*RAYLT, "report", "long", "--local", "-o", os.devnull, "--root"],
+    "study.db": ["-c", STUDY],
+    "store verify": [*RAYLT, "store", "verify", "--local", "--root"],
+}
+
+
+def cost_of(arguments: list[str]) -> dict[str, float]:
+    """CPU seconds and peak memory of a Python process."""
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{arguments[-3:]}: {said[-2000:]}")
+    return {"cpu_s": round(usage.ru_utime + usage.ru_stime, 2), "mb": round(usage.ru_maxrss / 1024)}
+
+
+def measured(root: Path, trials: int, wanted: list[str]) -> dict[str, object]:
+    write_sweep(root, trials)
+    costs: dict[str, object] = {"index, once": cost_of(["-c", INDEX, str(root)])}
+    for name, command in COMMANDS.items():
+        if not wanted or name in wanted:
+            costs[name] = cost_of([*command, str(root)])
+    for sampler in SAMPLERS:
+        if not wanted or "proposal" in wanted:
+            said = subprocess.run([sys.executable, "-c", PROPOSAL, str(root), sampler], capture_output=True, check=True).stdout
+            costs[f"a proposal, {sampler}"] = {"cpu_s": round(float(said), 4)}
+    if not wanted or "store du" in wanted:
+        write_stages(root, 2 * trials)
+        costs["store du"] = cost_of([*RAYLT, "store", "du", "--local", "--root", str(root)])
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="100 and 300 trials, to see that it works")
+    parser.add_argument("--trials", default="100,1000,10000", help="how many, with commas")
+    parser.add_argument("--only", default="", help="commands to measure, with commas; left out: all")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    document = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for trials in [100, 300] if args.quick else map(int, args.trials.split(",")):
+        with tempfile.TemporaryDirectory(prefix="raylt-growth-") as folder:
+            found = measured(Path(folder), trials, [name for name in args.only.split(",") if name])
+        document[str(trials)] = {**document.get(str(trials), {}), **found}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        print(trials, json.dumps(found, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
