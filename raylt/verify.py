@@ -235,7 +235,8 @@ def _forget_in_index(store: Store, folder: str) -> None:
 def _restored_spec(store: Store, sweep: str, path: str) -> str:
     begun = (read_lock(store, sweep) or {}).get("spec")  # mended before: locks come first
     if begun is None:
-        return f"{path}: cannot be restored, no copy of it was kept; give `raylt sweep` the spec file"
+        store.delete(path)
+        return f"{path}: deleted, no copy of it was kept; `raylt sweep SPEC` writes it again"
     store.write(path, seal_yaml(begun))
     return f"{path}: restored as the sweep was begun"
 
