@@ -40,7 +40,8 @@ from rich.console import Console
 from raylt.diffusion.model import layers_of
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.lease import Lease
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
 from raylt.search.dispatch import Dispatcher

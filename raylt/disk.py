@@ -14,7 +14,8 @@ from typing import Any
 from raylt.claim import CLAIM, Busy, read_claim, sole_maker
 from raylt.damage import Damaged
 from raylt.lease import read_holder
-from raylt.ledger import FAIL, Ledger, existing, read_lock, sweep_names
+from raylt.ledger import Ledger, existing, sweep_names
+from raylt.ledgerfiles import FAIL, read_lock
 from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names

@@ -7,8 +7,10 @@ from typing import Any
 
 from raylt.ceilings import is_feasible
 from raylt.errors import SpecError
+from raylt.index import Result
 from raylt.lease import read_holder
-from raylt.ledger import COMPLETE, FAIL, PRUNED, RUNNING, Ledger, Result, is_sealed, read_lock
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING, is_sealed, read_lock
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
 from raylt.seals import BadSeal, unseal_yaml

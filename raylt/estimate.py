@@ -12,7 +12,8 @@ from raylt.diffusion.sample import HELD_OUT_DRAWS, held_out_part
 from raylt.diffusion.train import Compute
 from raylt.document import next_free_id
 from raylt.inputs import Inputs
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.made import Made, made_for
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure
 from raylt.figures import small_grid_png
-from raylt.ledger import COMPLETE, Ledger, Result
+from raylt.index import Result
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.report import comparable, pareto_rows
 from raylt.store import stage_of
 

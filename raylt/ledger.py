@@ -16,18 +16,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
-from raylt.index import PART, Part, Results, first_of, listed, read_parts, write_part
-from raylt.index import Result as Result
+from raylt.index import PART, Part, Result, Results, first_of, listed, read_parts, write_part
+from raylt.ledgerfiles import (
+    COMPLETE,
+    LOCK_COPY,
+    LOCK_FILE,
+    code_schema_of,
+    is_sealed,
+    read_asked,
+    read_lock,
+    read_result,
+    require_lock,
+    result_path,
+)
 from raylt.plan import Planned, TrialSpec
 from raylt.store import FIRST_SEALED, Store
-from raylt.store import stage_of as stage_of
 
 log = logging.getLogger("raylt.ledger")
-
-COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
-LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
-
-_OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
 
 
 class Ledger:
@@ -41,9 +46,7 @@ class Ledger:
         self.folder = f"sweeps/{name}"
         self.asked: dict[int, TrialSpec] = {}
         self.results = Results()
-        self.changes: list[
-            int
-        ] = []  # trials as they were learnt to be asked, or to have ended: who follows keeps a place in it
+        self.changes: list[int] = []  # trials as they were learnt, asked or ended: who follows keeps a place in it
         self.set_aside: set[int] = set()  # trials that were damaged
         self.num_searched = 0  # trials that the study proposed, without those that are one of them once more
         self._open: dict[int, TrialSpec] = {}
@@ -211,69 +214,6 @@ class Ledger:
         return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
 
 
-def asked_path(name: str, number: int) -> str:
-    return f"sweeps/{name}/trials/{number:05d}/asked.json"
-
-
-def result_path(name: str, number: int) -> str:
-    return f"sweeps/{name}/trials/{number:05d}/result.json"
-
-
-def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec | None:
-    """A trial as it was asked; None where it was not. Raises `Damaged`."""
-    path = asked_path(name, number)
-    record = store.read_record(path, is_sealed=sealed)
-    if record is None:
-        if store.read(result_path(name, number)) is None:
-            return None
-        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
-        if record is None:
-            raise store.damaged(path, "it is not there, though the trial has a result")
-    try:
-        trial = TrialSpec.load(record)
-    except ValueError as error:
-        raise store.damaged(path, str(error)) from None
-    if trial.id != number:
-        raise store.damaged(path, f"it is of trial {trial.id}")
-    return trial
-
-
-def read_result(store: Store, name: str, number: int, sealed: bool) -> Result | None:
-    """How a trial ended; None where it has not. Raises `Damaged`."""
-    path = result_path(name, number)
-    record, is_verified = store.read_checked(path, is_sealed=sealed)
-    if record is None:
-        return None
-    if not is_verified:
-        for key, kind in _OF_A_RESULT.items():
-            if not isinstance(record.get(key), kind):
-                raise store.damaged(path, f"it has no {key}")
-    if record.get("state") not in (COMPLETE, PRUNED, FAIL):
-        raise store.damaged(path, "it does not say how the trial ended")
-    return record
-
-
-def read_lock(store: Store, name: str) -> dict[str, Any] | None:
-    """What a sweep was begun with; None where none was begun. Raises `Damaged` where that is lost."""
-    path = f"sweeps/{name}/{LOCK_FILE}"
-    lock, is_verified = store.read_checked(path)
-    if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
-        lock, is_verified = store.read_checked(path)  # begun between the two
-        if not is_verified:
-            raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
-    return lock
-
-
-def code_schema_of(lock: Mapping[str, Any] | None) -> int:
-    """The `CODE_SCHEMA` that a sweep was begun with: the first, where no lock says another."""
-    return int((lock or {}).get("code_schema", 1))
-
-
-def is_sealed(lock: Mapping[str, Any] | None) -> bool:
-    """Whether a sweep's files have checksums: those of an earlier raylt have none."""
-    return code_schema_of(lock) >= FIRST_SEALED
-
-
 def sweep_names(store: Store) -> list[str]:
     """The sweeps that were begun, also those whose lock is lost: `existing` finds each of them, or says what is damaged."""
     return [name for name in store.names("sweeps") if _was_begun(store, name)]
@@ -294,12 +234,6 @@ def existing(store: Store, name: str) -> Ledger:
     if not ledger._is_sealed:
         warn_unverified(store, name)
     return ledger
-
-
-def require_lock(store: Store, name: str) -> None:
-    """Raises `Damaged` for a sweep that has trials and no lock: it was lost."""
-    if read_lock(store, name) is None and store.names(f"sweeps/{name}/trials"):
-        raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
 
 
 _warned: set[tuple[str, str]] = set()

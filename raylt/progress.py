@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from raylt.ledger import COMPLETE, Ledger, Result
+from raylt.index import Result
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from raylt.document import SIMILARITY_FILE, groups_of, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure, InputError, shown
-from raylt.ledger import FAIL, RUNNING, Ledger, Result
+from raylt.index import Result
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import FAIL, RUNNING
 from raylt.masking import without_secrets
 from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan

@@ -12,7 +12,8 @@ from raylt import preflight
 from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
-from raylt.ledger import COMPLETE, FAIL, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress

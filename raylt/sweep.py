@@ -19,7 +19,8 @@ from raylt.document import SPEC_FILE, failed_trials, is_complete, stored_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
-from raylt.ledger import Ledger, code_schema_of, read_lock, require_lock
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import code_schema_of, read_lock, require_lock
 from raylt.masking import without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress

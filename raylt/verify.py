@@ -16,7 +16,7 @@ from raylt.document import SIMILARITY_FILE, SPEC_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.index import SET_ASIDE, Part, Result, first_of, listed, part_path
 from raylt.lease import Holder, Lease, read_holder
-from raylt.ledger import (
+from raylt.ledgerfiles import (
     COMPLETE,
     LOCK_COPY,
     LOCK_FILE,

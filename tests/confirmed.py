@@ -10,7 +10,8 @@ from safetensors.numpy import save
 
 from raylt.confirm import Request, confirm
 from raylt.document import SIMILARITY_FILE, SPEC_FILE
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import GRID
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec

@@ -40,7 +40,7 @@ def status(
     ask_head(context, root, local, cluster)
     from raylt.document import counts_of, state_of, states_of
     from raylt.lease import read_holder
-    from raylt.ledger import COMPLETE
+    from raylt.ledgerfiles import COMPLETE
 
     spec, ledger = find_ledger(name, root)
     state, ended = state_of(spec, ledger), states_of(ledger)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from raylt.ledger import COMPLETE, FAIL, PRUNED
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.runs import trial_points
 from tests.chaos.sweep import CHECKPOINT_EVERY, NAME, Sweep
 

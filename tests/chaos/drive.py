@@ -19,7 +19,8 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
 from raylt.inputs import Inputs
 from raylt.lease import Lease
-from raylt.ledger import Ledger, read_lock
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import read_lock
 from raylt.seals import seal_yaml
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.search.sampler import default_startup

@@ -26,7 +26,8 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
 from raylt.document import SPEC_FILE
 from raylt.inputs import Inputs
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import SAMPLES
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from raylt.document import SPEC_FILE
 from raylt.errors import InputError, LeaseHeld
 from raylt.lease import Lease, read_holder
-from raylt.ledger import LOCK_FILE
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.record import record_sweep
 from raylt.specfile import dump_yaml
 from raylt.store import Store

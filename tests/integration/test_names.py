@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils
 
 from raylt.document import results
-from raylt.ledger import COMPLETE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
 from raylt.runs import tracking_uri
 from raylt.search.space import at_base

@@ -12,7 +12,7 @@ from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute
 from raylt.document import pareto_of, results, trial_record
 from raylt.errors import SpecError
-from raylt.ledger import COMPLETE
+from raylt.ledgerfiles import COMPLETE
 from raylt.metrics.flops import count_flops, weight_costs
 from raylt.plan import plan
 from raylt.report import state_text

@@ -8,7 +8,7 @@ import pytest
 
 from raylt.confirm import FIRST_SEED, Request, finalists
 from raylt.document import is_complete, pareto_of, results
-from raylt.ledger import COMPLETE, FAIL
+from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.plan import plan
 from raylt.retry import retry_failed
 from raylt.search import dispatch

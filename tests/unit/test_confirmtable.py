@@ -15,7 +15,8 @@ from raylt.cli.common import print_confirmation
 from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
 from raylt.document import results
 from raylt.errors import InputError, RayltError
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.report import selected, trials_tables
 from raylt.store import CODE_SCHEMA
 from raylt.verdicts import confirmation

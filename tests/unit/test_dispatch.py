@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from raylt.document import SIMILARITY_FILE, is_complete, pareto_of, results
-from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import plan
 from raylt.runs import group_params
 from raylt.search import dispatch

@@ -19,7 +19,8 @@ from raylt import index
 from raylt import ledger as ledger_module
 from raylt.cli import app
 from raylt.folders import LocalFolder
-from raylt.ledger import COMPLETE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
 from raylt.seals import seal_yaml
 from raylt.search import dispatch

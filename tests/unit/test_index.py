@@ -9,7 +9,8 @@ import pytest
 from raylt import index, ledger
 from raylt.document import states_of
 from raylt.index import Part, part_path
-from raylt.ledger import COMPLETE, FAIL, Ledger, asked_path, result_path
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE, FAIL, asked_path, result_path
 from raylt.plan import TrialSpec
 from raylt.store import CODE_SCHEMA, Store
 from raylt.verify import repair, verify

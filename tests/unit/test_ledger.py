@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raylt.damage import Damaged
-from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger, asked_path, read_asked, read_lock, result_path
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, read_asked, read_lock, result_path
 from raylt.plan import TrialSpec
 from raylt.store import Store
 

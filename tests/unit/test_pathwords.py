@@ -208,7 +208,7 @@ def test_the_default_store_is_known_once() -> None:
 
 def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path: Path, tiny_spec: Any, capsys: Any) -> None:
     from raylt.cli.run import _print_end
-    from raylt.ledger import LOCK_FILE
+    from raylt.ledgerfiles import LOCK_FILE
     from raylt.sweep import Ended
 
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})

@@ -12,7 +12,8 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.document import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
-from raylt.ledger import COMPLETE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.metrics.flops import count_flops
 from raylt.plan import TrialSpec, plan
 from raylt.search.groups import grouped, settled

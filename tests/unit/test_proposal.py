@@ -7,7 +7,7 @@ import random
 import optuna
 import pytest
 
-from raylt.ledger import COMPLETE, FAIL, PRUNED
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import TrialSpec
 from raylt.search.proposal import Proposer, frozen
 from raylt.search.sampler import make_sampler

@@ -9,7 +9,8 @@ import pytest
 from raylt.document import failed_trials, is_complete, results
 from raylt.errors import LeaseHeld
 from raylt.lease import Lease
-from raylt.ledger import FAIL, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import FAIL
 from raylt.retry import retry_failed
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml

@@ -11,7 +11,8 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
 from raylt.document import is_complete, pareto_of, trial_record
 from raylt.inputs import Inputs
-from raylt.ledger import COMPLETE, FAIL, PRUNED, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import TrialSpec
 from raylt.search import dispatch
 from raylt.search.rungs import MIN_SEEN, thresholds

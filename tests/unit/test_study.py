@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from raylt.background import Pace
-from raylt.ledger import COMPLETE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
 from raylt.search.space import at_base
 from raylt.search.study import StudyFile, StudyKeeper, _is_passing

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from raylt.cli import app
 from raylt.confirmtable import confirmation_tables
 from raylt.document import SPEC_FILE, results
-from raylt.ledger import LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.report import cost_table, pareto_table, similarity_table, trials_tables
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store

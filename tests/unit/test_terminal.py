@@ -96,7 +96,8 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose trial failed for a cause with sequences in it, beside a sweep with such a name."""
     from dataclasses import replace
 
-    from raylt.ledger import FAIL, Ledger
+    from raylt.ledger import Ledger
+    from raylt.ledgerfiles import FAIL
     from raylt.plan import plan
     from raylt.specfile import dump_yaml, load_spec
     from raylt.store import Store

@@ -10,7 +10,8 @@ from raylt import lease as lease_module
 from raylt.document import SIMILARITY_FILE, SPEC_FILE
 from raylt.errors import Fenced, LeaseHeld
 from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
-from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger, result_path
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, result_path
 from raylt.plan import TrialSpec
 from raylt.seals import seal_yaml
 from raylt.specfile import dump_yaml

@@ -10,7 +10,8 @@ from raylt.damage import Damaged
 from raylt.document import is_complete, results, stored_spec
 from raylt.errors import Diverged, EnvironmentFailure, Fenced, InputError, LeaseHeld, RayltError, StoreFailure
 from raylt.lease import Lease, guard_for, request_stop
-from raylt.ledger import Ledger, existing, read_lock, require_lock
+from raylt.ledger import Ledger, existing
+from raylt.ledgerfiles import read_lock, require_lock
 from raylt.seals import seal_yaml
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.store import CODE_SCHEMA, Output

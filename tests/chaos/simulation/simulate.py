@@ -13,7 +13,8 @@ from raylt.claim import CLAIM
 from raylt.damage import Damaged
 from raylt.document import is_complete
 from raylt.folders import LocalFolder
-from raylt.ledger import LOCK_COPY, LOCK_FILE, Ledger
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE
 from raylt.seals import canonical
 from raylt.search import dispatch
 from raylt.store import CHECKPOINT, Store

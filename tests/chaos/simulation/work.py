@@ -12,12 +12,14 @@ from typing import Any
 
 from raylt.document import SIMILARITY_FILE
 from raylt.errors import Diverged
-from raylt.ledger import COMPLETE, Ledger, Result, stage_of
+from raylt.index import Result
+from raylt.ledger import Ledger
+from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml, parse_spec
-from raylt.store import Manifest, Output, Stage, Store
+from raylt.store import Manifest, Output, Stage, Store, stage_of
 from tests.chaos.simulation.world import World
 from tests.conftest import TINY, merged
 

@@ -1,0 +1,84 @@
+"""The files of a sweep's ledger, one by one: where each lies, and how it is read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raylt.index import Result
+from raylt.plan import TrialSpec
+from raylt.store import FIRST_SEALED, Store
+
+COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
+LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
+
+_OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
+
+
+def asked_path(name: str, number: int) -> str:
+    return f"sweeps/{name}/trials/{number:05d}/asked.json"
+
+
+def result_path(name: str, number: int) -> str:
+    return f"sweeps/{name}/trials/{number:05d}/result.json"
+
+
+def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec | None:
+    """A trial as it was asked; None where it was not. Raises `Damaged`."""
+    path = asked_path(name, number)
+    record = store.read_record(path, is_sealed=sealed)
+    if record is None:
+        if store.read(result_path(name, number)) is None:
+            return None
+        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
+        if record is None:
+            raise store.damaged(path, "it is not there, though the trial has a result")
+    try:
+        trial = TrialSpec.load(record)
+    except ValueError as error:
+        raise store.damaged(path, str(error)) from None
+    if trial.id != number:
+        raise store.damaged(path, f"it is of trial {trial.id}")
+    return trial
+
+
+def read_result(store: Store, name: str, number: int, sealed: bool) -> Result | None:
+    """How a trial ended; None where it has not. Raises `Damaged`."""
+    path = result_path(name, number)
+    record, is_verified = store.read_checked(path, is_sealed=sealed)
+    if record is None:
+        return None
+    if not is_verified:
+        for key, kind in _OF_A_RESULT.items():
+            if not isinstance(record.get(key), kind):
+                raise store.damaged(path, f"it has no {key}")
+    if record.get("state") not in (COMPLETE, PRUNED, FAIL):
+        raise store.damaged(path, "it does not say how the trial ended")
+    return record
+
+
+def read_lock(store: Store, name: str) -> dict[str, Any] | None:
+    """What a sweep was begun with; None where none was begun. Raises `Damaged` where that is lost."""
+    path = f"sweeps/{name}/{LOCK_FILE}"
+    lock, is_verified = store.read_checked(path)
+    if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
+        lock, is_verified = store.read_checked(path)  # begun between the two
+        if not is_verified:
+            raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
+    return lock
+
+
+def code_schema_of(lock: Mapping[str, Any] | None) -> int:
+    """The `CODE_SCHEMA` that a sweep was begun with: the first, where no lock says another."""
+    return int((lock or {}).get("code_schema", 1))
+
+
+def is_sealed(lock: Mapping[str, Any] | None) -> bool:
+    """Whether a sweep's files have checksums: those of an earlier raylt have none."""
+    return code_schema_of(lock) >= FIRST_SEALED
+
+
+def require_lock(store: Store, name: str) -> None:
+    """Raises `Damaged` for a sweep that has trials and no lock: it was lost."""
+    if read_lock(store, name) is None and store.names(f"sweeps/{name}/trials"):
+        raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
