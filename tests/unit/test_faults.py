@@ -29,7 +29,7 @@ from raylt import preflight
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
 from raylt.diffusion.train import Compute
-from raylt.document import LOCK_FILE, SPEC_FILE
+from raylt.document import SPEC_FILE
 from raylt.ledger import Ledger
 from raylt.plan import plan
 from raylt.specfile import dump_yaml
