@@ -31,6 +31,7 @@ from raylt.cli.faults import VARIABLE
 from raylt.diffusion.train import Compute
 from raylt.document import SPEC_FILE
 from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.plan import plan
 from raylt.specfile import dump_yaml
 from raylt.store import Store
