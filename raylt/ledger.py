@@ -246,7 +246,7 @@ def existing(store: Store, name: str) -> Ledger:
 
 def require_lock(store: Store, name: str) -> None:
     """Raises `Damaged` for a sweep that has trials and no lock: it was lost."""
-    if read_lock(store, name) is None and store.names(f"sweeps/{name}/trials"):
+    if read_lock(store, name) is None and store.names(f"sweeps/{name}/trials") and read_lock(store, name) is None:
         raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
 
 

@@ -46,6 +46,11 @@ def _parents_unsynced() -> Any:
     return mock.patch.object(LocalFolder, "_make_folders", make_folders)
 
 
+def _found_unsettled() -> Any:
+    """A stage that can be read is taken to be on the disk."""
+    return mock.patch.object(LocalFolder, "settle", lambda self, path: None)
+
+
 def _no_fsync() -> Any:
     """A file's bytes are left to the page cache."""
     really = disk.SimulatedDisk.write
@@ -234,6 +239,7 @@ _ROT = ("flipped", "killed")
 DEFECTS = {
     "no folder sync": Defect(_no_folder_sync, "lost", "disk", first=26),
     "parents unsynced": Defect(_parents_unsynced, "lost", "disk", ("killed", "killed", "power cut"), ("folder",), first=65),
+    "found unsettled": Defect(_found_unsettled, "lost", first=50_308),
     "no fsync": Defect(_no_fsync, "lost", "disk", first=45),
     "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut"), first=16),
     "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD, first=39),
