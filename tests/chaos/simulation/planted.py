@@ -238,17 +238,17 @@ _ROT = ("flipped", "killed")
 
 DEFECTS = {
     "no folder sync": Defect(_no_folder_sync, "lost", "disk", first=26),
-    "parents unsynced": Defect(_parents_unsynced, "lost", "disk", ("killed", "killed", "power cut"), ("folder",), first=65),
+    "parents unsynced": Defect(_parents_unsynced, "lost", "disk", ("killed", "killed", "power cut"), ("folder",), first=243),
     "found unsettled": Defect(_found_unsettled, "lost", first=50_308),
     "no fsync": Defect(_no_fsync, "lost", "disk", first=45),
-    "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut"), first=16),
-    "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD, first=39),
+    "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut"), first=1189),
+    "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD, first=62),
     "unconditional PUT": Defect(
-        _unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json"), first=29
+        _unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json"), first=160
     ),
     "results replaced": Defect(_results_replaced, "twice", None, _CROWD, ("result.json",), first=5),
     "manifests replaced": Defect(
-        _manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json"), first=46
+        _manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json"), first=103
     ),
     "no fence": Defect(_no_fence, "twice", None, _CROWD, first=19),
     "epochs replaced": Defect(_epochs_replaced, "twice", None, _CROWD, ("epoch",), first=26),
@@ -256,8 +256,8 @@ DEFECTS = {
     "clocks compared": Defect(_clocks_compared, "twice", "nfs", first=1),
     "checksums ignored": Defect(_checksums_ignored, "believed", None, _ROT, first=5),
     "stage files unchecked": Defect(_stage_files_unchecked, "believed", None, _ROT, ("trained.safetensors",), first=5),
-    "checkpoints unchecked": Defect(_checkpoints_unchecked, "believed", None, _ROT, ("checkpoint",), first=35),
-    "spec unchecked": Defect(_spec_unchecked, "believed", None, _ROT, first=35),
+    "checkpoints unchecked": Defect(_checkpoints_unchecked, "believed", None, _ROT, ("checkpoint",), first=329),
+    "spec unchecked": Defect(_spec_unchecked, "believed", None, _ROT, first=13),
     "stages left lost": Defect(_stages_left_lost, "stuck", None, _ROT, ("trained.safetensors", "key.json"), first=9),
     "claims for ever": Defect(
         _claims_for_ever, "stuck", "bucket", ("killed", "power cut"), ("claim.json", "checkpoint"), first=3
