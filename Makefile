@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check lint types imports slow chaos test-cluster clean
+.PHONY: quickstart test check lint types imports slow chaos simulate test-cluster clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
@@ -36,6 +36,10 @@ CONCURRENCY ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.harness --faults $(N) --seed $(SEED) --concurrency $(CONCURRENCY) \
 		--record benchmarks/results/chaos.json
+
+# Thousands of small sweeps on disks, buckets, clocks and processes that fail by seed: what was lost, done twice or believed.
+simulate: $(READY)
+	$(BIN)/python -m tests.chaos.simulation.run --runs 5000 --seed $(SEED) --record benchmarks/results/simulation.json
 
 # `ray up` over SSH on machines of our own, in namespaces: some minutes, as root (tests/cluster/lab.py says what else).
 test-cluster: $(READY)

@@ -184,6 +184,10 @@ class Files:
         """`create` a JSON object with its checksum."""
         return self.create(path, dump_json(seal(record)))
 
+    def settle(self, path: str) -> None:
+        """See that a file which another created is there to stay, before anything is made to rest on it."""
+        self._patiently("sync", path, lambda: self._folder.settle(path))
+
     def why_not_once(self) -> str | None:
         """Why two may `create` one file here, each believing that it alone did; None where that cannot be."""
         return self._patiently("write", "probes", self._folder.why_not_once)

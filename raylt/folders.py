@@ -39,6 +39,9 @@ class Folder(Protocol):
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that nobody has written; whether it now holds `data`: False where another was faster."""
 
+    def settle(self, path: str) -> None:
+        """See that a file is there to stay: whoever created it may have died before that."""
+
     def delete(self, path: str) -> None:
         """Delete a file, should it be there."""
 
@@ -186,6 +189,11 @@ class LocalFolder:
             self._disk.sync_folder(parent or "/")
         self._lasting[folder] = self._disk.folder_id(folder)
 
+    def settle(self, path: str) -> None:
+        folder = f"{self.base}/{path}".rpartition("/")[0]
+        self._make_folders(folder)
+        self._disk.sync_folder(folder)
+
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(f"{self.base}/{path}")
@@ -243,6 +251,9 @@ class ArrowFolder:
             self.replace(path, data)
             found = self.read(path)
         return found == data
+
+    def settle(self, path: str) -> None:
+        """An object that can be read stays."""
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -80,5 +80,6 @@ def is_sealed(lock: Mapping[str, Any] | None) -> bool:
 
 def require_lock(store: Store, name: str) -> None:
     """Raises `Damaged` for a sweep that has trials and no lock: it was lost."""
-    if read_lock(store, name) is None and store.names(f"sweeps/{name}/trials"):
+    is_lost = read_lock(store, name) is None and bool(store.names(f"sweeps/{name}/trials"))
+    if is_lost and read_lock(store, name) is None:  # not one that was begun between the two
         raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")

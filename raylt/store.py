@@ -159,12 +159,19 @@ class Stage:
         Where another process makes the stage already, wait for it. What diverges is computed again, from the stage's inputs
         alone; what diverges twice is remembered: `Diverged`, here and from then on.
         """
-        found = self.manifest()
+        found = self._found()
         if found is not None:
             return found
         with self.sole_maker():
-            found = self.manifest()
+            found = self._found()
             return found if found is not None else self._make(compute)
+
+    def _found(self) -> Manifest | None:
+        """The manifest of a stage that is whole, and stays so when the power is cut."""
+        manifest = self.manifest()
+        if manifest is not None:
+            self.store.settle(f"{self.path}/{MANIFEST}")
+        return manifest
 
     def sole_maker(self, *, wait: bool = True) -> AbstractContextManager[None]:
         """Inside, no other process makes this stage."""

@@ -113,7 +113,9 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
         own = path.removeprefix(f"sweeps/{name}/")
         check.files += 1
         if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
-            is_new = sealed and not own.startswith(("lease", "stop"))
+            is_new = own.startswith("lease/") or (
+                sealed and own not in ("lease.json", "stop.json")
+            )  # an earlier raylt's have none
             check.reads(store.read_record, path, is_sealed=is_new or None)
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))

@@ -60,6 +60,7 @@ WORDS = {  # command -> a command line that does something where nothing is wron
     "record": "record done --local",
     "store du": "store du --local",
     "store gc": "store gc done --local",
+    "store verify": "store verify --local",
 }
 
 

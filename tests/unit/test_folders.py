@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raylt.folders import Disk, LocalFolder
+from raylt.store import Output, Store
 
 
 class Noted(Disk):
@@ -36,3 +37,14 @@ def test_a_folder_that_was_made_again_is_synced_again(tmp_path):
     disk.synced.clear()
     folder.create("a/b/x", b"1")
     assert {str(tmp_path), str(tmp_path / "a")} <= set(disk.synced)
+
+
+def test_a_stage_that_another_made_is_synced_before_anything_rests_on_it(tmp_path):
+    """Its maker may have died before it synced the manifest's entry (simulation, seed 50308)."""
+    key = {"kind": "x"}
+    made = Store(str(tmp_path)).stage(key)
+    made.make(lambda stage: Output({"n": 1}))
+    disk = Noted()
+    found = Store(str(tmp_path), folder=LocalFolder(str(tmp_path), disk)).stage(key)
+    assert found.make(lambda stage: Output({"n": 2})).values == {"n": 1}
+    assert str(tmp_path / made.path) in disk.synced

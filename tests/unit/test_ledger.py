@@ -6,7 +6,7 @@ import pytest
 
 from raylt.damage import Damaged
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, read_asked, read_lock, result_path
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, read_asked, read_lock, require_lock, result_path
 from raylt.plan import TrialSpec
 from raylt.store import Store
 
@@ -63,3 +63,19 @@ def test_a_driver_that_died_before_the_copy_leaves_it_to_the_next(store):
     ledger = Ledger(store, "s", lambda: None)
     ledger.keep_copy(LOCK)
     assert store.read_record(f"sweeps/s/{LOCK_COPY}") == LOCK
+
+
+def test_a_sweep_whose_first_trial_is_asked_meanwhile_has_not_lost_its_lock(store, monkeypatch):
+    """(simulation, seed 51785)"""
+    ledger = Ledger(store, "s", lambda: None)
+
+    def begin() -> None:
+        ledger.lock(LOCK)
+        ledger.ask(TrialSpec(0, "dense", None, 0))
+
+    between(monkeypatch, f"sweeps/s/{LOCK_COPY}", begin)
+    require_lock(store, "s")
+    for name in (LOCK_FILE, LOCK_COPY):
+        store.delete(f"sweeps/s/{name}")
+    with pytest.raises(Damaged, match="though the sweep has trials"):
+        require_lock(store, "s")

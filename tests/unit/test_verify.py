@@ -59,6 +59,14 @@ def test_a_damaged_epoch_is_found_mended_and_never_given_again(store, hasty):
         guard_for(store, "s", 1, holder.token)()
 
 
+def test_an_epoch_that_lost_the_name_of_its_checksum_is_damaged(store):
+    """(simulation, seed 51650)"""
+    Lease.acquire(store, "s", has_thread=False).release()
+    path = epoch_path("s", 1)
+    store.write(path, store.read(path).replace(b'"sha256"', b'"sha257"'))
+    assert damaged(store) == [path]
+
+
 def test_mending_an_epoch_leaves_who_was_taken_for_dead_long_ago_fenced(store, hasty):
     """An epoch that is deleted would let the one before it write again."""
     first = Lease.acquire(store, "s", has_thread=False)

@@ -239,6 +239,8 @@ class User:
             task.process.ended.wait(1000.0)
         elif driver.said == "complete":
             return
+        elif driver.said == "LeaseHeld":
+            world.sleep(60.0)
         world.sleep(world.random.choice([0.0, 1.0, 20.0, 70.0]))
 
     def start_driver(self) -> Driver:

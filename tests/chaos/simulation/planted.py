@@ -46,6 +46,11 @@ def _parents_unsynced() -> Any:
     return mock.patch.object(LocalFolder, "_make_folders", make_folders)
 
 
+def _found_unsettled() -> Any:
+    """A stage that can be read is taken to be on the disk."""
+    return mock.patch.object(LocalFolder, "settle", lambda self, path: None)
+
+
 def _no_fsync() -> Any:
     """A file's bytes are left to the page cache."""
     really = disk.SimulatedDisk.write
@@ -232,26 +237,31 @@ _CROWD = ("stopped", "host paused", "second driver")
 _ROT = ("flipped", "killed")
 
 DEFECTS = {
-    "no folder sync": Defect(_no_folder_sync, "lost", "disk"),
-    "parents unsynced": Defect(_parents_unsynced, "lost", "disk", ("killed", "killed", "power cut"), ("folder",)),
-    "no fsync": Defect(_no_fsync, "lost", "disk"),
-    "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut")),
-    "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD),
+    "no folder sync": Defect(_no_folder_sync, "lost", "disk", first=26),
+    "parents unsynced": Defect(_parents_unsynced, "lost", "disk", ("killed", "killed", "power cut"), ("folder",), first=243),
+    "found unsettled": Defect(_found_unsettled, "lost", first=50_308),
+    "no fsync": Defect(_no_fsync, "lost", "disk", first=45),
+    "written in place": Defect(_written_in_place, "lost", "disk", ("killed", "power cut"), first=1189),
+    "checked, then written": Defect(_checked_then_written, "twice", "nfs", _CROWD, first=62),
     "unconditional PUT": Defect(
-        _unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json")
+        _unconditional_put, "twice", "bucket", (*_CROWD, "slow request"), ("manifest.json", "result.json"), first=160
     ),
-    "results replaced": Defect(_results_replaced, "twice", None, _CROWD, ("result.json",)),
-    "manifests replaced": Defect(_manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json")),
-    "no fence": Defect(_no_fence, "twice", None, _CROWD),
-    "epochs replaced": Defect(_epochs_replaced, "twice", None, _CROWD, ("epoch",)),
-    "epochs deleted": Defect(_epochs_deleted, "twice", None, ("flipped", *_CROWD), ("epoch",)),
-    "clocks compared": Defect(_clocks_compared, "twice", "nfs"),
-    "checksums ignored": Defect(_checksums_ignored, "believed", None, _ROT),
-    "stage files unchecked": Defect(_stage_files_unchecked, "believed", None, _ROT, ("trained.safetensors",)),
-    "checkpoints unchecked": Defect(_checkpoints_unchecked, "believed", None, _ROT, ("checkpoint",)),
-    "spec unchecked": Defect(_spec_unchecked, "believed", None, _ROT),
-    "stages left lost": Defect(_stages_left_lost, "stuck", None, _ROT, ("trained.safetensors", "key.json")),
-    "claims for ever": Defect(_claims_for_ever, "stuck", "bucket", ("killed", "power cut"), ("claim.json", "checkpoint")),
-    "foreign errors": Defect(_foreign_errors, "traceback"),
-    "damage is a traceback": Defect(_damage_is_a_traceback, "traceback", None, _ROT),
+    "results replaced": Defect(_results_replaced, "twice", None, _CROWD, ("result.json",), first=5),
+    "manifests replaced": Defect(
+        _manifests_replaced, "twice", "nfs without locks", _CROWD, ("manifest.json", "claim.json"), first=103
+    ),
+    "no fence": Defect(_no_fence, "twice", None, _CROWD, first=19),
+    "epochs replaced": Defect(_epochs_replaced, "twice", None, _CROWD, ("epoch",), first=26),
+    "epochs deleted": Defect(_epochs_deleted, "twice", None, ("flipped", *_CROWD), ("epoch",), first=361),
+    "clocks compared": Defect(_clocks_compared, "twice", "nfs", first=1),
+    "checksums ignored": Defect(_checksums_ignored, "believed", None, _ROT, first=5),
+    "stage files unchecked": Defect(_stage_files_unchecked, "believed", None, _ROT, ("trained.safetensors",), first=5),
+    "checkpoints unchecked": Defect(_checkpoints_unchecked, "believed", None, _ROT, ("checkpoint",), first=329),
+    "spec unchecked": Defect(_spec_unchecked, "believed", None, _ROT, first=13),
+    "stages left lost": Defect(_stages_left_lost, "stuck", None, _ROT, ("trained.safetensors", "key.json"), first=9),
+    "claims for ever": Defect(
+        _claims_for_ever, "stuck", "bucket", ("killed", "power cut"), ("claim.json", "checkpoint"), first=3
+    ),
+    "foreign errors": Defect(_foreign_errors, "traceback", first=2),
+    "damage is a traceback": Defect(_damage_is_a_traceback, "traceback", None, _ROT, first=20),
 }

@@ -220,13 +220,14 @@ class Simulation:
                     self.watch.report("stuck", str(error))
                     seen = {}
                 finally:
+                    ended_at = self.world.now
                     self.world.end()
         finally:
             dispatch.measure, document.parse_spec = measured, parse
         struck = [fault for fault in self.all_faults if fault.struck]
         world = self.world
         return Outcome(
-            self.seed, self.storage, struck, self.watch.found, world.operations, world.now, self.user.drivers, world.trace, seen
+            self.seed, self.storage, struck, self.watch.found, world.operations, ended_at, self.user.drivers, world.trace, seen
         )
 
     def _settle(self) -> None:
