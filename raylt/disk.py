@@ -15,7 +15,7 @@ from raylt.claim import CLAIM, Busy, read_claim, sole_maker
 from raylt.damage import Damaged
 from raylt.lease import read_holder
 from raylt.ledger import FAIL, Ledger, existing, read_lock, sweep_names
-from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover
+from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
 
@@ -78,9 +78,9 @@ class Survey:
         self.store = store
         self.stages: dict[str, StageFiles] = {}
         for path, size in store.all_files(STAGES):
-            _, _, digest, *rest = path.split("/")
-            if rest:
-                self.stages.setdefault(digest, StageFiles(digest)).files["/".join(rest)] = size
+            digest, name = within_stage(path) or ("", "")
+            if name:
+                self.stages.setdefault(digest, StageFiles(digest)).files[name] = size
         self.ledgers: dict[str, Ledger] = {}
         self.damaged: dict[str, Damaged] = {}  # sweeps whose needs nobody can tell
         for name in sweep_names(store):

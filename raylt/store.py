@@ -254,3 +254,9 @@ def folder_of(digest: str) -> str:
     if not is_digest(digest):
         raise StoreFailure(f"{digest[:80]!r} is no address of a stage; `raylt store verify` finds the file that names it")
     return f"{STAGES}/{digest[:2]}/{digest}"
+
+
+def within_stage(path: str) -> tuple[str, str] | None:
+    """Digest of the stage that a file belongs to, and its name there; None in a folder that is none's, as one put aside."""
+    digest, _, name = path.removeprefix(f"{STAGES}/").partition("/")[2].partition("/")
+    return (digest, name) if is_digest(digest) and path == f"{folder_of(digest)}/{name}" else None
