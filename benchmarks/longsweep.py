@@ -75,12 +75,13 @@ def write_sweep(root: Path, trials: int) -> SweepSpec:
     similarity = {"blocks": {}, "layers": {}, "groups": groups, "profile": PROFILE}
     folder = f"sweeps/{spec.name}"
     for name, record in ((LOCK_FILE, lock), (LOCK_COPY, lock), (SIMILARITY_FILE, similarity)):
-        _put(root, f"{folder}/{name}", dump_json(seal(record)))
+        _put(root, f"{folder}/{name}", dump_json(seal(record, f"{folder}/{name}")))
     _put(root, f"{folder}/{SPEC_FILE}", seal_yaml(yaml))
     for number in range(trials):
         trial = trial_of(spec, number)
-        _put(root, asked_path(spec.name, number), dump_json(seal(trial.dump())))
-        _put(root, result_path(spec.name, number), dump_json(seal(result_of(spec, trial))))
+        _put(root, asked_path(spec.name, number), dump_json(seal(trial.dump(), asked_path(spec.name, number))))
+        path = result_path(spec.name, number)
+        _put(root, path, dump_json(seal(result_of(spec, trial), path)))
     return spec
 
 
@@ -91,7 +92,8 @@ def write_stages(root: Path, number: int) -> None:
         digest = digest_of(key)
         manifest = {"stage": digest, "values": {}, "files": {}, "time_ms": 0, "duration_s": 1.0, "owner": f"gone/{index}"}
         _put(root, f"{folder_of(digest)}/{KEY}", canonical(key))
-        _put(root, f"{folder_of(digest)}/{MANIFEST}", dump_json(seal(manifest)))
+        path = f"{folder_of(digest)}/{MANIFEST}"
+        _put(root, path, dump_json(seal(manifest, path)))
 
 
 def _put(root: Path, path: str, data: bytes) -> None:

@@ -16,7 +16,7 @@ from raylt.damage import Damaged
 from raylt.lease import read_holder
 from raylt.ledger import Ledger, existing, sweep_names
 from raylt.ledgerfiles import FAIL, read_lock
-from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover
+from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
 
@@ -80,9 +80,9 @@ class Survey:
         self._names: dict[tuple[str, bool], set[str]] = {}
         self.stages: dict[str, StageFiles] = {}
         for path, size in store.all_files(STAGES):
-            _, _, digest, *rest = path.split("/")
-            if rest:
-                self.stages.setdefault(digest, StageFiles(digest)).files["/".join(rest)] = size
+            digest, name = within_stage(path) or ("", "")
+            if name:
+                self.stages.setdefault(digest, StageFiles(digest)).files[name] = size
         self.ledgers: dict[str, Ledger] = {}
         self.damaged: dict[str, Damaged] = {}  # sweeps whose needs nobody can tell
         for name in sweep_names(store):

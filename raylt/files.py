@@ -132,7 +132,12 @@ class Files:
 
     def read(self, path: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
-        return self._patiently("read", path, lambda: self._folder.read(path))
+        try:
+            return self._patiently("read", path, lambda: self._folder.read(path))
+        except StoreFailure as error:
+            if isinstance(error.__cause__, IsADirectoryError):
+                raise self.damaged(path, "a folder or a pipe lies in its place") from error
+            raise
 
     def read_record(self, path: str, *, is_sealed: bool | None = None) -> dict[str, Any] | None:
         """A JSON object that raylt wrote, without its checksum; None where there is none.
@@ -149,7 +154,7 @@ class Files:
             if data is None:
                 return None, False
             try:
-                record, has_sum = unseal(json.loads(data))
+                record, has_sum = unseal(json.loads(data), path)
                 if is_sealed and not has_sum:
                     raise BadSeal("its checksum is missing")
                 return record, has_sum
@@ -174,7 +179,7 @@ class Files:
 
     def write_record(self, path: str, record: Mapping[str, Any]) -> None:
         """Write a JSON object with its checksum, in one piece."""
-        self.write(path, dump_json(seal(record)))
+        self.write(path, dump_json(seal(record, path)))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that nobody has written yet: whether it now holds `data`. What is there stays as it is."""
@@ -182,7 +187,7 @@ class Files:
 
     def create_record(self, path: str, record: Mapping[str, Any]) -> bool:
         """`create` a JSON object with its checksum."""
-        return self.create(path, dump_json(seal(record)))
+        return self.create(path, dump_json(seal(record, path)))
 
     def settle(self, path: str) -> None:
         """See that a file which another created is there to stay, before anything is made to rest on it."""

@@ -62,7 +62,10 @@ class Disk:
     """The calls of the system that a local folder rests on. (A test's disk fails at each of them.)"""
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:  # noqa: PTH123
+        """Raises `IsADirectoryError` for whatever is no plain file: a pipe would be waited for."""
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             return file.read()
 
     def write(self, path: str, data: bytes) -> None:
@@ -196,7 +199,10 @@ class LocalFolder:
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._disk.unlink(f"{self.base}/{path}")
+            if self._disk.folder_id(f"{self.base}/{path}") is not None:
+                self.delete_folder(path)  # in a file's place
+            else:
+                self._disk.unlink(f"{self.base}/{path}")
 
     def delete_folder(self, path: str) -> None:
         for name, size in self._listed(path):

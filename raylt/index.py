@@ -99,7 +99,9 @@ class Part:
 
 
 def _head(trial: TrialSpec, result: Result) -> Head:
-    asked, ended = (len(dump_json(seal(record))) for record in (trial.dump(), result))  # as `Files.create_record` wrote them
+    asked, ended = (
+        len(dump_json(seal(record, ""))) for record in (trial.dump(), result)
+    )  # as `Files.create_record` wrote them
     return Head(trial.id, asked, ended, result["state"], result.get("cause"))
 
 

@@ -1,6 +1,7 @@
 """Checksums that the files of a store carry, so that damage is seen when they are read.
 
-- A JSON object has a member `sha256` beside its others: the SHA-256 of those, as canonical JSON.
+- A JSON object has a member `sha256` beside its others: the SHA-256 of the file's path in the store and of those, as canonical
+  JSON. So a file that lies in another's place is damaged.
 - A YAML file ends with a line `# sha256: ...` over all the bytes before it.
 - Other bytes (checkpoints) begin with a line `raylt sealed SHA-256`.
 
@@ -33,13 +34,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its checksum."""
+def seal(record: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The record with its checksum. `path`: of its file, under the store's root."""
     content = {key: value for key, value in record.items() if key != SUM}
-    return {**content, SUM: digest_of(content)}
+    return {**content, SUM: digest_of([path, content])}
 
 
-def unseal(record: Any) -> tuple[dict[str, Any], bool]:
+def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
     """(the record without its checksum, whether it had one). Raises `BadSeal` where the two do not agree."""
     if not isinstance(record, dict):
         raise BadSeal("it is no JSON object")
@@ -47,11 +48,11 @@ def unseal(record: Any) -> tuple[dict[str, Any], bool]:
     if SUM not in record:
         return content, False
     try:
-        expected = digest_of(content)
+        expected = digest_of([path, content])
     except ValueError as error:  # NaN is no JSON of ours
         raise BadSeal(str(error)) from None
     if record[SUM] != expected:
-        raise BadSeal("its checksum is not that of its content")
+        raise BadSeal("its checksum is not that of its content in this place")
     return content, True
 
 

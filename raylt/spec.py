@@ -92,7 +92,7 @@ class TrainSpec(_Model):
 
 
 class TicketSpec(_Model):
-    rounds: Annotated[int, Field(ge=1)] = 2
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 2
     density: Density | None = None
     densities: Annotated[list[Density], Field(min_length=1)] | None = None
     rewind_step: Annotated[int, Field(ge=0)] = 0
@@ -140,15 +140,15 @@ class SearchSpec(_Model):
     base: Base = "erk"
     profile: ProfileName = "excess"
     rungs: bool = False  # poor trials are stopped between rounds: search/rungs.py
-    trials: Annotated[int, Field(ge=0)] = 8
+    trials: Annotated[int, Field(ge=0, le=1_000_000)] = 8
     startup: Annotated[int, Field(ge=0)] | None = None
-    concurrency: Annotated[int, Field(ge=1)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 2
     repeatable: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     objectives: Annotated[list[Objective], Field(min_length=1)] = ["loss", "flops"]
     constraints: ConstraintsSpec = ConstraintsSpec()
     budget: Budget = "density"  # what a density is a share of: the prunable weights, or their FLOPs
-    pilots: Annotated[int, Field(ge=0)] = 2
+    pilots: Annotated[int, Field(ge=0, le=1000)] = 2
     baselines: list[Rule] = ["uniform", "erk"]
     groups: Literal["auto"] | dict[GroupName, list[str]] | None = None  # auto: from the profile, once it is measured
 

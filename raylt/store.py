@@ -29,9 +29,9 @@ from typing import Any
 from raylt.claim import sole_maker
 from raylt.damage import Damaged
 from raylt.errors import Diverged, StoreFailure
-from raylt.files import Files, dump_json
+from raylt.files import Files
 from raylt.folders import Folder
-from raylt.seals import BadSeal, canonical, digest_of, seal, seal_bytes, unseal, unseal_bytes
+from raylt.seals import BadSeal, canonical, digest_of, seal_bytes, unseal, unseal_bytes
 
 log = logging.getLogger("raylt.store")
 
@@ -114,7 +114,7 @@ class Stage:
                 raise self._diverged(str(failed.get("cause")))
             return None
         try:
-            content, has_sum = unseal(json.loads(data))
+            content, has_sum = unseal(json.loads(data), path)
             if not has_sum and self.key.get("schema", 1) >= FIRST_SEALED:
                 raise BadSeal("its checksum is missing")
             if has_sum and content.get("stage") != self.digest:
@@ -191,7 +191,7 @@ class Stage:
             "duration_s": round(time.monotonic() - start, 3),
             "owner": self.store.owner,
         }
-        self.store.create(f"{self.path}/{MANIFEST}", dump_json(seal(content)))  # or another was faster: then its holds
+        self.store.create_record(f"{self.path}/{MANIFEST}", content)  # or another was faster: then its holds
         self.drop_leftovers()
         return self.whole()
 
@@ -276,3 +276,9 @@ def folder_of(digest: str) -> str:
     if not is_digest(digest):
         raise StoreFailure(f"{digest[:80]!r} is no address of a stage; `raylt store verify` finds the file that names it")
     return f"{STAGES}/{digest[:2]}/{digest}"
+
+
+def within_stage(path: str) -> tuple[str, str] | None:
+    """Digest of the stage that a file belongs to, and its name there; None in a folder that is none's, as one put aside."""
+    digest, _, name = path.removeprefix(f"{STAGES}/").partition("/")[2].partition("/")
+    return (digest, name) if is_digest(digest) and path == f"{folder_of(digest)}/{name}" else None

@@ -29,7 +29,7 @@ from raylt.ledgerfiles import (
 )
 from raylt.plan import TrialSpec
 from raylt.seals import BadSeal, seal_yaml
-from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content
+from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
 
 _EPOCH = r"sweeps/[^/]+/lease/\d+\.json"
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
@@ -79,9 +79,9 @@ def _stages(store: Store) -> dict[str, list[str]]:
     """Digest -> the names in its folder."""
     stages: dict[str, list[str]] = {}
     for path, _ in store.all_files(STAGES):
-        parts = path.split("/")
-        if len(parts) == 4 and not parts[3].startswith("."):
-            stages.setdefault(parts[2], []).append(parts[3])
+        digest, name = within_stage(path) or ("", "")
+        if name and "/" not in name and not name.startswith("."):
+            stages.setdefault(digest, []).append(name)
     return stages
 
 

@@ -111,11 +111,21 @@ def report(
     if str(output) == "-":
         typer.echo(page, nl=False)
         return
+    _refuse_records(output)
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
     typer.echo(str(output))
+
+
+def _refuse_records(output: Path) -> None:
+    """Raises `InputError` for a file among a store's records, which a page would overwrite."""
+    path = output.resolve()
+    for root in path.parents:
+        is_among = path.relative_to(root).parts[0] in ("sweeps", "stages", "locks")
+        if is_among and (root / "sweeps").is_dir() and (root / "stages").is_dir():
+            raise InputError(f"{output}: lies among the records of the store {root}; give another file")
 
 
 def _page(name: str, root: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -9,8 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from raylt.cli.view import _refuse_records
 from raylt.damage import Damaged
 from raylt.document import results, stored_spec
+from raylt.errors import InputError
 from raylt.ledger import existing
 from raylt.store import Store, stage_of
 from raylt.verify import repair, verify
@@ -122,3 +127,44 @@ def test_damage_to_one_sweep_does_not_keep_others_from_being_read(undisturbed, t
     assert set(survey.damaged) == {"other"} and set(survey.usage()) == {"tiny"}
     assert comparable(folder) == comparable(undisturbed)
     assert results(SPEC, existing(Store(str(folder / "root")), "tiny"))["state"] == "complete"
+
+
+def swapped(a: Path, b: Path) -> None:
+    aside = a.with_name("aside")
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+@pytest.mark.parametrize("name", ["result.json", "asked.json"])
+def test_a_file_in_anothers_place_is_named(undisturbed, tmp_path, name):
+    """Each is whole and has its checksum; it is of another trial."""
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    trials = folder / "root/sweeps/tiny/trials"
+    swapped(trials / "00006" / name, trials / "00007" / name)
+    store = Store(str(folder / "root"))
+    with pytest.raises(Damaged, match=rf"trials/0000[67]/{name}"):
+        existing(store, SPEC.name)
+    assert {error.path[-len(name) - 6 :] for error in verify(store).damaged} == {f"00006/{name}", f"00007/{name}"}
+
+
+def test_what_is_no_file_is_named_and_mended(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    path = folder / "root/sweeps/tiny/trials/00003/result.json"
+    path.unlink()
+    os.mkfifo(path)
+    store = Store(str(folder / "root"))
+    with pytest.raises(Damaged, match="a folder or a pipe lies in its place"):
+        existing(store, SPEC.name)
+    repair(store, verify(store))
+    assert not path.exists() and verify(store).damaged == []
+
+
+def test_a_report_does_not_overwrite_the_store(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    lock = folder / "root/sweeps/tiny/spec.lock.json"
+    before = lock.read_bytes()
+    with pytest.raises(InputError, match="lies among the records of the store"):
+        _refuse_records(lock)
+    _refuse_records(folder / "page.html")
+    assert lock.read_bytes() == before

@@ -111,6 +111,17 @@ def test_usage_adds_up(root, stages):
     assert one.ledger > 100
 
 
+@pytest.mark.parametrize("folder", ["aa/x", "aa/" + 64 * "b", "aa/" + 64 * "a" + ".bak"])
+def test_a_folder_put_aside_among_the_stages_is_none_and_stays(root, stages, folder):
+    store = Store(root)
+    before = Survey(store).usage()
+    store.write(f"stages/{folder}/manifest.json", b"{}")
+    survey = Survey(store)
+    assert survey.usage() == before
+    delete(store, survey.garbage("one"))
+    assert store.read(f"stages/{folder}/manifest.json") == b"{}"
+
+
 def test_a_stage_that_somebody_makes_right_now_stays(root, stages):
     garbage = Survey(Store(root)).garbage("one")
     other, at_work, done = Store(root, "two/1"), threading.Event(), threading.Event()

@@ -145,3 +145,12 @@ def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(st
         flip(store, f"sweeps/tiny/{name}")
     lines = repair(store, verify(store))
     assert any("cannot be restored" in line for line in lines)
+
+
+@pytest.mark.parametrize("folder", ["aa/x", "aa/" + 64 * "b", "aa/" + 64 * "a" + ".bak"])
+def test_a_folder_put_aside_among_the_stages_hides_no_damage(store, folder):
+    stage = store.stage({"kind": "train"})
+    stage.make(lambda _: Output(files={"a.bin": b"x"}))
+    flip(store, f"{stage.path}/a.bin")
+    store.write(f"stages/{folder}/manifest.json", b"{}")
+    assert [error.path for error in verify(store).damaged] == [f"{stage.path}/a.bin"]

@@ -164,7 +164,7 @@ def _epochs_replaced() -> Any:
         if "/lease/" in path:
             self.write_record(path, record)
             return True
-        return self.create(path, dump_json(files.seal(record)))
+        return self.create(path, dump_json(files.seal(record, path)))
 
     return mock.patch.object(Files, "create_record", create_record)
 

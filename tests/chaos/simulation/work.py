@@ -46,9 +46,9 @@ def yaml_of(spec: SweepSpec) -> str:
 
 
 @lru_cache(maxsize=256)
-def parsed(text: str, source: str, overrides: tuple[str, ...]) -> SweepSpec:
+def parsed(text: str, source: str, overrides: tuple[str, ...] = (), **options: bool) -> SweepSpec:
     """`parse_spec`, once a text: YAML would take most of a run's time."""
-    return parse_spec(text, source, overrides)
+    return parse_spec(text, source, overrides, **options)
 
 
 class Run:
