@@ -168,7 +168,7 @@ class Files:
 
         What it raises for the first item that fails is raised.
         """
-        if self.is_local:
+        if self.is_local or AT_ONCE == 1:
             return [read(item) for item in items]
         with ThreadPoolExecutor(AT_ONCE, "store") as pool:
             return list(pool.map(read, items))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from raylt import document
+from raylt import document, files
 from raylt.claim import CLAIM
 from raylt.damage import Damaged
 from raylt.document import is_complete
@@ -207,6 +207,7 @@ class Simulation:
 
     def run(self) -> Outcome:
         measured, dispatch.measure = dispatch.measure, work.measure
+        at_once, files.AT_ONCE = files.AT_ONCE, 1  # threads of the system know nothing of ours
         parse, document.parse_spec = document.parse_spec, work.parsed
         try:
             with simulated(self.world, self.locks, self.known), self.watch.watching():
@@ -223,7 +224,7 @@ class Simulation:
                     ended_at = self.world.now
                     self.world.end()
         finally:
-            dispatch.measure, document.parse_spec = measured, parse
+            dispatch.measure, document.parse_spec, files.AT_ONCE = measured, parse, at_once
         struck = [fault for fault in self.all_faults if fault.struck]
         world = self.world
         return Outcome(
