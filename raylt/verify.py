@@ -137,15 +137,11 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
 def _verify_trial(
     store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None], *, is_measured: bool
 ) -> tuple[Check, int, TrialSpec | None, Result | None]:
-    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them.
-
-    Those of dense and pilots the sweep reads until the similarity is measured.
-    """
+    """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
     check = Check()
     trial = check.reads(read_asked, store, name, number, sealed)
     result = check.reads(read_result, store, name, number, sealed)
-    is_read = trial is not None and trial.kind in ("dense", "pilot") and not is_measured
-    is_needed = is_read and result is not None and result["state"] == COMPLETE
+    is_needed = not is_measured and _needs_its_stages(trial, result)
     for digest, content in {} if result is None else result["stages"].items():
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
@@ -156,6 +152,12 @@ def _verify_trial(
             check.damaged.append(store.damaged(result_path(name, number), why))
             break
     return check, number, trial, result
+
+
+def _needs_its_stages(trial: TrialSpec | None, result: Result | None) -> bool:
+    """Whether the similarity is measured by the stages of an ended trial."""
+    is_measured_by = trial is not None and trial.kind in ("dense", "pilot")
+    return is_measured_by and result is not None and result["state"] == COMPLETE
 
 
 def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]]) -> None:
