@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -73,7 +74,7 @@ class _OnceImported:
         def exec_module(module):
             load(module)
             wrap(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
-            log_commits(sys.modules["raylt.ledger"].Ledger, Path(self.settings["folder"]))
+            log_commits(importlib.import_module("raylt.ledger").Ledger, Path(self.settings["folder"]))
 
         spec.loader.exec_module = exec_module
         return spec
