@@ -55,8 +55,19 @@ def test_without_faults_nothing_is_found():
         assert not outcome.found and not outcome.struck and outcome.document
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+RARE = ("found unsettled", "written in place")  # a run in thousands sees them: their seeds shift with every change of order
+
+
+@pytest.mark.parametrize("name", [name for name in DEFECTS if name not in RARE])
 def test_a_planted_defect_is_seen(name):
     defect = DEFECTS[name]
     seeds = range(defect.first, defect.first + BOUND)
     assert any(defect.is_seen(seed) for seed in seeds), f"{name} was not seen in {BOUND} runs"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", RARE)
+def test_a_planted_defect_that_is_seen_rarely(name):
+    defect = DEFECTS[name]
+    assert any(defect.is_seen(seed) for seed in range(defect.first, defect.first + 40 * BOUND)), name
