@@ -55,7 +55,7 @@ def test_without_faults_nothing_is_found():
         assert not outcome.found and not outcome.struck and outcome.document
 
 
-RARE = ("found unsettled", "written in place")  # a run in thousands sees them: their seeds shift with every change of order
+RARE = ("written in place",)  # a run in thousands sees it: its seeds shift with every change of order
 
 
 @pytest.mark.parametrize("name", [name for name in DEFECTS if name not in RARE])
