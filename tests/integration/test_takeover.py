@@ -48,12 +48,13 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.timeout(1200)
 def test_a_driver_stopped_for_two_minutes_while_another_finishes_its_sweep(root, sweep, _warm_store, tmp_path_factory):
     put_spec(sweep, root, _warm_store)
-    first = sweep.start(SPEC, plan={3: HOLD})
-    flag = sabotage.held(sweep.folder, 3)
-    eventually(lambda: flag.exists() or first.poll() is not None, "trial 3 is at work")
+    first = sweep.start(SPEC, plan={6: HOLD})
+    flag = sabotage.held(sweep.folder, 6)
+    eventually(lambda: flag.exists() or first.poll() is not None, "trial 6 is at work")
+    assert first.poll() is None, sweep.end(first).err
     os.kill(first.pid, signal.SIGSTOP)
     began = time.monotonic()
-    sabotage.let_go(sweep.folder, 3)  # its worker was not stopped, and finds out by itself
+    sabotage.let_go(sweep.folder, 6)  # its worker was not stopped, and finds out by itself
     second = sweep.run()
     assert second.code == 0, second.err
     assert f"was driven by pid {first.pid}" in second.err
