@@ -102,6 +102,7 @@ def test_a_damaged_stage_ends_the_sweep_and_fails_no_trial(sweep, _warm_store):
     assert sweep.results()["counts"]["complete"] == 8
 
 
+@pytest.mark.slow  # without Ray: tests/chaos/test_damage.py
 def test_one_digit_of_a_result_does_not_move_the_front(sweep, _warm_store):
     put_spec(sweep, "./raylt-data", _warm_store)
     assert sweep.run("--set", "search.trials=1").code == 0
