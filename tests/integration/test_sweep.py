@@ -490,17 +490,6 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert done.code == 143
     assert "Traceback" not in done.err
 
-    # the terminal ends: SIGHUP to the driver and to all that it has started
-    third = sweep.start("tiny.yaml", plan={6: HOLD})
-    held_worker(6, third)
-    for process in [*psutil.Process(third.pid).children(recursive=True), third]:
-        process.send_signal(signal.SIGHUP)
-    sabotage.let_go(sweep.folder, 6)
-    done = sweep.end(third)
-    assert done.code == 143
-    assert "Traceback" not in done.err
-    assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
-
     # its hours are over
     done = sweep.run("--max-hours", "0.003", plan={6: HOLD})
     assert (done.code, sweep.results()["state"]) == (3, "interrupted")
@@ -562,6 +551,22 @@ def test_a_sweep_with_auto_groups_that_was_killed_ends_as_one_that_was_not(new_s
     shown = whole.record()[NAME]["params"]
     assert {group: json.loads(shown[f"group/{group}"]) for group in document["groups"]} == document["groups"]
     assert [set(trial["params"]) for trial in document["trials"]] == [set()] + [{"gamma"} | names] * 4
+
+
+@pytest.mark.slow
+def test_the_end_of_a_terminal_is_as_gentle_as_sigterm(new_sweep):
+    """SIGHUP to the driver and to all that it has started, as the kernel sends it."""
+    sweep = new_sweep()
+    driver = sweep.start("tiny.yaml", plan={2: HOLD})
+    eventually(lambda: sabotage.held(sweep.folder, 2).exists() or driver.poll() is not None, "trial 2 is at work")
+    assert driver.poll() is None, sweep.end(driver).err
+    for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+        process.send_signal(signal.SIGHUP)
+    sabotage.let_go(sweep.folder, 2)
+    done = sweep.end(driver)
+    assert done.code == 143 and "Traceback" not in done.err, done.err
+    assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
+    assert sweep.results()["counts"]["failed"] == 0
 
 
 def test_an_interrupt_before_anything_began_is_one(new_sweep):
