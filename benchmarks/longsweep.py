@@ -76,7 +76,7 @@ def write_sweep(root: Path, trials: int) -> SweepSpec:
     folder = f"sweeps/{spec.name}"
     for name, record in ((LOCK_FILE, lock), (LOCK_COPY, lock), (SIMILARITY_FILE, similarity)):
         _put(root, f"{folder}/{name}", dump_json(seal(record, f"{folder}/{name}")))
-    _put(root, f"{folder}/{SPEC_FILE}", seal_yaml(yaml))
+    _put(root, f"{folder}/{SPEC_FILE}", seal_yaml(yaml, f"{folder}/{SPEC_FILE}"))
     for number in range(trials):
         trial = trial_of(spec, number)
         _put(root, asked_path(spec.name, number), dump_json(seal(trial.dump(), asked_path(spec.name, number))))

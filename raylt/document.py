@@ -7,13 +7,12 @@ from typing import Any
 
 from raylt.ceilings import is_feasible
 from raylt.errors import SpecError
-from raylt.index import Result
 from raylt.lease import read_holder
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING, is_sealed, read_lock
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING, Result, is_sealed, read_lock
 from raylt.pareto import pareto_ids
 from raylt.plan import TrialSpec, plan
-from raylt.seals import BadSeal, unseal_yaml
+from raylt.seals import BadSeal, seal_yaml, unseal_yaml
 from raylt.spec import SweepSpec
 from raylt.specfile import parse_spec
 from raylt.store import Store
@@ -57,6 +56,12 @@ def stored_spec(store: Store, name: str) -> SweepSpec:
         raise store.damaged(path, why) from error
 
 
+def write_spec(store: Store, name: str, yaml: str) -> None:
+    """Keep the spec that a sweep is run with: what `stored_yaml` reads."""
+    path = f"sweeps/{name}/{SPEC_FILE}"
+    store.write(path, seal_yaml(yaml, path))
+
+
 def stored_yaml(store: Store, name: str) -> str:
     """That spec's text. Raises `Damaged`."""
     path = f"sweeps/{name}/{SPEC_FILE}"
@@ -64,7 +69,7 @@ def stored_yaml(store: Store, name: str) -> str:
     if data is None:
         raise store.damaged(path, "it is not there, though the sweep was begun")
     try:
-        text, has_sum = unseal_yaml(data)
+        text, has_sum = unseal_yaml(data, path)
         if not has_sum and is_sealed(read_lock(store, name)):
             raise BadSeal("its checksum is missing")
     except BadSeal as error:

@@ -26,7 +26,7 @@ from raylt.damage import Damaged
 from raylt.errors import InputError, StoreFailure
 from raylt.folders import ArrowFolder, Folder, Found, LocalFolder
 from raylt.seals import BadSeal, seal, unseal
-from raylt.spec import CREDENTIALS_ADVICE, has_credentials
+from raylt.sections import CREDENTIALS_ADVICE, has_credentials
 
 FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass is met again at once, then after pauses that double
 AT_ONCE = 32  # requests to a store that is a server

@@ -63,37 +63,37 @@ class Disk:
 
     def read(self, path: str) -> bytes:
         """Raises `IsADirectoryError` for whatever is no plain file: a pipe would be waited for."""
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             return file.read()
 
     def write(self, path: str, data: bytes) -> None:
         """A new file, on the disk when this returns."""
-        with open(path, "xb") as file:  # noqa: PTH123
+        with Path(path).open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
     def link(self, path: str, target: str) -> None:
-        os.link(path, target)
+        Path(target).hardlink_to(path)
 
     def links(self, path: str) -> int:
-        return os.stat(path).st_nlink  # noqa: PTH116
+        return Path(path).stat().st_nlink
 
     def rename(self, path: str, target: str) -> None:
-        os.replace(path, target)  # noqa: PTH105
+        Path(path).replace(target)
 
     def unlink(self, path: str) -> None:
-        os.unlink(path)  # noqa: PTH108
+        Path(path).unlink()
 
     def make_folder(self, path: str) -> None:
-        os.mkdir(path)  # noqa: PTH102
+        Path(path).mkdir()
 
     def folder_id(self, path: str) -> int | None:
         """The inode of a folder; None where there is none."""
         try:
-            found = os.stat(path)  # noqa: PTH116
+            found = Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_ino if stat.S_ISDIR(found.st_mode) else None
@@ -109,7 +109,7 @@ class Disk:
         return found
 
     def remove_folder(self, path: str) -> None:
-        os.rmdir(path)  # noqa: PTH106
+        Path(path).rmdir()
 
     def sync_folder(self, path: str) -> None:
         """What was created, renamed or deleted in a folder is so on the disk when this returns."""

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure
 from raylt.figures import small_grid_png
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
+from raylt.ledgerfiles import COMPLETE, Result
 from raylt.report import comparable, pareto_rows
 from raylt.store import stage_of
 

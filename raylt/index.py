@@ -17,25 +17,15 @@ import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raylt.files import dump_json
+from raylt.ledgerfiles import Result, Sizes
 from raylt.plan import TrialSpec
 from raylt.seals import BadSeal, canonical, seal, seal_bytes, unseal_bytes
 from raylt.store import Store
 
 PART = 200  # trials: few enough that an open tail is soon read, many enough that a long sweep has few parts
-
-SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
-
-Result = dict[str, Any]
-
-
-class Sizes(NamedTuple):
-    """Bytes of a trial's asked.json and result.json, as far as they are there."""
-
-    asked: int | None
-    result: int | None
 
 
 class Head(NamedTuple):
@@ -82,14 +72,14 @@ class Part:
             if sizes.get(trial.id) == (head.asked_bytes, head.result_bytes):
                 yield trial
 
-    def dump(self) -> bytes:
+    def dump(self, path: str) -> bytes:
         heads = canonical({"heads": [*self.heads.values()], "asked": [trial.dump() for trial in self.asked]})
-        return seal_bytes(heads + b"\n" + self.packed)
+        return seal_bytes(heads + b"\n" + self.packed, path)
 
     @staticmethod
-    def load(data: bytes) -> Part:
+    def load(data: bytes, path: str) -> Part:
         """What `dump` gave. Raises `ValueError` where it is something else, or of a newer raylt."""
-        heads, _, packed = unseal_bytes(data).partition(b"\n")
+        heads, _, packed = unseal_bytes(data, path).partition(b"\n")
         try:
             content = json.loads(heads)
             heads_of = {head[0]: Head(*head) for head in content["heads"]}
@@ -105,26 +95,6 @@ def _head(trial: TrialSpec, result: Result) -> Head:
     return Head(trial.id, asked, ended, result["state"], result.get("cause"))
 
 
-def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
-    """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
-    trials = f"sweeps/{name}/trials/"
-    found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
-    for path, size in store.all_files(trials.rstrip("/")):
-        entry, _, file = path[len(trials) :].partition("/")
-        if file in found:
-            found[file][entry] = size
-    asked, ended = found.values()
-    entries = sorted({*asked, *ended})
-    aside = {int(own) for own, end, _ in (entry.partition(SET_ASIDE) for entry in entries) if end and is_number(own)}
-    sizes = {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in entries if is_number(entry)}
-    return sizes, aside
-
-
-def is_number(entry: str) -> bool:
-    """Whether the name of a folder is a trial's number."""
-    return entry.isascii() and entry.isdecimal()
-
-
 def read_parts(store: Store, name: str, firsts: Collection[int]) -> list[Part]:
     """Those of the parts that begin with trials `firsts` that are there and whole."""
     there = set(store.names(f"sweeps/{name}/index"))
@@ -136,14 +106,15 @@ def read_parts(store: Store, name: str, firsts: Collection[int]) -> list[Part]:
 def _read_part(store: Store, path: str) -> Part | None:
     data = store.read(path)
     try:
-        return None if data is None else Part.load(data)
+        return None if data is None else Part.load(data, path)
     except BadSeal:
         return None  # `raylt store verify` says so
 
 
 def write_part(store: Store, name: str, part: Part) -> None:
     """Put a part into the index, in place of one that is damaged or tells of files that are gone."""
-    store.write(part_path(name, min(part.heads)), part.dump())
+    path = part_path(name, min(part.heads))
+    store.write(path, part.dump(path))
 
 
 class Results(MutableMapping[int, Result]):

@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
-from raylt.index import PART, Part, Result, Results, first_of, listed, read_parts, write_part
+from raylt.index import PART, Part, Results, first_of, read_parts, write_part
 from raylt.ledgerfiles import (
     COMPLETE,
     LOCK_COPY,
     LOCK_FILE,
+    Result,
     code_schema_of,
     is_sealed,
+    listed,
     read_asked,
     read_lock,
     read_result,
@@ -216,17 +218,17 @@ class Ledger:
 
 def sweep_names(store: Store) -> list[str]:
     """The sweeps that were begun, also those whose lock is lost: `existing` finds each of them, or says what is damaged."""
-    return [name for name in store.names("sweeps") if _was_begun(store, name)]
+    return [name for name in store.names("sweeps") if was_begun(store, name)]
 
 
-def _was_begun(store: Store, name: str) -> bool:
+def was_begun(store: Store, name: str) -> bool:
     folder = f"sweeps/{name}"
     return store.read(f"{folder}/{LOCK_FILE}") is not None or bool(store.names(f"{folder}/trials"))
 
 
 def existing(store: Store, name: str) -> Ledger:
     """The ledger of a sweep that was begun. Raises `InputError`, naming those that were, where it was not."""
-    if not _was_begun(store, name):
+    if not was_begun(store, name):
         known = ", ".join(sweep_names(store)) or "none"
         raise InputError(f"no sweep {name!r} in {store.root} (there: {known}); give its name, its spec file, or --root")
     require_lock(store, name)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from raylt.index import Result
 from raylt.plan import TrialSpec
 from raylt.store import FIRST_SEALED, Store
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
 
+SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
+
+Result = dict[str, Any]
+
 _OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
+
+
+class Sizes(NamedTuple):
+    """Bytes of a trial's asked.json and result.json, as far as they are there."""
+
+    asked: int | None
+    result: int | None
 
 
 def asked_path(name: str, number: int) -> str:
@@ -21,6 +31,26 @@ def asked_path(name: str, number: int) -> str:
 
 def result_path(name: str, number: int) -> str:
     return f"sweeps/{name}/trials/{number:05d}/result.json"
+
+
+def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
+    """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
+    trials = f"sweeps/{name}/trials/"
+    found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
+    for path, size in store.all_files(trials.rstrip("/")):
+        entry, _, file = path[len(trials) :].partition("/")
+        if file in found:
+            found[file][entry] = size
+    asked, ended = found.values()
+    entries = sorted({*asked, *ended})
+    aside = {int(own) for own, end, _ in (entry.partition(SET_ASIDE) for entry in entries) if end and is_number(own)}
+    sizes = {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in entries if is_number(entry)}
+    return sizes, aside
+
+
+def is_number(entry: str) -> bool:
+    """Whether the name of a folder is a trial's number."""
+    return entry.isascii() and entry.isdecimal()
 
 
 def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec | None:

@@ -31,7 +31,7 @@ def store_root(root: str | None) -> str:
 
     Raises `InputError` where the words name no place.
     """
-    from raylt.spec import StorageSpec
+    from raylt.sections import StorageSpec
 
     if root is not None:
         return _place("--root", root)

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
+from raylt.ledgerfiles import COMPLETE, Result
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 

@@ -12,7 +12,7 @@ from raylt.ledger import Ledger, existing
 from raylt.masking import MASK, without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.runs import given_uri
-from raylt.spec import TrackingSpec
+from raylt.sections import TrackingSpec
 from raylt.store import Store
 from raylt.tracking import Recorder
 

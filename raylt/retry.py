@@ -8,6 +8,7 @@ from dataclasses import replace
 from raylt.document import failed_trials, next_free_id, stored_spec
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
+from raylt.resume import refuse_other_numbers
 from raylt.store import FAILED, STAGES, Store, folder_of
 
 
@@ -16,9 +17,10 @@ def retry_failed(store: Store, name: str) -> dict[int, int]:
 
     What the store remembers of stages that diverged is forgotten: they are trained again.
 
-    Raises `InputError` where there is no such sweep, `LeaseHeld` where a driver runs it.
+    Raises `InputError` where there is no such sweep, or an earlier raylt began it, `LeaseHeld` where a driver runs it.
     """
     existing(store, name)
+    refuse_other_numbers(store, name)
     lease = Lease.acquire(store, name)
     try:
         ledger = Ledger(store, name, lease.check)

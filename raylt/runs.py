@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from raylt.document import SIMILARITY_FILE, groups_of, protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure, InputError, shown
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import FAIL, RUNNING
+from raylt.ledgerfiles import FAIL, RUNNING, Result
 from raylt.masking import without_secrets
 from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan

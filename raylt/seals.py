@@ -1,9 +1,11 @@
 """Checksums that the files of a store carry, so that damage is seen when they are read.
 
-- A JSON object has a member `sha256` beside its others: the SHA-256 of the file's path in the store and of those, as canonical
-  JSON. So a file that lies in another's place is damaged.
-- A YAML file ends with a line `# sha256: ...` over all the bytes before it.
-- Other bytes (checkpoints) begin with a line `raylt sealed SHA-256`.
+A checksum is the SHA-256 of the file's path in the store and of its content. So a file that lies in another's place is
+damaged too.
+
+- A JSON object has it as a member `sha256` beside its others, of which it is taken as canonical JSON.
+- A YAML file ends with a line `# sha256: ...`.
+- Other bytes (checkpoints, parts of an index) begin with a line `raylt sealed ...`.
 
 A checksum finds damage, not malice: who can write a file can write its checksum.
 """
@@ -18,6 +20,7 @@ from typing import Any
 
 SUM = "sha256"
 _HEADER = b"raylt sealed "
+_WRONG = "its checksum is not that of its content in this place"
 _YAML_SUM = re.compile(rb"# sha256: ([0-9a-f]{64})\n\Z")
 
 
@@ -52,38 +55,44 @@ def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
     except ValueError as error:  # NaN is no JSON of ours
         raise BadSeal(str(error)) from None
     if record[SUM] != expected:
-        raise BadSeal("its checksum is not that of its content in this place")
+        raise BadSeal(_WRONG)
     return content, True
 
 
-def seal_yaml(text: str) -> bytes:
+def seal_yaml(text: str, path: str) -> bytes:
     data = text.encode()
     data = data if data.endswith(b"\n") else data + b"\n"
-    return data + f"# {SUM}: {hashlib.sha256(data).hexdigest()}\n".encode()
+    return data + f"# {SUM}: {_sum_of(data, path)}\n".encode()
 
 
-def unseal_yaml(data: bytes) -> tuple[str, bool]:
+def unseal_yaml(data: bytes, path: str) -> tuple[str, bool]:
     """(the text, whether it had a checksum). Raises `BadSeal`."""
     found = _YAML_SUM.search(data)
     body = data if found is None else data[: found.start()]
-    if found is not None and hashlib.sha256(body).hexdigest().encode() != found[1]:
-        raise BadSeal("its checksum is not that of its content")
+    if found is not None and _sum_of(body, path).encode() != found[1]:
+        raise BadSeal(_WRONG)
     try:
         return body.decode(), found is not None
     except UnicodeDecodeError as error:
         raise BadSeal("it is no UTF-8 text") from error
 
 
-def seal_bytes(data: bytes) -> bytes:
-    return _HEADER + hashlib.sha256(data).hexdigest().encode() + b"\n" + data
+def seal_bytes(data: bytes, path: str) -> bytes:
+    return _HEADER + _sum_of(data, path).encode() + b"\n" + data
 
 
-def unseal_bytes(sealed: bytes) -> bytes:
+def unseal_bytes(sealed: bytes, path: str) -> bytes:
     """What `seal_bytes` was given. Raises `BadSeal`."""
-    header, mark, data = sealed[:96].partition(b"\n")
+    header, mark, _ = sealed[:96].partition(b"\n")
     if not mark or not header.startswith(_HEADER):
         raise BadSeal("it has no checksum, or was cut off")
     data = sealed[len(header) + 1 :]
-    if hashlib.sha256(data).hexdigest().encode() != header[len(_HEADER) :]:
-        raise BadSeal("its checksum is not that of its content")
+    if _sum_of(data, path).encode() != header[len(_HEADER) :]:
+        raise BadSeal(_WRONG)
     return data
+
+
+def _sum_of(data: bytes, path: str) -> str:
+    hasher = hashlib.sha256(path.encode() + b"\n")
+    hasher.update(data)
+    return hasher.hexdigest()

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from raylt.document import is_ranked
-from raylt.index import Result
 from raylt.ledger import Ledger
+from raylt.ledgerfiles import Result
 from raylt.runs import Point, points_of, similarity_points
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec

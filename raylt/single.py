@@ -17,7 +17,8 @@ from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
-from raylt.spec import Rule, SweepSpec
+from raylt.sections import Rule
+from raylt.spec import SweepSpec
 from raylt.store import Store, stage_of
 from raylt.tensors import unpack
 from raylt.ticket.file import FILE, export_pipeline

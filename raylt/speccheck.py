@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from raylt.errors import Problem
 from raylt.modelcheck import config_problems
 from raylt.pathwords import root_problem
-from raylt.spec import CREDENTIALS_ADVICE, IMAGE_SHAPES, SweepSpec, has_credentials, matches
+from raylt.sections import CREDENTIALS_ADVICE, IMAGE_SHAPES, has_credentials
+from raylt.spec import SweepSpec, matches
 from raylt.trackinguri import uri_problem
 
 LEAST_GPU = 0.0001

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from raylt.errors import Problem, shown
-from raylt.spec import GROUP_NAME_LENGTH, SweepSpec
+from raylt.sections import GROUP_NAME_LENGTH
+from raylt.spec import SweepSpec
 from raylt.yamltext import dotted
 
 Path = tuple[str | int, ...]

@@ -224,14 +224,15 @@ class Stage:
     def checkpoint(self, name: str, data: bytes) -> None:
         """Keep `data` until the stage is whole. Raises `Fenced` where another driver took over."""
         self.store.guard()
-        self.store.write(f"{self.path}/{CHECKPOINT}{name}", seal_bytes(data))
+        path = f"{self.path}/{CHECKPOINT}{name}"
+        self.store.write(path, seal_bytes(data, path))
 
     def load_checkpoint(self, name: str) -> bytes | None:
         """What `checkpoint` kept; None where there is none. Raises `Damaged`."""
         path = f"{self.path}/{CHECKPOINT}{name}"
         data = self.store.read(path)
         try:
-            return None if data is None else unseal_bytes(data)
+            return None if data is None else unseal_bytes(data, path)
         except BadSeal as error:
             raise self.store.damaged(path, str(error)) from error
 

@@ -13,26 +13,28 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from raylt import cluster, estimate, preflight
-from raylt.confirm import Request, extend
+from raylt.confirm import Request
 from raylt.diffusion.train import Compute
-from raylt.document import SPEC_FILE, failed_trials, is_complete, stored_spec
+from raylt.document import SPEC_FILE, failed_trials, is_complete, write_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import code_schema_of, read_lock, require_lock
+from raylt.ledgerfiles import read_lock
 from raylt.masking import without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
+from raylt.resume import begin, begun_with, has_more_to_confirm
 from raylt.runs import tracking_uri
-from raylt.seals import digest_of, seal_yaml
+from raylt.seals import digest_of
 from raylt.search.dispatch import Dispatcher
 from raylt.search.memory import Memory
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper
+from raylt.sections import TrackingSpec
 from raylt.single import local_compute
-from raylt.spec import NAME_LENGTH, SweepSpec, TrackingSpec
+from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
 from raylt.tracking import Tracker
@@ -62,8 +64,7 @@ def run_sweep(
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
     store = Store(spec.storage.root)
-    spec = with_free_name(spec, store) if new else spec
-    refuse_changed_identity(spec, store)
+    spec = begin(spec, store, new=new, confirm=confirm)
     check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store), stored_images)
     signals, lease = cluster.Signals(), None
@@ -88,65 +89,12 @@ def run_sweep(
 def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     """What `run_sweep` would do, after the same checks; starts and writes nothing."""
     store = Store(spec.storage.root)
-    spec = with_free_name(spec, store) if new else spec
-    refuse_changed_identity(spec, store)
+    spec = begin(spec, store, new=new)
     away = check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
     budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
     return [*preflight.describe(spec, store, found), *budget, *warning]
-
-
-def begun_with(spec: SweepSpec, store: Store) -> Address | None:
-    """The inputs of a sweep of this name, where one was begun."""
-    lock = read_lock(store, spec.name)
-    return None if lock is None or "data_sha256" not in lock else Address(lock["data_sha256"], lock.get("inception_sha256"))
-
-
-def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
-    """NAME, or NAME-2, NAME-3 ... where sweeps of those names exist: `--new` deletes nothing."""
-    name, number = spec.name, 1
-    while store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
-        number += 1
-        name = f"{spec.name}-{number}"
-    if len(name) > NAME_LENGTH:
-        raise InputError(f"--new: {name} would have more than {NAME_LENGTH} characters; give another name with --set name=NAME")
-    return spec.model_copy(update={"name": name})
-
-
-def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
-    """Raises `InputError`, naming the keys that differ, where a sweep of this name asks for something else."""
-    require_lock(store, spec.name)
-    lock = read_lock(store, spec.name)
-    if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
-        if lock is not None and lock.get("digest", spec.digest) != spec.digest:
-            raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
-        return
-    before = stored_spec(store, spec.name)
-    if before.digest == spec.digest:
-        return
-    old, new = before.identity(), spec.identity()
-    changed = [f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}:", *changed]))
-
-
-def _restore_or_new(spec: SweepSpec) -> str:
-    return f"restore the spec, or start {spec.name}-2 beside it with --new"
-
-
-def refuse_other_numbers(spec: SweepSpec, store: Store, *, has_more: bool) -> None:
-    """Raises `InputError` for a sweep of an earlier raylt that is not complete: its numbers could not be continued.
-
-    What it has stays readable: `status`, `results`, `report`, `export`.
-    """
-    lock = read_lock(store, spec.name)
-    begun = CODE_SCHEMA if lock is None else code_schema_of(lock)
-    if begun != CODE_SCHEMA and has_more:
-        raise InputError(
-            f"sweep {spec.name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
-            f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
-            f"start {spec.name}-2 beside it with --new; what it has found so far can be read as before"
-        )
 
 
 def _say(console: Console, line: str) -> None:
@@ -166,12 +114,10 @@ class _Driver:
 
     def run(self, place: Place, found: preflight.Preflight) -> int:
         lock = read_lock(self.store, self.spec.name)
-        has_more = not is_complete(self.spec, self.ledger) or self._has_more_to_confirm()
         if lock is not None:
             self._restore(lock)
-        if lock is not None and not has_more:
+        if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
             return self._project_and_leave()
-        refuse_other_numbers(self.spec, self.store, has_more=has_more)
         self._refuse_other_inputs(lock, found.inputs.address)
         self._say(str(place))
         self._warn_of_store()
@@ -195,11 +141,10 @@ class _Driver:
 
     def _write_spec(self) -> None:
         self.lease.check()
-        self.store.write(f"sweeps/{self.spec.name}/{SPEC_FILE}", seal_yaml(self.yaml))
+        write_spec(self.store, self.spec.name, self.yaml)
 
     def _has_more_to_confirm(self) -> bool:
-        known = self.ledger.confirmations()
-        return self.confirm is not None and len(extend(self.spec, self.ledger, known, self.confirm)) > len(known)
+        return has_more_to_confirm(self.spec, self.ledger, self.confirm)
 
     def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
         name = self.spec.name
@@ -234,10 +179,10 @@ class _Driver:
             )
 
     def _warn_of_other_versions(self, lock: dict[str, Any]) -> None:
-        for name, begun_with in lock["versions"].items():
+        for name, then in lock["versions"].items():
             now = platform.python_version() if name == "python" else version(name)
-            if now != begun_with:
-                self._say(f"warning: the sweep was begun with {name} {begun_with}, this is {now}: last digits may differ")
+            if now != then:
+                self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
 
     def _search(self, lock: dict[str, Any], resources: cluster.Resources, inputs: Address) -> int:
         from raylt.actor import TrialActor  # these import Ray, which must find its settings made

@@ -18,9 +18,8 @@ from raylt import runs
 from raylt.background import CLOSE_WITHIN_S, AbandonedError, Background, Pace
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import FAIL
+from raylt.ledgerfiles import FAIL, Result
 from raylt.masking import without_secrets
 from raylt.mlflowclient import connect, lasting_fault
 from raylt.moved import mend_places

@@ -13,9 +13,8 @@ from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import Diverged, RayltError, cause_of
-from raylt.index import Result
 from raylt.inputs import Inputs
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, Result
 from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
 from raylt.metrics.score import Scorer
 from raylt.plan import SEARCHED, TrialSpec

@@ -1,26 +1,25 @@
-"""`raylt store verify`: reads every file of a store as raylt would, names what is damaged, and mends what can be mended.
+"""`raylt store verify`: reads every file of a store as raylt would, and names what is damaged.
 
-What can be made again is deleted, so that the next `raylt sweep` makes it; what cannot is set aside. Logs, `study.db` and
-locks are no record: nothing is believed of them, so nothing of them is checked.
+Logs, `study.db` and locks are no record: nothing is believed of them, so nothing of them is checked.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import SIMILARITY_FILE, SPEC_FILE, stored_spec
+from raylt.document import SIMILARITY_FILE, stored_spec
 from raylt.errors import Diverged
-from raylt.index import SET_ASIDE, Part, Result, first_of, listed, part_path
-from raylt.lease import Holder, Lease, read_holder
+from raylt.index import Part
 from raylt.ledgerfiles import (
     COMPLETE,
     LOCK_COPY,
-    LOCK_FILE,
+    Result,
     is_sealed,
+    listed,
     read_asked,
     read_lock,
     read_result,
@@ -28,10 +27,9 @@ from raylt.ledgerfiles import (
     result_path,
 )
 from raylt.plan import TrialSpec
-from raylt.seals import BadSeal, seal_yaml
+from raylt.seals import BadSeal
 from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
 
-_EPOCH = r"sweeps/[^/]+/lease/\d+\.json"
 _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
 
@@ -113,10 +111,9 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
         own = path.removeprefix(f"sweeps/{name}/")
         check.files += 1
         if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
-            is_new = own.startswith("lease/") or (
-                sealed and own not in ("lease.json", "stop.json")
-            )  # an earlier raylt's have none
-            check.reads(store.read_record, path, is_sealed=is_new or None)
+            # An earlier raylt has written no epochs; a lease and a request to stop it writes to this day.
+            has_sum = own.startswith("lease/") or (sealed and own not in ("lease.json", "stop.json"))
+            check.reads(store.read_record, path, is_sealed=has_sum or None)
     if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
         check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
     trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
@@ -163,7 +160,7 @@ def _needs_its_stages(trial: TrialSpec | None, result: Result | None) -> bool:
 def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]]) -> None:
     """Raises `Damaged` where a part of the index says of a trial what its files do not."""
     try:
-        part = Part.load(store.read(path) or b"")
+        part = Part.load(store.read(path) or b"", path)
     except BadSeal as error:
         raise store.damaged(path, str(error)) from error
     results = part.results()
@@ -171,105 +168,3 @@ def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec |
         known = trials.get(trial.id, (None, None))
         if any(now is not None and now != then for now, then in zip(known, (trial, results[trial.id]), strict=True)):
             raise store.damaged(path, f"of trial {trial.id} it says what its files do not")
-
-
-# --- mending ----------------------------------------------------------------------------------------------------------
-
-
-def repair(store: Store, check: Check) -> list[str]:
-    """Mend what is damaged, under the lease of the sweep that it belongs to; what was done, a line each.
-
-    Stages belong to no sweep, so none may run. Raises `LeaseHeld` where a driver does.
-    """
-    of_sweeps = sorted({error.path.split("/")[1] for error in check.damaged if error.path.startswith("sweeps/")})
-    has_stages = any(error.path.startswith(f"{STAGES}/") for error in check.damaged)
-    names = store.names("sweeps") if has_stages else of_sweeps
-    lines = [_without_holder(store, error) for error in check.damaged if re.fullmatch(_EPOCH, error.path)]
-    leases = []
-    try:
-        for name in names:
-            if read_holder(store, name) is not None or name in of_sweeps:
-                leases.append(Lease.acquire(store, name))
-        in_order = sorted(check.damaged, key=lambda error: not error.path.endswith((LOCK_FILE, LOCK_COPY)))
-        lines += [_mended(store, error) for error in in_order if not re.fullmatch(_EPOCH, error.path)]
-        if has_stages:  # whose loss may show in results that still need them
-            mended = {error.path for error in check.damaged}
-            lines += [_mended(store, error) for error in verify(store).damaged if error.path not in mended]
-        return lines
-    finally:
-        for lease in leases:
-            lease.release()
-
-
-def _without_holder(store: Store, error: Damaged) -> str:
-    """An epoch is never given again, so its file stays, and says that nobody knows who holds it.
-
-    If the holder lives, its signs of life keep the sweep from being taken over.
-    """
-    nobody = Holder.myself(int(error.path.rpartition("/")[2].removesuffix(".json")))
-    store.write_record(error.path, asdict(replace(nobody, host="unknown", machine="unknown", pid=0, heartbeat=0)))
-    return f"{error.path}: its holder is not known any more"
-
-
-def _mended(store: Store, error: Damaged) -> str:
-    path = error.path
-    if path.startswith(f"{STAGES}/"):
-        return _mended_stage(store, path)
-    folder, _, name = path.rpartition("/")
-    if name == "asked.json":
-        return _set_aside(store, folder)
-    if name == LOCK_FILE:
-        return _restored(store, f"{folder}/{LOCK_COPY}", path)
-    if name == LOCK_COPY:
-        return _restored(store, f"{folder}/{LOCK_FILE}", path)
-    if name == SPEC_FILE:
-        return _restored_spec(store, folder.rpartition("/")[2], path)
-    store.delete(path)
-    if name == "result.json":
-        _forget_in_index(store, folder)
-    return f"{path}: deleted"
-
-
-def _forget_in_index(store: Store, folder: str) -> None:
-    """What the index has of a trial whose files go: the next may be as long."""
-    sweep, entry = folder.split("/")[1], folder.rpartition("/")[2]
-    store.delete(part_path(sweep, first_of(int(entry))))
-
-
-def _restored_spec(store: Store, sweep: str, path: str) -> str:
-    begun = (read_lock(store, sweep) or {}).get("spec")  # mended before: locks come first
-    if begun is None:
-        store.delete(path)
-        return f"{path}: deleted, no copy of it was kept; `raylt sweep SPEC` writes it again"
-    store.write(path, seal_yaml(begun))
-    return f"{path}: restored as the sweep was begun"
-
-
-def _mended_stage(store: Store, path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    if name.startswith(CHECKPOINT):
-        store.delete(path)
-        return f"{path}: deleted"
-    store.delete(f"{folder}/{MANIFEST}")  # first: without it, whatever is left is nothing
-    store.delete_folder(folder)
-    return f"{folder}: deleted"
-
-
-def _set_aside(store: Store, folder: str) -> str:
-    """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
-    for path, _ in store.all_files(folder):
-        store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
-    store.delete_folder(folder)
-    _forget_in_index(store, folder)
-    return f"{folder}: set aside as {folder.rpartition('/')[2]}{SET_ASIDE}"
-
-
-def _restored(store: Store, source: str, target: str) -> str:
-    try:
-        record = store.read_record(source, is_sealed=True)
-    except Damaged:
-        record = None
-    if record is None:
-        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with --new"
-    store.write_record(target, record)
-    return f"{target}: restored from {source.rpartition('/')[2]}"

@@ -10,7 +10,7 @@ import typer
 from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head
 from raylt.errors import InputError, LeaseHeld
 from raylt.lookup import find_sweep, is_file, load, store_root
-from raylt.spec import TrackingSpec, has_credentials
+from raylt.sections import TrackingSpec, has_credentials
 
 
 @app.command()

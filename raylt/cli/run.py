@@ -25,6 +25,7 @@ from raylt.cli.common import (
     print_confirmation,
     print_tables,
 )
+from raylt.cli.remote import confirm_on, sweep_on
 from raylt.cli.stored import spec_to_confirm
 from raylt.cli.streams import told
 from raylt.errors import EnvironmentFailure, InputError
@@ -32,9 +33,7 @@ from raylt.lookup import find_results, is_file, load
 from raylt.pathwords import literal
 
 if TYPE_CHECKING:
-    from raylt.jobs import Sent
     from raylt.spec import SweepSpec
-    from raylt.ssh import Head
     from raylt.sweep import Ended
     from raylt.where import Place
 
@@ -96,7 +95,7 @@ def sweep(
     place = _place(local, address, cluster, detach)
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(_sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach, max_hours=max_hours))
+        raise typer.Exit(sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach, max_hours=max_hours))
     parsed = load(spec, set_)
     with lines_of(spec, set_):
         if dry_run:
@@ -137,7 +136,7 @@ def confirm(
         raise InputError("--root is for this machine: on a cluster reached over SSH, the head's environment names the store")
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(_confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
+        raise typer.Exit(confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
     parsed, stored_images = spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.confirm import Request
@@ -151,81 +150,6 @@ def confirm(
     with told():
         _print_end(ended, False, max_hours)
     raise typer.Exit(ended.code)
-
-
-def _confirm_on(
-    head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool,
-    max_hours: float | None,
-) -> int:  # fmt: skip
-    """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
-    from raylt import jobs
-    from raylt.spec import has_credentials
-    from raylt.specfile import dump_yaml, load_spec
-
-    counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
-    bound = _bound(max_hours)
-    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
-    if is_file(name):
-        parsed = load_spec(name, overrides or [], here=False)
-        sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
-    else:
-        for key, _, value in (given.partition("=") for given in overrides or []):
-            if has_credentials(value):
-                where = "~/.raylt/env on the head has what the sweep needs there"
-                raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
-        counts += [f"--set={given}" for given in overrides or []]
-        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
-    return _run_job(head, sent, again, detach=detach)
-
-
-def _bound(max_hours: float | None) -> tuple[str, ...]:
-    return () if max_hours is None else (f"--max-hours={max_hours}",)
-
-
-def _sweep_on(
-    head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool,
-    max_hours: float | None,
-) -> int:  # fmt: skip
-    """The sweep as a job on a cluster's head; what needs its data and its store (`--dry-run`) is asked there as well.
-
-    The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
-    Where the store and MLflow are, and every secret, is for the head's own environment to say.
-    """
-    from raylt import jobs, ssh
-    from raylt.masking import has_secret
-    from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
-
-    path, parsed = find_spec(source), load_spec(source, overrides or [], here=False)
-    text = read_spec(path)
-    if overrides or has_secret(text):  # in a comment, say: everybody with Ray's token can read what a job brings
-        text = dump_yaml(parsed.dump())
-    name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
-    options = ["--new"] if new else []
-    if dry_run:
-        return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
-    bound = _bound(max_hours)
-    given = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
-    again = shlex.join(["raylt", "sweep", *given, *options, *bound])
-    sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options), bound=bound)
-    return _run_job(head, sent, again, detach=detach)
-
-
-def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:
-    """Send a job, or find the one that is at it, and watch it. `again`: the command that watches it once more."""
-    from raylt import jobs
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    job = jobs.submit_or_attach(head, sent, say)
-    if detach:
-        say(f"`{again}` watches it, `raylt status {sent.name}` says how far it is, `raylt stop {sent.name}` stops it")
-        return 0
-    try:
-        return jobs.watch(head, job, sent.name, say)
-    except KeyboardInterrupt:
-        say(f"\nno longer watching; the sweep goes on. `{again}` watches it again, `raylt stop {sent.name}` stops it")
-        return 130
 
 
 @app.command()
@@ -260,7 +184,7 @@ def ticket(
 
 def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
     """After a sweep: what it has found, how to go on where it was stopped, and last, where MLflow lacks some of it."""
-    from raylt.spec import TrackingSpec
+    from raylt.sections import TrackingSpec
 
     spec, code, is_recorded = ended
     again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} goes on from here"

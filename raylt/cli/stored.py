@@ -21,7 +21,7 @@ def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) ->
     from raylt.ledger import existing, sweep_names
     from raylt.pathwords import literal
     from raylt.record import record_address
-    from raylt.spec import StorageSpec
+    from raylt.sections import StorageSpec
     from raylt.specfile import builtin_sweeps, parse_again
 
     store, begun = find_sweep(name, root)

@@ -91,19 +91,20 @@ def verify(
     The same `raylt sweep` command then makes again what it needs. Leaves with 3 where damage is left.
     """
     ask_head(context, root, local, cluster)
-    from raylt import verify as checks
     from raylt.damage import loss_of
+    from raylt.repair import repair as mend
     from raylt.store import Store
+    from raylt.verify import verify as look
 
     store = Store(store_root(root))
-    found = checks.verify(store)
+    found = look(store)
     for error in found.damaged:
         loss = loss_of(error.path)
         typer.echo(f"{error.path}: {error.why}; lost: {loss.what}" + ("" if repair else f"; --repair {loss.mend}"))
     if repair and found.damaged:
-        for line in checks.repair(store, found):
+        for line in mend(store, found):
             typer.echo(line)
-        found = checks.verify(store)
+        found = look(store)
     unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
     typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
     raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)

@@ -173,7 +173,7 @@ def ui(
 ) -> None:
     """Open MLflow's web page on the runs recorded here, or on the cluster."""
     from raylt.runs import given_uri
-    from raylt.spec import TrackingSpec
+    from raylt.sections import TrackingSpec
     from raylt.ui import serve_head_ui, serve_ui
 
     if uri is not None and cluster is not None:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from raylt.diffusion.folder import check_room, read_folder
 from raylt.diffusion.notes import Note
 from raylt.errors import Problem, SpecError
-from raylt.spec import DataSpec
+from raylt.sections import DataSpec
 
 DIGITS_TEST = 360  # of the 1797 digits of scikit-learn
 # What torchvision raises for files that are missing, cut off or not to be had; anything else is a fault of ours.

@@ -15,7 +15,7 @@ from raylt.diffusion.data import to_float
 from raylt.diffusion.device import use_tf32
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
 from raylt.errors import Diverged, Preempted
-from raylt.spec import TrainSpec
+from raylt.sections import TrainSpec
 from raylt.tensors import NamedTensors, pack, unpack
 
 NUM_TIMESTEPS = 1000  # T of Ho et al. 2020

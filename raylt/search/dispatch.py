@@ -12,9 +12,8 @@ from typing import Any
 
 from raylt.confirm import Request, confirm
 from raylt.document import next_free_id
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import FAIL
+from raylt.ledgerfiles import FAIL, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.search.foresight import Foresight
 from raylt.search.groups import settled

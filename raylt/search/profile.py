@@ -13,8 +13,8 @@ from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
 from raylt.document import SIMILARITY_FILE
-from raylt.index import Result
 from raylt.ledger import Ledger
+from raylt.ledgerfiles import Result
 from raylt.metrics.flops import count_flops
 from raylt.presets import default_groups
 from raylt.search.groups import Groups, grouped

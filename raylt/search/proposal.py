@@ -9,8 +9,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raylt.index import Result
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.plan import TrialSpec
 from raylt.search.sampler import ATTEMPTS, Lineage, fixed_proposal, make_sampler
 from raylt.search.space import at_base, distributions

@@ -12,8 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from raylt.index import Result
-from raylt.ledgerfiles import FAIL
+from raylt.ledgerfiles import FAIL, Result
 from raylt.spec import SweepSpec
 
 MIN_SEEN = 4  # trials at a rung before it stops any

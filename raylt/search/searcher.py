@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from raylt import nodes
 from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
-from raylt.index import Result
+from raylt.ledgerfiles import Result
 from raylt.plan import TrialSpec
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.search.memory import Memory

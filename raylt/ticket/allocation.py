@@ -24,7 +24,8 @@ from torch import Tensor
 
 from raylt.diffusion.model import Layer
 from raylt.errors import InputError
-from raylt.spec import TicketSpec, matches
+from raylt.sections import TicketSpec
+from raylt.spec import matches
 from raylt.tensors import NamedTensors
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, pooled_counts

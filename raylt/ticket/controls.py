@@ -23,7 +23,8 @@ import torch
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.noise import Draw, generator, seed_of
-from raylt.spec import Control, ModelSpec, SweepSpec, matches
+from raylt.sections import Control, ModelSpec
+from raylt.spec import SweepSpec, matches
 from raylt.store import Store
 from raylt.ticket.find import Progress, Round, TicketSearch, rewind_point, train_round
 from raylt.ticket.mask import Mask

@@ -17,7 +17,8 @@ from raylt.diffusion.model import Layer, build_unet, weight_name
 from raylt.diffusion.noise import Draw, generator
 from raylt.diffusion.train import Compute, Trainer, TrainState
 from raylt.errors import Diverged
-from raylt.spec import Criterion, SweepSpec
+from raylt.sections import Criterion
+from raylt.spec import SweepSpec
 from raylt.tensors import NamedTensors
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, magnitude

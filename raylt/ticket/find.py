@@ -13,7 +13,8 @@ from typing import Any
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, build_unet, layers_of, load_parameters, parameters_of, weight_name
 from raylt.diffusion.train import Compute, Trainer, TrainState, learning_rate_at, run
-from raylt.spec import SweepSpec, TrainSpec
+from raylt.sections import TrainSpec
+from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.allocation import Allocation, Pruning

@@ -17,11 +17,11 @@ from pathlib import Path
 from raylt import tracking
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
+from raylt.document import write_spec
 from raylt.inputs import Inputs
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import read_lock
-from raylt.seals import seal_yaml
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
@@ -75,7 +75,7 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
     lease = Lease.acquire(store, spec.name)
     ledger = Ledger(store, spec.name, lease.check)
     yaml = dump_yaml(spec.dump())
-    store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml))
+    write_spec(store, spec.name, yaml)
     inputs = Inputs(load_images(spec.data))
     inputs.put(store)
     if read_lock(store, spec.name) is None:

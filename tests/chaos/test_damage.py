@@ -17,8 +17,9 @@ from raylt.damage import Damaged
 from raylt.document import results, stored_spec
 from raylt.errors import InputError
 from raylt.ledger import existing
+from raylt.repair import repair
 from raylt.store import Store, stage_of
-from raylt.verify import repair, verify
+from raylt.verify import verify
 from tests.chaos.test_scripted import SPEC, comparable, drive
 
 NO_RECORD = r"locks/|sweeps/tiny/(logs/|study\.db|lease|stop)|.*/claim\.json$"  # nothing is believed of these

@@ -13,7 +13,8 @@ from raylt.diffusion.model import Layer, layers_of
 from raylt.errors import InputError
 from raylt.metrics.flops import count_flops
 from raylt.presets import PRESETS
-from raylt.spec import TicketSpec, matches
+from raylt.sections import TicketSpec
+from raylt.spec import matches
 from raylt.ticket.allocation import BASES, Allocation, Pruning, bend, lamp, smallest_density
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, top_k

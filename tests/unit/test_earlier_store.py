@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from raylt import ledger as ledger_module
+from raylt.confirm import Request
 from raylt.damage import Damaged
 from raylt.document import results, stored_spec
 from raylt.errors import InputError
 from raylt.ledger import existing
+from raylt.resume import begin
+from raylt.retry import retry_failed
 from raylt.store import Store
-from raylt.sweep import refuse_changed_identity, refuse_other_numbers
 from raylt.verify import verify
 
 DATA = Path(__file__).parents[1] / "data" / "sweep-of-code-schema-1"
@@ -52,10 +54,16 @@ def test_it_reads_to_the_same_document_and_is_said_to_be_unverified_once(store, 
 
 def test_it_is_not_extended_and_says_why(store):
     spec = stored_spec(store, "tiny")
-    refuse_changed_identity(spec, store)
-    refuse_other_numbers(spec, store, has_more=False)  # complete: nothing would be computed
-    with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with --new"):
-        refuse_other_numbers(spec, store, has_more=True)
+    assert begin(spec, store) == spec  # complete: nothing would be computed
+    longer = spec.model_copy(update={"search": spec.search.model_copy(update={"trials": spec.search.trials + 1})})
+    for more in (
+        lambda: begin(longer, store),
+        lambda: begin(spec, store, confirm=Request(1, 1)),
+        lambda: retry_failed(store, "tiny"),
+    ):
+        with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with --new"):
+            more()
+    assert begin(longer, store, new=True).name == "tiny-2"
 
 
 def test_verify_counts_it_and_finds_nothing_wrong(store):

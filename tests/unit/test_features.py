@@ -17,7 +17,7 @@ from raylt.diffusion.data import ImageSet, load_images, to_float
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, SmallCnn, train_small_cnn
 from raylt.metrics.fid import fid, kid, statistics
-from raylt.spec import DataSpec
+from raylt.sections import DataSpec
 from raylt.tensors import pack, unpack
 
 

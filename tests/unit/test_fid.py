@@ -14,7 +14,7 @@ from torch import Tensor
 from raylt.diffusion.data import load_images
 from raylt.metrics.features import INCEPTION_FILE, InceptionFeatures
 from raylt.metrics.fid import Statistics, fid, kid, statistics
-from raylt.spec import DataSpec
+from raylt.sections import DataSpec
 
 
 def _features(seed: int, num: int = 400, dims: int = 32, shift: float = 0.0, scale: float = 1.0) -> Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from raylt.diffusion import folder as folder_module
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.errors import SpecError
-from raylt.spec import DataSpec
+from raylt.sections import DataSpec
 
 
 def picture(value: int, wide: bool = False) -> Image.Image:

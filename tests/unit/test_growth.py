@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from raylt import index
 from raylt import ledger as ledger_module
 from raylt.cli import app
+from raylt.document import write_spec
 from raylt.folders import LocalFolder
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
-from raylt.seals import seal_yaml
 from raylt.search import dispatch
 from raylt.search.dispatch import Dispatcher
 from raylt.search.proposal import Proposer
@@ -155,13 +155,14 @@ def long_sweep(trials):
         {"schema": 1, "name": "long", "search": {"trials": trials - 1, "pilots": 0, "baselines": []}}
     )
     yaml = dump_yaml(spec.dump())
-    store.write("sweeps/long/spec.yaml", seal_yaml(yaml))
+    write_spec(store, "long", yaml)
     ledger = Ledger(store, "long", lambda: None)
     ledger.lock({"code_schema": CODE_SCHEMA, "spec": yaml})
     for number in range(trials):
         trial = TrialSpec(number, "search" if number else "dense", "searched" if number else None, 0)
         ledger.ask(trial)
         ledger.finish(number, {**outcome(trial), "stages": {f"{number:064x}": "0" * 64}})
+    ledger.create("similarity.json", {"blocks": {}, "layers": {}, "groups": {}, "profile": {}})
     folder.clear()
     return store, folder
 

@@ -20,8 +20,8 @@ from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.files import Files
 from raylt.inputs import FILE, Address, Inputs, gather, get
 from raylt.metrics.features import InceptionFeatures, load_inception
+from raylt.sections import StorageSpec
 from raylt.single import run_ticket
-from raylt.spec import StorageSpec
 from raylt.store import CODE_SCHEMA, Output, Store
 from raylt.sweep import describe_sweep, run_sweep
 from raylt.where import Place

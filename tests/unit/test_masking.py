@@ -9,7 +9,7 @@ import pytest
 from raylt.cli import run
 from raylt.errors import InputError, SpecError
 from raylt.masking import has_secret, without_secrets
-from raylt.spec import has_credentials
+from raylt.sections import has_credentials
 from raylt.specfile import load_spec, parse_spec
 from raylt.ssh import Head
 

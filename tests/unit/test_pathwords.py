@@ -16,10 +16,10 @@ from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import InputError, SpecError
 from raylt.lookup import find_sweep, load, name_of
 from raylt.pathwords import expanded, literal, root_problem
-from raylt.spec import StorageSpec
+from raylt.resume import with_free_name
+from raylt.sections import StorageSpec
 from raylt.specfile import dump_yaml, load_spec, parse_again, parse_spec, read_spec
 from raylt.store import Store
-from raylt.sweep import with_free_name
 from raylt.trackinguri import absolute_uri, sqlite_uri
 from tests.conftest import TINY
 from tests.nasty import NAMES

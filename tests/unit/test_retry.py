@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raylt.document import failed_trials, is_complete, results
+from raylt.document import failed_trials, is_complete, results, write_spec
 from raylt.errors import LeaseHeld
 from raylt.lease import Lease
 from raylt.ledger import Ledger
@@ -14,7 +14,7 @@ from raylt.ledgerfiles import FAIL
 from raylt.retry import retry_failed
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml
-from raylt.store import Store
+from raylt.store import CODE_SCHEMA, Store
 from tests.unit.test_dispatch import PROFILE, asked, outcome, run
 
 
@@ -33,8 +33,8 @@ def failing(*ids):
 def begin(spec, root):
     """What a driver leaves in a store besides the trials."""
     store = Store(str(root))
-    store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
-    store.write_record(f"sweeps/{spec.name}/spec.lock.json", {})
+    write_spec(store, spec.name, dump_yaml(spec.dump()))
+    store.write_record(f"sweeps/{spec.name}/spec.lock.json", {"code_schema": CODE_SCHEMA})
     return store
 
 

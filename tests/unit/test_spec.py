@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylt.presets import PRESETS
-from raylt.spec import PresetName, SweepSpec, TicketSpec, flatten
+from raylt.sections import PresetName, TicketSpec
+from raylt.spec import SweepSpec, flatten
 from raylt.speccheck import cross_key_problems
 from raylt.specfile import load_spec
 

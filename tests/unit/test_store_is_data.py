@@ -23,7 +23,7 @@ from raylt.diffusion.data import ImageSet, load_images
 from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.inputs import FILE, IMAGES, Address, Inputs, gather
 from raylt.record import record_address
-from raylt.spec import DataSpec
+from raylt.sections import DataSpec
 from raylt.specfile import dump_yaml, load_spec, parse_spec
 from raylt.store import Store
 from tests.confirmed import begun

@@ -7,17 +7,17 @@ from dataclasses import asdict, replace
 import pytest
 
 from raylt import lease as lease_module
-from raylt.document import SIMILARITY_FILE, SPEC_FILE
+from raylt.document import SIMILARITY_FILE, SPEC_FILE, write_spec
 from raylt.errors import Fenced, LeaseHeld
 from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, result_path
 from raylt.plan import TrialSpec
-from raylt.seals import seal_yaml
+from raylt.repair import repair
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from raylt.sweep import _Driver
-from raylt.verify import repair, verify
+from raylt.verify import verify
 
 LOCK = {"code_schema": 2, "startup": 1}
 
@@ -90,7 +90,7 @@ def test_the_holder_of_a_damaged_epoch_is_not_taken_for_dead_while_it_gives_sign
 
 def begun(store: Store, spec) -> Ledger:
     ledger = Ledger(store, spec.name, lambda: None)
-    store.write(f"sweeps/{spec.name}/{SPEC_FILE}", seal_yaml(dump_yaml(spec.dump())))
+    write_spec(store, spec.name, dump_yaml(spec.dump()))
     ledger.lock(LOCK)
     return ledger
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from raylt.confirm import Request
 from raylt.damage import Damaged
-from raylt.document import is_complete, results, stored_spec
+from raylt.document import is_complete, results, stored_spec, write_spec
 from raylt.errors import Diverged, EnvironmentFailure, Fenced, InputError, LeaseHeld, RayltError, StoreFailure
 from raylt.lease import Lease, guard_for, request_stop
 from raylt.ledger import Ledger, existing
 from raylt.ledgerfiles import read_lock, require_lock
-from raylt.seals import seal_yaml
+from raylt.repair import repair
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.store import CODE_SCHEMA, Output
 from raylt.trial import failure
-from raylt.verify import repair, verify
+from raylt.verify import verify
 from tests.chaos.simulation.work import Run, measure, yaml_of
 from tests.chaos.simulation.world import Event, Host, Killed, Process, Thread
 
@@ -77,14 +77,14 @@ class Driver:
             if lock is not None:
                 ledger.keep_copy(lock)
                 if store.read(f"sweeps/{spec.name}/spec.yaml") is None:
-                    store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml_of(spec)))
+                    write_spec(store, spec.name, yaml_of(spec))
             if lock is not None and is_complete(spec, ledger) and not self._has_more(ledger):
                 measure(spec, ledger)
                 return "complete"
             inputs = self.simulation.store(f"{spec.name}/driver", lease.check).stage({"kind": "images", "sha256": "0" * 64})
             inputs.make(lambda _: Output(files={"tensors.safetensors": b"images" * 9}))
             lease.check()
-            store.write(f"sweeps/{spec.name}/spec.yaml", seal_yaml(yaml_of(spec)))
+            write_spec(store, spec.name, yaml_of(spec))
             if lock is None:
                 ledger.lock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "startup": STARTUP})
             request = Request(1, 1) if self.simulation.confirms else None

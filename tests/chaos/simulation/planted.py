@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from raylt import claim, document, files, lease, ledger, store, verify
+from raylt import claim, document, files, lease, ledger, repair, store, verify
 from raylt.bucket import BucketFolder
 from raylt.files import Files, dump_json
 from raylt.folders import ArrowFolder, LocalFolder
@@ -176,7 +176,7 @@ def _epochs_deleted() -> Any:
         store.delete(error.path)
         return ""
 
-    return mock.patch.object(verify, "_without_holder", without_holder)
+    return mock.patch.object(repair, "_without_holder", without_holder)
 
 
 def _stages_left_lost() -> Any:
@@ -186,7 +186,7 @@ def _stages_left_lost() -> Any:
 
 def _spec_unchecked() -> Any:
     """Verify mends a damaged spec by deleting it, and believes the one that is not there."""
-    return mock.patch.object(document, "unseal_yaml", lambda data: (data.decode(errors="replace"), True))
+    return mock.patch.object(document, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
 
 
 def _claims_for_ever() -> Any:

@@ -126,7 +126,12 @@ class Watch:
             def load_checkpoint(original: Any, stage: Stage, name: str) -> bytes | None:
                 data = original(stage, name)
                 if data is not None:
-                    watch._believed(f"{stage.path}/{CHECKPOINT}{name}", seal_bytes(data), lambda known: known)
+                    path = f"{stage.path}/{CHECKPOINT}{name}"
+                    watch._believed(
+                        path,
+                        seal_bytes(data, path),
+                        lambda known: known,
+                    )
                 return data
 
             def make(original: Any, stage: Stage, compute: Any) -> Any:

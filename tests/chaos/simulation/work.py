@@ -12,9 +12,8 @@ from typing import Any
 
 from raylt.document import SIMILARITY_FILE
 from raylt.errors import Diverged
-from raylt.index import Result
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
+from raylt.ledgerfiles import COMPLETE, Result
 from raylt.plan import TrialSpec
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec

@@ -1,0 +1,90 @@
+"""Commands that compute, as jobs on a cluster's head that is reached over SSH."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import typer
+
+from raylt.errors import InputError
+from raylt.lookup import is_file
+
+if TYPE_CHECKING:
+    from raylt.jobs import Sent
+    from raylt.ssh import Head
+
+
+def confirm_on(
+    head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool,
+    max_hours: float | None,
+) -> int:  # fmt: skip
+    """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
+    from raylt import jobs
+    from raylt.sections import has_credentials
+    from raylt.specfile import dump_yaml, load_spec
+
+    counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
+    bound = _bound(max_hours)
+    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
+    if is_file(name):
+        parsed = load_spec(name, overrides or [], here=False)
+        sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
+    else:
+        for key, _, value in (given.partition("=") for given in overrides or []):
+            if has_credentials(value):
+                where = "~/.raylt/env on the head has what the sweep needs there"
+                raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
+        counts += [f"--set={given}" for given in overrides or []]
+        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
+    return _run_job(head, sent, again, detach=detach)
+
+
+def _bound(max_hours: float | None) -> tuple[str, ...]:
+    return () if max_hours is None else (f"--max-hours={max_hours}",)
+
+
+def sweep_on(
+    head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool,
+    max_hours: float | None,
+) -> int:  # fmt: skip
+    """The sweep as a job on a cluster's head; what needs its data and its store (`--dry-run`) is asked there as well.
+
+    The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
+    Where the store and MLflow are, and every secret, is for the head's own environment to say.
+    """
+    from raylt import jobs, ssh
+    from raylt.masking import has_secret
+    from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
+
+    path, parsed = find_spec(source), load_spec(source, overrides or [], here=False)
+    text = read_spec(path)
+    if overrides or has_secret(text):  # in a comment, say: everybody with Ray's token can read what a job brings
+        text = dump_yaml(parsed.dump())
+    name = path.name if path.suffix in (".yaml", ".yml") else "spec.yaml"
+    options = ["--new"] if new else []
+    if dry_run:
+        return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
+    bound = _bound(max_hours)
+    given = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
+    again = shlex.join(["raylt", "sweep", *given, *options, *bound])
+    sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options), bound=bound)
+    return _run_job(head, sent, again, detach=detach)
+
+
+def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:
+    """Send a job, or find the one that is at it, and watch it. `again`: the command that watches it once more."""
+    from raylt import jobs
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    job = jobs.submit_or_attach(head, sent, say)
+    if detach:
+        say(f"`{again}` watches it, `raylt status {sent.name}` says how far it is, `raylt stop {sent.name}` stops it")
+        return 0
+    try:
+        return jobs.watch(head, job, sent.name, say)
+    except KeyboardInterrupt:
+        say(f"\nno longer watching; the sweep goes on. `{again}` watches it again, `raylt stop {sent.name}` stops it")
+        return 130
