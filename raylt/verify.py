@@ -35,10 +35,15 @@ _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|le
 
 @dataclass
 class Check:
-    """What was looked at, and what is wrong. `unverified`: files of an earlier raylt, which have no checksums."""
+    """What was looked at, and what is wrong.
+
+    `unverified`: files of an earlier raylt, which have no checksums. `missing`: stages that somebody has deleted, though results
+    of complete trials name them. Numbers do not need them, so they are no damage; exports, pictures and more trials do.
+    """
 
     files: int = 0
     unverified: int = 0
+    missing: set[str] = field(default_factory=set)
     damaged: list[Damaged] = field(default_factory=list)
 
     def reads(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -55,6 +60,7 @@ class Check:
     def add(self, other: Check) -> None:
         """What another looked at, as a part of this."""
         self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
+        self.missing |= other.missing
         known = {error.path for error in self.damaged}
         self.damaged += [error for error in other.damaged if error.path not in known]
 
@@ -148,6 +154,8 @@ def _verify_trial(
             why = f"its stage {digest[:12]} is not there, and the sweep needs it still"
             check.damaged.append(store.damaged(result_path(name, number), why))
             break
+        elif digest not in contents and result is not None and result["state"] == COMPLETE:
+            check.missing.add(digest)
     return check, number, trial, result
 
 

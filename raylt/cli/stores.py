@@ -105,6 +105,11 @@ def verify(
         for line in mend(store, found):
             typer.echo(line)
         found = look(store)
+    if found.missing:
+        typer.echo(
+            f"{len(found.missing)} stages that results of complete trials name are not there: their numbers stay, "
+            "but what needs the stages (export, pictures) cannot be had"
+        )
     unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
     typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
     raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)

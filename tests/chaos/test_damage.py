@@ -169,3 +169,21 @@ def test_a_report_does_not_overwrite_the_store(undisturbed, tmp_path):
         _refuse_records(lock)
     _refuse_records(folder / "page.html")
     assert lock.read_bytes() == before
+
+
+def test_stages_that_were_deleted_are_counted_and_are_no_damage(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    store = Store(str(folder / "root"))
+    gone = existing(store, SPEC.name).results[6]["ticket_stage"]
+    shutil.rmtree(folder / "root" / store.find(gone).path)
+    found = verify(store)
+    assert (found.damaged, found.missing) == ([], {gone})
+    assert verify(Store(str(undisturbed / "root"))).missing == set()
+
+
+def test_another_sweeps_spec_is_named(undisturbed, tmp_path):
+    """Whole, with its checksum, and of another place."""
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    shutil.copytree(folder / "root/sweeps/tiny", folder / "root/sweeps/other")
+    with pytest.raises(Damaged, match="sweeps/other/spec"):
+        stored_spec(Store(str(folder / "root")), "other")

@@ -69,6 +69,7 @@ def test_it_is_not_extended_and_says_why(store):
 def test_verify_counts_it_and_finds_nothing_wrong(store):
     found = verify(store)
     assert (found.damaged, found.unverified) == ([], 1)
+    assert found.missing  # its stages are not part of the data
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "", "null", '{"state": "COMPLETE"}'])
