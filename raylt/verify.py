@@ -37,7 +37,7 @@ _OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|le
 class Check:
     """What was looked at, and what is wrong.
 
-    `unverified`: files of an earlier raylt, which have no checksums. `missing`: stages that somebody has deleted, though results
+    `unverified`: files of an earlier raylt, which have no checksums. `missing`: stages that somebody has deleted though results
     of complete trials name them. Numbers do not need them, so they are no damage; exports, pictures and more trials do.
     """
 
