@@ -9,14 +9,13 @@ import numpy as np
 from safetensors.numpy import save
 
 from raylt.confirm import Request, confirm
-from raylt.document import SIMILARITY_FILE, SPEC_FILE
+from raylt.document import SIMILARITY_FILE
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import GRID
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
+from tests.begun import write_begun
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 LOCK = {"precision": "fp32", "device": "cpu", "threads": 1, "versions": {"torch": "9.8.7", "raylt": "1.2.3"}}
@@ -27,8 +26,7 @@ def begun(root: Any, spec: SweepSpec, *, trials: int = 1) -> Ledger:
     """A ledger whose planned trials and some search trials have ended."""
     store = Store(str(root))
     ledger = Ledger(store, spec.name, lambda: None)
-    store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    ledger.write(LOCK_FILE, LOCK)
+    write_begun(ledger, spec, **LOCK)
     planned = [item.trial for item in plan(spec)]
     searched = [TrialSpec(len(planned) + i, "search", "searched", 0, params={"gamma": 0.5 * i}) for i in range(trials)]
     for trial in [*planned, *searched]:

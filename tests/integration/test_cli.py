@@ -24,10 +24,8 @@ from diffusers import DDPMPipeline
 from raylt import cli
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import SPEC_FILE
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import SAMPLES
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec
@@ -37,6 +35,7 @@ from raylt.tensors import unpack
 from raylt.ticket.file import FILE, load_ticket
 from raylt.ticket.find import TRAINED
 from raylt.trial import Bench, TrialRun, failure
+from tests.begun import write_begun
 from tests.conftest import TINY, merged
 from tests.unit.test_specfile import TEN_ERRORS, TEN_MESSAGES
 
@@ -110,8 +109,7 @@ def small(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(_warm_store, folder / "raylt-data")
     spec, store = SweepSpec.model_validate(SMALL), Store(str(folder / "raylt-data"))
     ledger = Ledger(store, spec.name, lambda: None)
-    store.write(f"sweeps/small/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    ledger.write(LOCK_FILE, {"digest": spec.digest, "startup": 1})
+    write_begun(ledger, spec, startup=1)
     dispatcher, bench = (
         Dispatcher(spec, ledger, 1, lambda trial, result: None),
         Bench.open(spec, Compute(), Inputs(load_images(spec.data))),

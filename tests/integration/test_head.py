@@ -12,13 +12,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import SPEC_FILE
 from raylt.errors import InputError, LeaseHeld
 from raylt.lease import Lease, read_holder
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.record import record_sweep
-from raylt.specfile import dump_yaml
 from raylt.store import Store
+from tests.begun import write_begun
 from tests.integration.test_tracking import (
     answers,
     ask_search,
@@ -42,8 +40,7 @@ def stored(root: Path, *, ended: bool) -> Store:
     ledger = (whole if ended else begin)(root, spec)
     if not ended:
         ask_search(ledger, 5)
-    ledger.store.write(f"sweeps/digits/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    ledger.write(LOCK_FILE, {})
+    write_begun(ledger, spec)
     return ledger.store
 
 

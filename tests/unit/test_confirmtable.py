@@ -18,7 +18,6 @@ from raylt.errors import InputError, RayltError
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import LOCK_FILE
 from raylt.report import selected, trials_tables
-from raylt.store import CODE_SCHEMA
 from raylt.verdicts import confirmation
 from tests.confirmed import LOCK, begun, confirmed
 
@@ -76,7 +75,7 @@ def test_a_row_says_what_the_document_says(document):
     assert " ".join(line[line.index("±", 6) + 2 :]).startswith(against["verdict"]) and line[-2:] == ["20.0", "%"]
     dense = next(line for line in lines if line[0] == "dense")
     assert dense[1:3] == ["1", "3"] and dense[-2:] == ["100.0", "%"]
-    assert "standard deviation from seed to seed" in " ".join(text_of(loss).split())
+    assert f"Margin: {against['margin']:.3g}, of {against['margin_df']} degrees of freedom" in " ".join(text_of(loss).split())
     assert "KID (sd)" in text_of(fid)
 
 
@@ -84,10 +83,9 @@ def test_a_sweep_begun_before_is_read_as_it_was_meant(tiny_spec, tmp_path):
     """Its margin is the dense model's own deviation, and it sampled before there was a choice of spacing."""
     spec = tiny_spec(**SPEC)
     ledger = confirmed(tmp_path, spec)
-    before = results(spec, ledger)
-    ledger.write(LOCK_FILE, {**LOCK, "code_schema": CODE_SCHEMA})
-    ledger = Ledger(ledger.store, ledger.name)
     now = results(spec, ledger)
+    ledger.write(LOCK_FILE, LOCK)
+    before = results(spec, Ledger(ledger.store, ledger.name))
     flat = [" ".join(" ".join(text_of(table) for table in confirmation_tables(found)).split()) for found in (before, now)]
     said = [
         "dense model's own standard deviation from seed to seed",

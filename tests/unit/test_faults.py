@@ -29,14 +29,13 @@ from raylt import preflight
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
 from raylt.diffusion.train import Compute
-from raylt.document import SPEC_FILE
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.plan import plan
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from raylt.trial import Bench, TrialRun
 from raylt.triallog import TrialLog
+from tests.begun import write_begun
 from tests.confirmed import LOCK
 from tests.conftest import TINY, merged
 
@@ -108,8 +107,7 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = SweepSpec.model_validate({**merged(TINY, SMALL), "name": "done"})
     store = Store(str(folder / "raylt-data"), owner="done/0")
     ledger = Ledger(store, "done", lambda: None)
-    store.write(f"sweeps/done/{SPEC_FILE}", dump_yaml(done.dump()).encode())
-    ledger.write(LOCK_FILE, LOCK)
+    write_begun(ledger, done, **LOCK)
     bench = Bench.open(done, Compute(), preflight.check(done, store).inputs)
     for trial in [item.trial for item in plan(done) if item.trial.rule in (None, "uniform") and item.trial.kind != "pilot"]:
         trained, log = TrialRun(trial, bench, store), TrialLog(store, "done", trial.id)

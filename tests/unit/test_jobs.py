@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raylt import jobs, ssh
-from raylt.cli import run
+from raylt.cli import remote
 from raylt.errors import EnvironmentFailure
 from raylt.ssh import Head
 
@@ -86,12 +86,12 @@ def test_a_sweep_beside_another_has_jobs_of_its_own() -> None:
 @pytest.mark.parametrize("command", ["sweep", "confirm"])
 def test_hours_travel_with_the_job_and_make_no_other_sweep_of_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
-    monkeypatch.setattr(run, "_run_job", lambda head, one, again, detach: sent.append((one, again)) or 0)
+    monkeypatch.setattr(remote, "_run_job", lambda head, one, again, detach: sent.append((one, again)) or 0)
     for hours in (None, 8.0):
         if command == "sweep":
-            run._sweep_on(HEAD, "digits", ["search.trials=3"], new=False, dry_run=False, detach=True, max_hours=hours)
+            remote.sweep_on(HEAD, "digits", ["search.trials=3"], new=False, dry_run=False, detach=True, max_hours=hours)
         else:
-            run._confirm_on(HEAD, "digits", None, top=None, seeds=None, detach=True, max_hours=hours)
+            remote.confirm_on(HEAD, "digits", None, top=None, seeds=None, detach=True, max_hours=hours)
     (without, _), (bound, again) = sent
     assert (without.bound, bound.bound) == ((), ("--max-hours=8.0",))
     assert without.label == bound.label == ("digits" if command == "sweep" else "digits confirm")

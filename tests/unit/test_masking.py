@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raylt.cli import run
+from raylt.cli import remote
 from raylt.errors import InputError, SpecError
 from raylt.masking import has_secret, without_secrets
 from raylt.sections import has_credentials
@@ -64,7 +64,7 @@ HEAD = Head("10.0.0.1", "me", None, None, "mine", 8265)
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What would be sent to the head as a job."""
     jobs: list[object] = []
-    monkeypatch.setattr(run, "_run_job", lambda head, sent, again, detach: jobs.append(sent) or 0)
+    monkeypatch.setattr(remote, "_run_job", lambda head, sent, again, detach: jobs.append(sent) or 0)
     return jobs
 
 
@@ -72,11 +72,11 @@ def test_a_job_never_holds_one(tmp_path: Path, sent: list[object]) -> None:
     """Its metadata and its package can be read by whoever has Ray's token, so a spec goes without its comments then."""
     spec = tmp_path / "x.yaml"
     spec.write_text("schema: 1\nname: x\n# was tracking.uri: http://me:hunter2@host\n")
-    run._sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
+    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
     assert "hunter2" not in repr(sent) and "name: x" in sent[0].text  # type: ignore[attr-defined]
     spec.write_text("schema: 1\nname: x\n# kept\n")
-    run._sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
+    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
     assert "# kept" in sent[1].text  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"^--set: tracking\.uri: holds a user name, password or token, and a job's"):
-        run._confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], top=None, seeds=None, detach=True, max_hours=None)
+        remote.confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], top=None, seeds=None, detach=True, max_hours=None)
     assert len(sent) == 2

@@ -77,7 +77,7 @@ def test_the_page_of_a_confirmed_sweep(sweep):
     assert len(checker.links) == 5 + 2 * 6
     assert len(page) < 1_500_000
     for text in (
-        "digits-cnn features, 80 samples, ddim in 2 steps",
+        "digits-cnn features, 80 samples, ddim in 2 trailing steps",
         "Protocol final",
         "Protocol search",
         "torch 9.8.7",

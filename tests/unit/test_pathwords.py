@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from raylt.cli import app
 from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import InputError, SpecError
+from raylt.ledger import Ledger
 from raylt.lookup import find_sweep, load, name_of
 from raylt.pathwords import expanded, literal, root_problem
 from raylt.resume import with_free_name
@@ -21,6 +22,7 @@ from raylt.sections import StorageSpec
 from raylt.specfile import dump_yaml, load_spec, parse_again, parse_spec, read_spec
 from raylt.store import Store
 from raylt.trackinguri import absolute_uri, sqlite_uri
+from tests.begun import write_begun
 from tests.conftest import TINY
 from tests.nasty import NAMES
 
@@ -208,13 +210,11 @@ def test_the_default_store_is_known_once() -> None:
 
 def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path: Path, tiny_spec: Any, capsys: Any) -> None:
     from raylt.cli.run import _print_end
-    from raylt.ledgerfiles import LOCK_FILE
     from raylt.sweep import Ended
 
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
     store = Store(spec.storage.root)
-    store.write(f"sweeps/tiny/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    store.write_record(f"sweeps/tiny/{LOCK_FILE}", {})
+    write_begun(Ledger(store, "tiny", lambda: None), spec)
     _print_end(Ended(spec, 0, is_recorded=False), False, None)
     said = capsys.readouterr()
     for line, command in ((said.out, "results"), (said.err, "record")):

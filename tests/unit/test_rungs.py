@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
 from raylt.document import is_complete, pareto_of, trial_record
+from raylt.index import Results
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
@@ -124,11 +125,14 @@ def test_optuna_is_told_with_the_rungs_values(tiny_spec, tmp_path, objectives):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True, "concurrency": 1, "trials": 9, "objectives": objectives})
     ledger, _ = drive(spec, tmp_path, outcome)
     live, late = (StudyFile(spec, tmp_path / f"{name}.db") for name in ("live", "late"))
-    half = Ledger(Store(str(tmp_path)), spec.name)
-    half.results = {}
-    live.sync(half)  # all are running
-    for file in (live, late):
-        file.sync(ledger)
+    running = Ledger(Store(str(tmp_path)), spec.name)
+    running.results, ends = Results(), running.results
+    live.sync(running)
+    for number in ends:
+        running.results[number] = ends[number]
+        running.changes.append(number)
+    for file, followed in ((live, running), (late, ledger)):
+        file.sync(followed)
         file.close()
     found = [optuna.load_study(study_name=spec.name, storage=f"sqlite:///{tmp_path / name}.db") for name in ("live", "late")]
     told, others = ([(t.state, t.values, t.intermediate_values, t.user_attrs) for t in study.trials] for study in found)

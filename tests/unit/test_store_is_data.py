@@ -20,6 +20,7 @@ from raylt import inputs
 from raylt.cli import app
 from raylt.cli.stored import spec_to_confirm
 from raylt.diffusion.data import ImageSet, load_images
+from raylt.document import write_spec
 from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.inputs import FILE, IMAGES, Address, Inputs, gather
 from raylt.record import record_address
@@ -50,7 +51,7 @@ def stored(folder: Path, *overrides: str) -> Store:
 
 
 class TestTheRecordsPlace:
-    @pytest.mark.parametrize("uri", ["http://attacker:5000", "sqlite:////home/me/other.db", "./mlruns"])
+    @pytest.mark.parametrize("uri", ["http://attacker:5000", "sqlite:////home/me/other.db"])
     def test_that_of_the_store_alone_is_refused_with_the_option_that_confirms_it(self, folder: Path, uri: str) -> None:
         store = stored(folder, f"tracking.uri={uri}")
         for option in ("--uri ", "--set tracking.uri="):
@@ -132,18 +133,18 @@ class TestWhatIsConfirmed:
 
     @pytest.mark.parametrize(
         ("overrides", "is_the_stores"),
-        [(None, True), (["confirm.seeds=4"], True), (["data.root=/mine"], False), (["data={name: digits, root: /m}"], False)],
+        [(None, True), (["confirm.seeds=4"], True), (["data.root=/mine"], False), (["data={name: mnist, root: /m}"], False)],
     )
     def test_whose_word_the_folder_of_the_images_is(
         self, folder: Path, overrides: list[str] | None, is_the_stores: bool
     ) -> None:
-        stored(folder, "data.root=/home/me/secret")
+        stored(folder, "data.name=mnist", "metrics=null", "data.root=/home/me/secret")
         assert spec_to_confirm("digits", overrides, None)[1] is is_the_stores
 
     def test_it_is_the_sweep_that_was_named(self, folder: Path) -> None:
         store = stored(folder)
         spec = load_spec("digits", ["search.trials=1", "name=another"])
-        store.write("sweeps/digits/spec.yaml", dump_yaml(spec.dump()).encode())
+        write_spec(store, "digits", dump_yaml(spec.dump()))
         assert spec_to_confirm("digits", None, None)[0].name == "digits"
 
 
@@ -163,9 +164,8 @@ class TestTheImages:
         data = DataSpec(name="digits")
         store, images = Store("./raylt-data"), load_images(data)
         Inputs(images).put(store)
-        for name in ("load_images", "is_there"):
-            monkeypatch.setattr(inputs, name, pytest.fail)
-        spec = load_spec("digits", ["data.root=/home/me/secret"])
+        monkeypatch.setattr(inputs, "load_images", pytest.fail)
+        spec = load_spec("digits").model_copy(update={"data": DataSpec(name="mnist", root="/home/me/secret")})
         assert gather(spec, store, Address(images.digest, None), True).images.digest == images.digest
         with pytest.raises(
             SpecError, match=r"^--set: data\.root: is not given, and the store lacks .* names '/home/me/secret'"

@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 
 from raylt.cli import app
 from raylt.confirmtable import confirmation_tables
-from raylt.document import SPEC_FILE, results
+from raylt.document import results
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.report import cost_table, pareto_table, similarity_table, trials_tables
-from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from raylt.tables import WORDS, FittedTable
+from tests.begun import write_begun
 from tests.confirmed import confirmed
 
 NUMBERS = st.one_of(
@@ -110,8 +109,7 @@ def test_what_is_left_out_is_named_with_the_command_that_has_it(
 def test_the_sizes_of_a_store_stand_whole(tmp_path: Any, tiny_spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec(name="n" * 100)
     store = Store(str(tmp_path))
-    store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
-    Ledger(store, spec.name, lambda: None).write(LOCK_FILE, {})
+    write_begun(Ledger(store, spec.name, lambda: None), spec)
     store.stage({"kind": "none"}).make(lambda _: Output(files={"x": b"1" * 1_234_000}))
     monkeypatch.setenv("COLUMNS", "40")
     lines = CliRunner().invoke(app, ["store", "du", "--root", str(tmp_path)]).stdout.splitlines()
