@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +21,13 @@ from raylt.ledgerfiles import (
     LOCK_FILE,
     Result,
     code_schema_of,
+    confirm_files,
     is_sealed,
     listed,
+    lost_trial,
+    missing_trials,
     read_asked,
+    read_confirmations,
     read_lock,
     read_result,
     require_lock,
@@ -59,6 +61,17 @@ class Ledger:
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once: from the index, as far as it has them."""
+        self._read_new()
+        if self._is_sealed and self._lost():
+            self._read_new()  # submitted while the folder was listed
+            for number in self._lost():
+                raise lost_trial(self.store, self.name, number)
+
+    def _lost(self) -> set[int]:
+        missing = missing_trials(self.asked)
+        return set(missing) - self.set_aside - {item.trial.id for item in self.confirmations()} if missing else set()
+
+    def _read_new(self) -> None:
         sizes, self.set_aside = listed(self.store, self.name)
         ended = [number for number, found in sizes.items() if found.result is not None and number not in self.results]
         if self._is_sealed and len(ended) >= PART:
@@ -176,34 +189,17 @@ class Ledger:
 
     def confirmations(self) -> list[Planned]:
         """The trials that `raylt confirm` has planned, asked or not. Raises `Damaged`."""
-        files = self._confirm_files()
-        path = f"{self.folder}/{files[-1]}" if files else ""
-        if path == self._plan[0]:
+        file = next(reversed(confirm_files(self.store, self.name)), "")
+        if file == self._plan[0]:
             return list(self._plan[1])  # it never changes
-        try:
-            found = [Planned.load(item) for item in self._confirm_items(path)]
-        except (ValueError, TypeError, KeyError) as error:
-            raise self.store.damaged(path, f"it is no plan: {error}") from error
-        self._plan = path, found
-        return list(found)
-
-    def _confirm_items(self, path: str) -> list[Any]:
-        if not self._is_sealed:
-            content = json.loads(self.store.read(path) or b"")
-            if isinstance(content, list):  # of an earlier raylt
-                return content
-        return list((self.store.read_record(path, is_sealed=self._is_sealed) or {})["trials"])
+        self._plan = file, read_confirmations(self.store, self.name, file, self._is_sealed)
+        return list(self._plan[1])
 
     def plan_confirmation(self, planned: Sequence[Planned]) -> None:
         """Commit a plan of confirming trials, which holds all of the one before. Each plan is a file of its own."""
-        number = len(self._confirm_files()) + 1
+        number = len(confirm_files(self.store, self.name)) + 1
         trials = [item.dump() for item in planned]
         self.create("confirm.json" if number == 1 else f"confirm-{number}.json", {"trials": trials})
-
-    def _confirm_files(self) -> list[str]:
-        """In the order in which they were written."""
-        numbered = ((re.fullmatch(r"confirm(?:-(\d+))?\.json", name), name) for name in self.store.names(self.folder))
-        return [name for _, name in sorted((int(match[1] or 1), name) for match, name in numbered if match)]
 
     def open_trials(self) -> list[TrialSpec]:
         """Asked and not ended, by id: to be adopted by whoever drives the sweep."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from raylt.plan import TrialSpec
+from raylt.damage import Damaged
+from raylt.plan import Planned, TrialSpec
 from raylt.store import FIRST_SEALED, Store
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
@@ -85,6 +88,38 @@ def read_result(store: Store, name: str, number: int, sealed: bool) -> Result | 
     if record.get("state") not in (COMPLETE, PRUNED, FAIL):
         raise store.damaged(path, "it does not say how the trial ended")
     return record
+
+
+def confirm_files(store: Store, name: str) -> list[str]:
+    """The plans of confirmations, in the order in which they were written."""
+    numbered = ((re.fullmatch(r"confirm(?:-(\d+))?\.json", file), file) for file in store.names(f"sweeps/{name}"))
+    return [file for _, file in sorted((int(match[1] or 1), file) for match, file in numbered if match)]
+
+
+def read_confirmations(store: Store, name: str, file: str, sealed: bool) -> list[Planned]:
+    """The trials of a plan of confirmations. Raises `Damaged`."""
+    path = f"sweeps/{name}/{file}"
+    content = None
+    try:
+        if not sealed:
+            content = json.loads(store.read(path) or b"")
+        if not isinstance(content, list):  # as an earlier raylt wrote it
+            content = (store.read_record(path, is_sealed=sealed) or {})["trials"]
+        return [Planned.load(item) for item in content]
+    except (ValueError, TypeError, KeyError) as error:
+        raise store.damaged(path, f"it is no plan: {error}") from error
+
+
+def missing_trials(asked: Mapping[int, TrialSpec]) -> list[int]:
+    """The numbers below that of the last search trial that no trial has. Numbers are given in order: such a trial is planned
+    for a confirmation, or it was lost."""
+    last = max((number for number, trial in asked.items() if trial.is_search), default=0)
+    return [number for number in range(last) if number not in asked]
+
+
+def lost_trial(store: Store, name: str, number: int) -> Damaged:
+    """The error that says so of a trial, to be raised."""
+    return store.damaged(asked_path(name, number), "it is not there, though later trials were submitted")
 
 
 def read_lock(store: Store, name: str) -> dict[str, Any] | None:

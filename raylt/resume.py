@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from raylt.confirm import Request, extend
 from raylt.document import SPEC_FILE, is_complete, stored_spec
 from raylt.errors import InputError
@@ -63,6 +66,21 @@ def refuse_other_numbers(store: Store, name: str) -> None:
             f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
             f"start {name}-2 beside it with --new; what it has found so far can be read as before"
         )
+
+
+def refuse_read_only(store: Store) -> None:
+    """Raises `StoreFailure` where this process could not write into a local store: for who only asks what would be done."""
+    if not store.is_local:
+        return
+    root = store.local_path("")
+    folder = next(folder for folder in (root, *root.parents) if folder.exists())
+    with store.in_words("write", ""):
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def has_more_to_confirm(spec: SweepSpec, ledger: Ledger, request: Request | None) -> bool:

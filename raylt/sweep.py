@@ -24,7 +24,7 @@ from raylt.ledgerfiles import read_lock
 from raylt.masking import without_secrets
 from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
-from raylt.resume import begin, begun_with, has_more_to_confirm
+from raylt.resume import begin, begun_with, has_more_to_confirm, refuse_read_only
 from raylt.runs import tracking_uri
 from raylt.seals import digest_of
 from raylt.search.dispatch import Dispatcher
@@ -90,6 +90,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     """What `run_sweep` would do, after the same checks; starts and writes nothing."""
     store = Store(spec.storage.root)
     spec = begin(spec, store, new=new)
+    refuse_read_only(store)
     away = check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
     budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))

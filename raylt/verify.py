@@ -18,9 +18,13 @@ from raylt.ledgerfiles import (
     COMPLETE,
     LOCK_COPY,
     Result,
+    confirm_files,
     is_sealed,
     listed,
+    lost_trial,
+    missing_trials,
     read_asked,
+    read_confirmations,
     read_lock,
     read_result,
     require_lock,
@@ -128,13 +132,29 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
     def look_at(number: int) -> tuple[Check, int, TrialSpec | None, Result | None]:
         return _verify_trial(store, name, number, sealed, contents, is_measured=is_measured)
 
-    for found, number, trial, result in store.each(look_at, listed(store, name)[0]):
+    sizes, aside = listed(store, name)
+    for found, number, trial, result in store.each(look_at, sizes):
         check.add(found)
         trials[number] = trial, result
+    if sealed:
+        _verify_numbers(store, name, trials, aside, check)
     for entry in store.names(f"sweeps/{name}/index"):
         check.reads(_verify_part, store, f"sweeps/{name}/index/{entry}", trials)
     if not sealed:
         check.unverified += 1
+
+
+def _verify_numbers(
+    store: Store, name: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]], aside: set[int], check: Check
+) -> None:
+    """Whether a trial was deleted whole."""
+    planned: set[int] = set()
+    for file in confirm_files(store, name):
+        planned |= {item.trial.id for item in check.reads(read_confirmations, store, name, file, True) or ()}
+    asked = {number: trial for number, (trial, _) in trials.items() if trial is not None}
+    for number in missing_trials(asked):
+        if number not in trials and number not in aside | planned:
+            check.damaged.append(lost_trial(store, name, number))
 
 
 def _verify_trial(

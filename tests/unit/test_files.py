@@ -16,6 +16,8 @@ import pytest
 from raylt import files as module
 from raylt.errors import EnvironmentFailure, InputError, StoreFailure
 from raylt.files import Files, Found
+from raylt.resume import refuse_read_only
+from raylt.store import Store
 from tests import s3
 
 
@@ -189,6 +191,16 @@ class TestLocalDisks:
         for action in (lambda: files.write("a", b"2"), lambda: files.delete("a"), lambda: files.write("new/b", b"")):
             assert "Read-only file system; make it writable, or choose another storage.root" in failure(action)
         assert files.read("a") == b"1"
+        for folder in (mounted, mounted / "not" / "there"):  # what a dry run looks at
+            assert "Read-only file system; make it writable" in failure(lambda at=folder: refuse_read_only(Store(str(at))))
+
+
+def test_a_dry_run_says_where_nothing_could_be_written(tmp_path, monkeypatch):
+    refuse_read_only(Store(str(tmp_path / "not" / "there")))
+    (tmp_path / "file").write_bytes(b"")
+    assert "cannot write" in failure(lambda: refuse_read_only(Store(str(tmp_path / "file" / "store"))))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as another user
+    assert failure(lambda: refuse_read_only(Store(str(tmp_path)))).startswith(f"cannot write {tmp_path}: Permission denied")
 
 
 def test_a_folder_where_a_file_is_expected(tmp_path):

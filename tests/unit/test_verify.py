@@ -7,17 +7,23 @@ from dataclasses import asdict, replace
 import pytest
 
 from raylt import lease as lease_module
-from raylt.document import SIMILARITY_FILE, SPEC_FILE, write_spec
+from raylt.confirm import Request, confirm
+from raylt.damage import Damaged
+from raylt.document import SIMILARITY_FILE, SPEC_FILE, next_free_id, write_spec
 from raylt.errors import Fenced, LeaseHeld
 from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, result_path
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, missing_trials, result_path
 from raylt.plan import TrialSpec
 from raylt.repair import repair
+from raylt.search import dispatch
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from raylt.sweep import _Driver
 from raylt.verify import verify
+from tests import confirmed
+from tests.begun import write_begun
+from tests.unit.driving import drive
 
 LOCK = {"code_schema": 2, "startup": 1}
 
@@ -154,3 +160,45 @@ def test_a_folder_put_aside_among_the_stages_hides_no_damage(store, folder):
     flip(store, f"{stage.path}/a.bin")
     store.write(f"stages/{folder}/manifest.json", b"{}")
     assert [error.path for error in verify(store).damaged] == [f"{stage.path}/a.bin"]
+
+
+def outcome(trial: TrialSpec) -> dict:
+    loss = 0.1 + (trial.params or {}).get("gamma", 0.0) ** 2
+    rounds = [{"round": 0, "loss": loss, "broken": False, "flops": 1}]
+    return {"state": "COMPLETE", "cause": None, "loss": loss, "flops": 1, "broken": False, "rounds": rounds, "stages": {}}
+
+
+@pytest.mark.parametrize("lost", ["search", "baseline"])
+def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkeypatch):
+    """It would be searched without: its number shows that it was there."""
+    spec = tiny_spec(search={"trials": 3, "pilots": 0, "profile": "cost", "sampler": "random", "concurrency": 1})
+    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
+    ledger = Ledger(store, spec.name, lambda: None)
+    write_begun(ledger, spec, startup=1)
+    whole, _ = drive(spec, store.root, outcome)
+    number = next(number for number, trial in whole.asked.items() if trial.kind == lost)
+    store.delete_folder(f"sweeps/{spec.name}/trials/{number:05d}")
+    assert damaged(store) == [asked_path(spec.name, number)]
+    with pytest.raises(Damaged, match=r"is not there, though later trials were submitted.*sets the trial aside"):
+        Ledger(store, spec.name)
+    assert f"set aside as {number:05d}.damaged" in " ".join(repair(store, verify(store)))
+    assert damaged(store) == []
+    again, _ = drive(spec, store.root, outcome)
+    kept = [trial.params for trial in whole.asked.values() if trial.is_search and trial.id != number]
+    searched = [trial.params for trial in again.asked.values() if trial.is_search]
+    assert len(searched) == 3 and searched[: len(kept)] == kept
+    if lost == "search":
+        assert searched[-1] not in [trial.params for trial in whole.asked.values() if trial.is_search]
+    else:
+        assert again.asked[number] == whole.asked[number]  # planned: submitted again as it was
+
+
+def test_a_trial_that_is_planned_and_not_submitted_yet_is_not_missed(store, tiny_spec):
+    """`raylt confirm` takes numbers, is stopped, and the search is extended meanwhile."""
+    spec = tiny_spec()
+    ledger = confirmed.begun(store.root, spec)
+    planned = confirm(spec, ledger, Request(top=1, seeds=2))
+    confirmed.end(spec, ledger, TrialSpec(next_free_id(spec, ledger), "search", "searched", 0, params={"gamma": 0.25}))
+    assert missing_trials(ledger.asked) == [item.trial.id for item in planned]
+    assert damaged(store) == []
+    assert Ledger(store, spec.name).confirmations() == planned
