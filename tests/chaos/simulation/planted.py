@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -27,9 +28,16 @@ from tests.chaos.simulation.simulate import outcome_of
 Plant = Callable[[], Any]
 
 
+def _swap(owner: Any, name: str, careless: Any) -> Any:
+    """`careless` in place of a piece of raylt; refused where it no longer fits there, as then it would be seen for that."""
+    known, own = (signature(piece).parameters.values() for piece in (getattr(owner, name), careless))
+    assert [parameter.kind for parameter in known] == [parameter.kind for parameter in own], f"{name} has changed"
+    return mock.patch.object(owner, name, careless)
+
+
 def _no_folder_sync() -> Any:
     """A file's entry in its folder is left to the page cache."""
-    return mock.patch.object(disk.SimulatedDisk, "sync_folder", lambda self, path: None)
+    return _swap(disk.SimulatedDisk, "sync_folder", lambda self, path: None)
 
 
 def _parents_unsynced() -> Any:
@@ -43,12 +51,12 @@ def _parents_unsynced() -> Any:
                 self._disk.make_folder(folder)
             self._disk.sync_folder(parent)
 
-    return mock.patch.object(LocalFolder, "_make_folders", make_folders)
+    return _swap(LocalFolder, "_make_folders", make_folders)
 
 
 def _found_unsettled() -> Any:
     """A stage that can be read is taken to be on the disk."""
-    return mock.patch.object(LocalFolder, "settle", lambda self, path: None)
+    return _swap(LocalFolder, "settle", lambda self, path: None)
 
 
 def _no_fsync() -> Any:
@@ -60,7 +68,7 @@ def _no_fsync() -> Any:
         node = self._at(path)
         node.on_disk = None
 
-    return mock.patch.object(disk.SimulatedDisk, "write", write)
+    return _swap(disk.SimulatedDisk, "write", write)
 
 
 def _checked_then_written() -> Any:
@@ -72,12 +80,12 @@ def _checked_then_written() -> Any:
             self.replace(path, data)
         return found is None or found == data
 
-    return mock.patch.object(LocalFolder, "create", create)
+    return _swap(LocalFolder, "create", create)
 
 
 def _unconditional_put() -> Any:
     """On S3, a PUT like any other in place of the conditional one."""
-    return mock.patch.object(BucketFolder, "create", ArrowFolder.create)
+    return _swap(BucketFolder, "create", ArrowFolder.create)
 
 
 def _written_in_place() -> Any:
@@ -91,12 +99,12 @@ def _written_in_place() -> Any:
         self._disk.write(target, data)
         self._disk.sync_folder(target.rpartition("/")[0])
 
-    return mock.patch.object(LocalFolder, "replace", replace)
+    return _swap(LocalFolder, "replace", replace)
 
 
 def _no_fence() -> Any:
     """Whoever had the lease once may write."""
-    return mock.patch.object(lease, "guard_for", lambda store, name, epoch, token: lambda: None)
+    return _swap(lease, "guard_for", lambda store, name, epoch, token: lambda: None)
 
 
 def _results_replaced() -> Any:
@@ -108,7 +116,7 @@ def _results_replaced() -> Any:
         self.results[number] = dict(result)
         return result
 
-    return mock.patch.object(Ledger, "finish", finish)
+    return _swap(Ledger, "finish", finish)
 
 
 def _manifests_replaced() -> Any:
@@ -121,16 +129,16 @@ def _manifests_replaced() -> Any:
         return really(self, path, data)
 
     really = Files.create
-    return mock.patch.object(Files, "create", create)
+    return _swap(Files, "create", create)
 
 
 def _checksums_ignored() -> Any:
     """Records are taken as they are."""
 
-    def unseal(record: Any) -> tuple[dict[str, Any], bool]:
+    def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
         return {key: value for key, value in record.items() if key != SUM}, SUM in record
 
-    return _all(mock.patch.object(files, "unseal", unseal), mock.patch.object(store, "unseal", unseal))
+    return _all(_swap(files, "unseal", unseal), _swap(store, "unseal", unseal))
 
 
 def _stage_files_unchecked() -> Any:
@@ -140,12 +148,12 @@ def _stage_files_unchecked() -> Any:
         entry = self.whole().files[name]
         return self.store.read(f"{self.path}/{entry.get('at', name)}") or b""
 
-    return mock.patch.object(Stage, "read", read)
+    return _swap(Stage, "read", read)
 
 
 def _checkpoints_unchecked() -> Any:
     """A checkpoint is taken as it is."""
-    return mock.patch.object(store, "unseal_bytes", lambda data: data.partition(b"\n")[2])
+    return _swap(store, "unseal_bytes", lambda data, path: data.partition(b"\n")[2])
 
 
 def _clocks_compared() -> Any:
@@ -166,7 +174,7 @@ def _epochs_replaced() -> Any:
             return True
         return self.create(path, dump_json(files.seal(record, path)))
 
-    return mock.patch.object(Files, "create_record", create_record)
+    return _swap(Files, "create_record", create_record)
 
 
 def _epochs_deleted() -> Any:
@@ -176,27 +184,27 @@ def _epochs_deleted() -> Any:
         store.delete(error.path)
         return ""
 
-    return mock.patch.object(repair, "_without_holder", without_holder)
+    return _swap(repair, "_without_holder", without_holder)
 
 
 def _stages_left_lost() -> Any:
     """Lost stages of ended trials are left lost."""
-    return mock.patch.object(verify, "_needs_its_stages", lambda *args: False)
+    return _swap(verify, "_needs_its_stages", lambda trial, result: False)
 
 
 def _spec_unchecked() -> Any:
     """Verify mends a damaged spec by deleting it, and believes the one that is not there."""
-    return mock.patch.object(document, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
+    return _swap(document, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
 
 
 def _claims_for_ever() -> Any:
     """A claim on a stage is never taken over."""
-    return mock.patch.object(claim, "_may_take", lambda held, owner, unchanged_s: False)
+    return _swap(claim, "_may_take", lambda held, owner, unchanged_s: False)
 
 
 def _foreign_errors() -> Any:
     """What the filesystem says reaches the user as it is."""
-    return mock.patch.object(Files, "_patiently", lambda self, verb, path, operation: operation())
+    return _swap(Files, "_patiently", lambda self, verb, path, operation: operation())
 
 
 def _damage_is_a_traceback() -> Any:
@@ -206,7 +214,7 @@ def _damage_is_a_traceback() -> Any:
         data = self.read(path)
         return (None, False) if data is None else ({k: v for k, v in json.loads(data).items() if k != SUM}, True)
 
-    return mock.patch.object(Files, "read_checked", read_checked)
+    return _swap(Files, "read_checked", read_checked)
 
 
 @contextlib.contextmanager
