@@ -100,8 +100,10 @@ def _mended_stage(store: Store, path: str) -> str:
 
 def _set_aside(store: Store, folder: str) -> str:
     """A trial that nobody knows any more: kept for people, under a name that is no trial's."""
-    store.write(f"{folder}{SET_ASIDE}/asked.json", b"")  # its number stays known also where nothing of it is left
-    for path, _ in store.all_files(folder):
+    files = store.all_files(folder)
+    if not files:  # its number is to stay known
+        store.write(f"{folder}{SET_ASIDE}/asked.json", b"{}\n")
+    for path, _ in files:
         store.write(f"{folder}{SET_ASIDE}/{path.rpartition('/')[2]}", store.read(path) or b"")
     store.delete_folder(folder)
     _forget_in_index(store, folder)
