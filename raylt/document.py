@@ -49,11 +49,15 @@ _ROUND_NUMBERS = ("round", "density", "fid", "kid", "kid_sd", "loss", "flops", "
 def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
+    yaml, begun = stored_yaml(store, name), (read_lock(store, name) or {}).get("spec")
     try:
-        return parse_spec(stored_yaml(store, name), f"{store.root}/{path}", was_begun=True)
+        spec, then = (parse_spec(text, f"{store.root}/{path}", was_begun=True) for text in (yaml, begun or yaml))
     except SpecError as error:
         why = f"it is no spec that this raylt reads ({str(error).splitlines()[0]})"
         raise store.damaged(path, why) from error
+    if spec.digest != then.digest:
+        raise store.damaged(path, "it is of another sweep of this name")
+    return spec
 
 
 def write_spec(store: Store, name: str, yaml: str) -> None:

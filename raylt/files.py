@@ -25,7 +25,7 @@ from raylt.bucket import ANSWER_WITHIN_S, CONNECT_WITHIN_S, BucketFolder
 from raylt.damage import Damaged
 from raylt.errors import InputError, StoreFailure
 from raylt.folders import ArrowFolder, Folder, Found, LocalFolder
-from raylt.seals import BadSeal, seal, unseal
+from raylt.seals import BadSeal, place_of, seal, unseal
 from raylt.sections import CREDENTIALS_ADVICE, has_credentials
 
 FIRST_RETRY_S, GIVE_UP_AFTER_S = 0.5, 8.0  # a fault that may pass is met again at once, then after pauses that double
@@ -139,22 +139,22 @@ class Files:
                 raise self.damaged(path, "a folder or a pipe lies in its place") from error
             raise
 
-    def read_record(self, path: str, *, is_sealed: bool | None = None) -> dict[str, Any] | None:
+    def read_record(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> dict[str, Any] | None:
         """A JSON object that raylt wrote, without its checksum; None where there is none.
 
         `is_sealed`: whether it must have a checksum. None: one without is taken as it is; it was written by an earlier raylt.
-        Raises `Damaged`, naming the file.
+        `sweep`: the one that the file belongs to, as `place_of` takes it. Raises `Damaged`, naming the file.
         """
-        return self.read_checked(path, is_sealed=is_sealed)[0]
+        return self.read_checked(path, is_sealed=is_sealed, sweep=sweep)[0]
 
-    def read_checked(self, path: str, *, is_sealed: bool | None = None) -> tuple[dict[str, Any] | None, bool]:
+    def read_checked(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> tuple[dict[str, Any] | None, bool]:
         """`read_record`, and whether there was a checksum."""
         for attempt in range(3):  # an object that is replaced between the two requests of a read comes cut
             data = self.read(path)
             if data is None:
                 return None, False
             try:
-                record, has_sum = unseal(json.loads(data), path)
+                record, has_sum = unseal(json.loads(data), place_of(path, sweep))
                 if is_sealed and not has_sum:
                     raise BadSeal("its checksum is missing")
                 return record, has_sum
@@ -177,17 +177,17 @@ class Files:
         """Write a file in one piece: readers see the old bytes or the new ones, also when this process dies here."""
         self._patiently("write", path, lambda: self._folder.replace(path, data))
 
-    def write_record(self, path: str, record: Mapping[str, Any]) -> None:
+    def write_record(self, path: str, record: Mapping[str, Any], sweep: str = "") -> None:
         """Write a JSON object with its checksum, in one piece."""
-        self.write(path, dump_json(seal(record, path)))
+        self.write(path, dump_json(seal(record, place_of(path, sweep))))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that nobody has written yet: whether it now holds `data`. What is there stays as it is."""
         return self._patiently("write", path, lambda: self._folder.create(path, data))
 
-    def create_record(self, path: str, record: Mapping[str, Any]) -> bool:
+    def create_record(self, path: str, record: Mapping[str, Any], sweep: str = "") -> bool:
         """`create` a JSON object with its checksum."""
-        return self.create(path, dump_json(seal(record, path)))
+        return self.create(path, dump_json(seal(record, place_of(path, sweep))))
 
     def settle(self, path: str) -> None:
         """See that a file which another created is there to stay, before anything is made to rest on it."""

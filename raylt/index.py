@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from raylt.files import dump_json
-from raylt.ledgerfiles import Result, Sizes
+from raylt.ledgerfiles import Origin, Result, Sizes
 from raylt.plan import TrialSpec
-from raylt.seals import BadSeal, canonical, seal, seal_bytes, unseal_bytes
+from raylt.seals import BadSeal, canonical, place_of, seal, seal_bytes, unseal_bytes
 from raylt.store import Store
 
 PART = 200  # trials: few enough that an open tail is soon read, many enough that a long sweep has few parts
@@ -72,14 +72,14 @@ class Part:
             if sizes.get(trial.id) == (head.asked_bytes, head.result_bytes):
                 yield trial
 
-    def dump(self, path: str) -> bytes:
+    def dump(self, place: str) -> bytes:
         heads = canonical({"heads": [*self.heads.values()], "asked": [trial.dump() for trial in self.asked]})
-        return seal_bytes(heads + b"\n" + self.packed, path)
+        return seal_bytes(heads + b"\n" + self.packed, place)
 
     @staticmethod
-    def load(data: bytes, path: str) -> Part:
+    def load(data: bytes, place: str) -> Part:
         """What `dump` gave. Raises `ValueError` where it is something else, or of a newer raylt."""
-        heads, _, packed = unseal_bytes(data, path).partition(b"\n")
+        heads, _, packed = unseal_bytes(data, place).partition(b"\n")
         try:
             content = json.loads(heads)
             heads_of = {head[0]: Head(*head) for head in content["heads"]}
@@ -95,26 +95,28 @@ def _head(trial: TrialSpec, result: Result) -> Head:
     return Head(trial.id, asked, ended, result["state"], result.get("cause"))
 
 
-def read_parts(store: Store, name: str, firsts: Collection[int]) -> list[Part]:
+def read_parts(store: Store, name: str, firsts: Collection[int], origin: Origin) -> list[Part]:
     """Those of the parts that begin with trials `firsts` that are there and whole."""
     there = set(store.names(f"sweeps/{name}/index"))
     paths = (part_path(name, first) for first in sorted(firsts))
-    found = store.each(lambda path: _read_part(store, path), [path for path in paths if path.rpartition("/")[2] in there])
+    found = store.each(
+        lambda path: _read_part(store, path, origin), [path for path in paths if path.rpartition("/")[2] in there]
+    )
     return [part for part in found if part is not None]
 
 
-def _read_part(store: Store, path: str) -> Part | None:
+def _read_part(store: Store, path: str, origin: Origin) -> Part | None:
     data = store.read(path)
     try:
-        return None if data is None else Part.load(data, path)
+        return None if data is None else Part.load(data, place_of(path, origin.sweep))
     except BadSeal:
         return None  # `raylt store verify` says so
 
 
-def write_part(store: Store, name: str, part: Part) -> None:
+def write_part(store: Store, name: str, part: Part, origin: Origin) -> None:
     """Put a part into the index, in place of one that is damaged or tells of files that are gone."""
     path = part_path(name, min(part.heads))
-    store.write(path, part.dump(path))
+    store.write(path, part.dump(place_of(path, origin.sweep)))
 
 
 class Results(MutableMapping[int, Result]):

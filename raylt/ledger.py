@@ -26,6 +26,7 @@ from raylt.ledgerfiles import (
     listed,
     lost_trial,
     missing_trials,
+    origin_of,
     read_asked,
     read_confirmations,
     read_lock,
@@ -34,7 +35,7 @@ from raylt.ledgerfiles import (
     result_path,
 )
 from raylt.plan import Planned, TrialSpec
-from raylt.store import FIRST_SEALED, Store
+from raylt.store import Store
 
 log = logging.getLogger("raylt.ledger")
 
@@ -56,8 +57,11 @@ class Ledger:
         self._open: dict[int, TrialSpec] = {}
         self._plan: tuple[str, list[Planned]] = "", []  # the last file of confirmations that was read
         self._to_index: set[int] = set()  # first trials of parts that are not written, or say something else
-        self.code_schema = code_schema_of(read_lock(store, name))
+        self._begun(read_lock(store, name))
         self.reload()
+
+    def _begun(self, lock: Mapping[str, Any] | None) -> None:
+        self.code_schema, self._origin = code_schema_of(lock), origin_of(lock)
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once: from the index, as far as it has them."""
@@ -73,9 +77,11 @@ class Ledger:
 
     def _read_new(self) -> None:
         sizes, self.set_aside = listed(self.store, self.name)
+        if sizes and not self._is_sealed:
+            self._begun(read_lock(self.store, self.name))  # perhaps meanwhile: a lock comes before trials
         ended = [number for number, found in sizes.items() if found.result is not None and number not in self.results]
         if self._is_sealed and len(ended) >= PART:
-            for part in read_parts(self.store, self.name, {first_of(number) for number in ended}):
+            for part in read_parts(self.store, self.name, {first_of(number) for number in ended}, self._origin):
                 for trial in part.trials_of(sizes):
                     self._learn(trial)
                     self._learn_end(trial.id, part)
@@ -89,10 +95,10 @@ class Ledger:
                 self._learn_end(number, result)
 
     def _read_asked(self, number: int) -> TrialSpec | None:
-        return read_asked(self.store, self.name, number, self._is_sealed)
+        return read_asked(self.store, self.name, number, self._origin)
 
     def _read_result(self, number: int) -> Result | None:
-        return read_result(self.store, self.name, number, self._is_sealed)
+        return read_result(self.store, self.name, number, self._origin)
 
     def _learn(self, trial: TrialSpec) -> None:
         if trial.id not in self.asked:
@@ -128,7 +134,7 @@ class Ledger:
         if number not in self.results:
             self._check()
             path = result_path(self.name, number)
-            if self.store.create_record(path, result):
+            if self.store.create_record(path, result, self._origin.sweep):
                 self._learn_end(number, dict(result))
             else:
                 self._check()  # whoever wrote it has most likely taken the sweep over
@@ -144,27 +150,31 @@ class Ledger:
                 self._to_index.remove(first)
                 part = Part.of([(self.asked[number], self.results[number]) for number in numbers])
                 with contextlib.suppress(StoreFailure):
-                    write_part(self.store, self.name, part)
+                    write_part(self.store, self.name, part, self._origin)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """One of the sweep's own files: spec.lock.json, similarity.json, mlflow.json."""
-        return self.store.read_record(f"{self.folder}/{name}", is_sealed=self._is_sealed or None)
+        return self.store.read_record(f"{self.folder}/{name}", is_sealed=self._is_sealed or None, sweep=self._sweep_of(name))
+
+    def _sweep_of(self, name: str) -> str:
+        """The lock says which sweep it is, so its own files cannot be checked by that."""
+        return "" if name in (LOCK_FILE, LOCK_COPY) else self._origin.sweep
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the sweep's own files that may change."""
         self._check()
-        self.store.write_record(f"{self.folder}/{name}", value)
+        self.store.write_record(f"{self.folder}/{name}", value, self._sweep_of(name))
 
     def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """One of the sweep's own files that is decided once: what it says, whoever has written it."""
         self._check()
-        self.store.create_record(f"{self.folder}/{name}", value)
+        self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name))
         return self.read(name) or {}
 
     def lock(self, value: Mapping[str, Any]) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
         self.create(LOCK_FILE, value)
-        self.code_schema = code_schema_of(value)
+        self._begun(value)
         self.keep_copy(value)
 
     def keep_copy(self, lock: Mapping[str, Any]) -> None:
@@ -174,12 +184,12 @@ class Ledger:
 
     @property
     def _is_sealed(self) -> bool:
-        return self.code_schema >= FIRST_SEALED
+        return self._origin.is_sealed
 
     def create(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the sweep's own files that is decided once. Raises `Fenced` where another driver has."""
         self._check()
-        if not self.store.create_record(f"{self.folder}/{name}", value):
+        if not self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name)):
             self._check()
             raise Fenced(f"{self.store.root}/{self.folder}/{name} was written by another driver meanwhile")
 
@@ -192,7 +202,7 @@ class Ledger:
         file = next(reversed(confirm_files(self.store, self.name)), "")
         if file == self._plan[0]:
             return list(self._plan[1])  # it never changes
-        self._plan = file, read_confirmations(self.store, self.name, file, self._is_sealed)
+        self._plan = file, read_confirmations(self.store, self.name, file, self._origin)
         return list(self._plan[1])
 
     def plan_confirmation(self, planned: Sequence[Planned]) -> None:

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
 from raylt.plan import Planned, TrialSpec
+from raylt.seals import digest_of
 from raylt.store import FIRST_SEALED, Store
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
+
+FOLDERS = ("trials", "index", "lease")  # of a sweep
 
 SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 
@@ -28,6 +31,19 @@ class Sizes(NamedTuple):
     result: int | None
 
 
+class Origin(NamedTuple):
+    """What the files that a sweep has written since it was begun are checked by."""
+
+    is_sealed: bool  # they must have checksums
+    sweep: str  # which sweep it is: the digest of its lock
+
+
+def origin_of(lock: Mapping[str, Any] | None) -> Origin:
+    """By what a sweep was begun with; before that, and of an earlier raylt's, nothing is asked for."""
+    sealed = is_sealed(lock)
+    return Origin(sealed, digest_of(lock) if sealed else "")
+
+
 def asked_path(name: str, number: int) -> str:
     return f"sweeps/{name}/trials/{number:05d}/asked.json"
 
@@ -39,6 +55,8 @@ def result_path(name: str, number: int) -> str:
 def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
     """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
     trials = f"sweeps/{name}/trials/"
+    if misplaced(store, trials.rstrip("/")):
+        raise store.damaged(trials.rstrip("/"), "a file lies in a folder's place")
     found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
     for path, size in store.all_files(trials.rstrip("/")):
         entry, _, file = path[len(trials) :].partition("/")
@@ -51,19 +69,27 @@ def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
     return sizes, aside
 
 
+def misplaced(store: Store, folder: str) -> bool:
+    """Whether a file lies in the place of a folder, as can be on a filesystem."""
+    try:
+        return store.is_local and store.read(folder) is not None
+    except Damaged:
+        return False  # it is a folder
+
+
 def is_number(entry: str) -> bool:
-    """Whether the name of a folder is a trial's number."""
-    return entry.isascii() and entry.isdecimal()
+    """Whether the name of a folder is a trial's number, as it is written."""
+    return entry.isascii() and entry.isdecimal() and entry == f"{int(entry):05d}"
 
 
-def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec | None:
+def read_asked(store: Store, name: str, number: int, origin: Origin) -> TrialSpec | None:
     """A trial as it was asked; None where it was not. Raises `Damaged`."""
     path = asked_path(name, number)
-    record = store.read_record(path, is_sealed=sealed)
+    record = store.read_record(path, **origin._asdict())
     if record is None:
         if store.read(result_path(name, number)) is None:
             return None
-        record = store.read_record(path, is_sealed=sealed)  # asked and ended between the two
+        record = store.read_record(path, **origin._asdict())  # asked and ended between the two
         if record is None:
             raise store.damaged(path, "it is not there, though the trial has a result")
     try:
@@ -75,10 +101,10 @@ def read_asked(store: Store, name: str, number: int, sealed: bool) -> TrialSpec 
     return trial
 
 
-def read_result(store: Store, name: str, number: int, sealed: bool) -> Result | None:
+def read_result(store: Store, name: str, number: int, origin: Origin) -> Result | None:
     """How a trial ended; None where it has not. Raises `Damaged`."""
     path = result_path(name, number)
-    record, is_verified = store.read_checked(path, is_sealed=sealed)
+    record, is_verified = store.read_checked(path, **origin._asdict())
     if record is None:
         return None
     if not is_verified:
@@ -96,15 +122,15 @@ def confirm_files(store: Store, name: str) -> list[str]:
     return [file for _, file in sorted((int(match[1] or 1), file) for match, file in numbered if match)]
 
 
-def read_confirmations(store: Store, name: str, file: str, sealed: bool) -> list[Planned]:
+def read_confirmations(store: Store, name: str, file: str, origin: Origin) -> list[Planned]:
     """The trials of a plan of confirmations. Raises `Damaged`."""
     path = f"sweeps/{name}/{file}"
     content = None
     try:
-        if not sealed:
+        if not origin.is_sealed:
             content = json.loads(store.read(path) or b"")
         if not isinstance(content, list):  # as an earlier raylt wrote it
-            content = (store.read_record(path, is_sealed=sealed) or {})["trials"]
+            content = (store.read_record(path, **origin._asdict()) or {})["trials"]
         return [Planned.load(item) for item in content]
     except (ValueError, TypeError, KeyError) as error:
         raise store.damaged(path, f"it is no plan: {error}") from error

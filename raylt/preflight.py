@@ -13,6 +13,7 @@ from raylt.errors import Problem, SpecError
 from raylt.files import in_units
 from raylt.footprint import footprint
 from raylt.inputs import Address, Inputs, gather
+from raylt.ledger import Ledger
 from raylt.metrics.flops import Flops, count_flops, weight_costs
 from raylt.plan import plan
 from raylt.spec import SweepSpec, matches
@@ -136,7 +137,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
 
 
 def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str]:
-    groups = groups_of(spec, store.read_record(f"sweeps/{spec.name}/{SIMILARITY_FILE}") or {})
+    groups = groups_of(spec, Ledger(store, spec.name).read(SIMILARITY_FILE) or {})
     if groups is None:
         ended = "the pilots have" if spec.search.has_similarity_profile else "the dense training has"
         return [f"groups   chosen from the profile once {ended} ended"]

@@ -12,7 +12,7 @@ from raylt.damage import Damaged
 from raylt.document import SPEC_FILE, write_spec
 from raylt.index import first_of, part_path
 from raylt.lease import Holder, Lease, read_holder
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, SET_ASIDE, read_lock
+from raylt.ledgerfiles import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, read_lock
 from raylt.store import CHECKPOINT, MANIFEST, STAGES, Store
 from raylt.verify import Check, verify
 
@@ -27,7 +27,12 @@ def repair(store: Store, check: Check) -> list[str]:
     of_sweeps = sorted({error.path.split("/")[1] for error in check.damaged if error.path.startswith("sweeps/")})
     has_stages = any(error.path.startswith(f"{STAGES}/") for error in check.damaged)
     names = store.names("sweeps") if has_stages else of_sweeps
-    lines = [_without_holder(store, error) for error in check.damaged if re.fullmatch(_EPOCH, error.path)]
+    misplaced = [error.path for error in check.damaged if error.path.rpartition("/")[2] in FOLDERS]
+    for path in misplaced:  # without its folder, nobody has a lease
+        store.delete(path)
+    check.damaged = [error for error in check.damaged if error.path not in misplaced]
+    lines = [f"{path}: deleted" for path in misplaced]
+    lines += [_without_holder(store, error) for error in check.damaged if re.fullmatch(_EPOCH, error.path)]
     leases = []
     try:
         for name in names:

@@ -1,7 +1,8 @@
 """Checksums that the files of a store carry, so that damage is seen when they are read.
 
-A checksum is the SHA-256 of the file's path in the store and of its content. So a file that lies in another's place is
-damaged too.
+A checksum is the SHA-256 of the file's place and of its content. So a file that lies in another's place is damaged too. The
+place is the path in the store; of what a sweep has written since it was begun, also which sweep that is, since another of
+the same name in another store has the same paths.
 
 - A JSON object has it as a member `sha256` beside its others, of which it is taken as canonical JSON.
 - A YAML file ends with a line `# sha256: ...`.
@@ -28,6 +29,11 @@ class BadSeal(ValueError):
     """Content and checksum do not agree, or one of them is no more."""
 
 
+def place_of(path: str, sweep: str) -> str:
+    """The place of a file that belongs to a sweep, by what it was begun with; to none where `sweep` is empty."""
+    return f"{sweep}:{path}" if sweep else path
+
+
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: the bytes every digest in raylt is taken over."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -37,13 +43,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def seal(record: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The record with its checksum. `path`: of its file, under the store's root."""
+def seal(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The record with its checksum."""
     content = {key: value for key, value in record.items() if key != SUM}
-    return {**content, SUM: digest_of([path, content])}
+    return {**content, SUM: digest_of([place, content])}
 
 
-def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
+def unseal(record: Any, place: str) -> tuple[dict[str, Any], bool]:
     """(the record without its checksum, whether it had one). Raises `BadSeal` where the two do not agree."""
     if not isinstance(record, dict):
         raise BadSeal("it is no JSON object")
@@ -51,7 +57,7 @@ def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
     if SUM not in record:
         return content, False
     try:
-        expected = digest_of([path, content])
+        expected = digest_of([place, content])
     except ValueError as error:  # NaN is no JSON of ours
         raise BadSeal(str(error)) from None
     if record[SUM] != expected:
@@ -77,22 +83,22 @@ def unseal_yaml(data: bytes, path: str) -> tuple[str, bool]:
         raise BadSeal("it is no UTF-8 text") from error
 
 
-def seal_bytes(data: bytes, path: str) -> bytes:
-    return _HEADER + _sum_of(data, path).encode() + b"\n" + data
+def seal_bytes(data: bytes, place: str) -> bytes:
+    return _HEADER + _sum_of(data, place).encode() + b"\n" + data
 
 
-def unseal_bytes(sealed: bytes, path: str) -> bytes:
+def unseal_bytes(sealed: bytes, place: str) -> bytes:
     """What `seal_bytes` was given. Raises `BadSeal`."""
     header, mark, _ = sealed[:96].partition(b"\n")
     if not mark or not header.startswith(_HEADER):
         raise BadSeal("it has no checksum, or was cut off")
     data = sealed[len(header) + 1 :]
-    if _sum_of(data, path).encode() != header[len(_HEADER) :]:
+    if _sum_of(data, place).encode() != header[len(_HEADER) :]:
         raise BadSeal(_WRONG)
     return data
 
 
-def _sum_of(data: bytes, path: str) -> str:
-    hasher = hashlib.sha256(path.encode() + b"\n")
+def _sum_of(data: bytes, place: str) -> str:
+    hasher = hashlib.sha256(place.encode() + b"\n")
     hasher.update(data)
     return hasher.hexdigest()

@@ -5,24 +5,28 @@ Logs, `study.db` and locks are no record: nothing is believed of them, so nothin
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import SIMILARITY_FILE, stored_spec
+from raylt.document import RUNS_FILE, SIMILARITY_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.index import Part
 from raylt.ledgerfiles import (
     COMPLETE,
+    FOLDERS,
     LOCK_COPY,
+    LOCK_FILE,
+    Origin,
     Result,
     confirm_files,
     is_sealed,
     listed,
     lost_trial,
+    misplaced,
     missing_trials,
+    origin_of,
     read_asked,
     read_confirmations,
     read_lock,
@@ -31,10 +35,8 @@ from raylt.ledgerfiles import (
     result_path,
 )
 from raylt.plan import TrialSpec
-from raylt.seals import BadSeal
+from raylt.seals import BadSeal, place_of
 from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
-
-_OF_A_SWEEP = r"(similarity|mlflow|stop|lease|spec\.lock\.copy|confirm(-\d+)?|lease/\d+)\.json"
 
 
 @dataclass
@@ -112,58 +114,85 @@ def _verify_stage(store: Store, digest: str, names: list[str]) -> tuple[Check, s
 
 
 def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], check: Check) -> None:
+    folder = f"sweeps/{name}"
+    sizes, aside = check.reads(listed, store, name) or ({}, set())
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
-    sealed = is_sealed(lock)
-    if lock is not None or store.names(f"sweeps/{name}/trials"):
+    if lock is None:  # damaged: what it says is in its copy
+        lock = check.reads(store.read_record, f"{folder}/{LOCK_COPY}", is_sealed=True)
+    names = store.names(folder)
+    check.files += len(store.all_files(folder))
+    check.unverified += lock is not None and not is_sealed(lock)
+    _verify_own(store, folder, names, is_sealed(lock), check)
+    if lock is None and sizes:
+        return  # nothing can be checked, and nothing may be deleted for that
+    if is_sealed(lock) and LOCK_COPY not in names:
+        check.damaged.append(store.damaged(f"{folder}/{LOCK_COPY}", "it is not there"))
+    origin = origin_of(lock)
+    # All of more trials than a few flipped bits would meet: then it is the lock that does not belong here.
+    if len(sizes) > 2 and not any(_is_readable(read_asked, store, name, number, origin) for number in sizes):
+        why = "none of the trials was submitted under it, so it is another sweep's"
+        check.damaged.append(store.damaged(f"{folder}/{LOCK_FILE}", why))
+        return
+    if lock is not None:
         check.reads(stored_spec, store, name)
-    for path, _ in store.all_files(f"sweeps/{name}"):  # of one that was not begun, its lease
-        own = path.removeprefix(f"sweeps/{name}/")
-        check.files += 1
-        if re.fullmatch(_OF_A_SWEEP, own) and (sealed or not own.startswith("confirm")):
-            # An earlier raylt has written no epochs; a lease and a request to stop it writes to this day.
-            has_sum = own.startswith("lease/") or (sealed and own not in ("lease.json", "stop.json"))
-            check.reads(store.read_record, path, is_sealed=has_sum or None)
-    if sealed and store.read(f"sweeps/{name}/{LOCK_COPY}") is None:
-        check.damaged.append(store.damaged(f"sweeps/{name}/{LOCK_COPY}", "it is not there"))
+        _verify_trials(store, name, origin, sizes, aside, contents, check)
+
+
+def _verify_own(store: Store, folder: str, names: Collection[str], has_sums: bool, check: Check) -> None:
+    """The files of a sweep that are checked by their path alone: they are there before it is begun, or say how it was."""
+    for own in FOLDERS:
+        if own in names and misplaced(store, f"{folder}/{own}"):
+            check.add(Check(damaged=[store.damaged(f"{folder}/{own}", "a file lies in a folder's place")]))
+            names = [name for name in names if name != own]
+    for own in ("lease.json", "stop.json", LOCK_FILE, LOCK_COPY):  # before there were sums, the first two were as they are
+        must_have = has_sums and own in (LOCK_FILE, LOCK_COPY)
+        check.reads(store.read_record, f"{folder}/{own}", is_sealed=must_have or None)
+    for epoch in store.names(f"{folder}/lease") if "lease" in names else ():
+        check.reads(store.read_record, f"{folder}/lease/{epoch}", is_sealed=True)
+
+
+def _verify_trials(
+    store: Store, name: str, origin: Origin, sizes: Collection[int], aside: set[int],
+    contents: Mapping[str, str | None], check: Check,
+) -> None:  # fmt: skip
+    """The files that a sweep has written since it was begun."""
+    folder, planned = f"sweeps/{name}", set[int]()
+    for own in (SIMILARITY_FILE, RUNS_FILE):
+        check.reads(store.read_record, f"{folder}/{own}", is_sealed=origin.is_sealed or None, sweep=origin.sweep)
+    for file in confirm_files(store, name):
+        planned |= {item.trial.id for item in check.reads(read_confirmations, store, name, file, origin) or ()}
     trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
-    is_measured = not sealed or store.read(f"sweeps/{name}/{SIMILARITY_FILE}") is not None
+    is_measured = not origin.is_sealed or SIMILARITY_FILE in store.names(folder)
 
     def look_at(number: int) -> tuple[Check, int, TrialSpec | None, Result | None]:
-        return _verify_trial(store, name, number, sealed, contents, is_measured=is_measured)
+        return _verify_trial(store, name, number, origin, contents, is_measured=is_measured)
 
-    sizes, aside = listed(store, name)
     for found, number, trial, result in store.each(look_at, sizes):
         check.add(found)
         trials[number] = trial, result
-    if sealed:
-        _verify_numbers(store, name, trials, aside, check)
-    for entry in store.names(f"sweeps/{name}/index"):
-        check.reads(_verify_part, store, f"sweeps/{name}/index/{entry}", trials)
-    if not sealed:
-        check.unverified += 1
-
-
-def _verify_numbers(
-    store: Store, name: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]], aside: set[int], check: Check
-) -> None:
-    """Whether a trial was deleted whole."""
-    planned: set[int] = set()
-    for file in confirm_files(store, name):
-        planned |= {item.trial.id for item in check.reads(read_confirmations, store, name, file, True) or ()}
     asked = {number: trial for number, (trial, _) in trials.items() if trial is not None}
-    for number in missing_trials(asked):
+    for number in missing_trials(asked) if origin.is_sealed else ():
         if number not in trials and number not in aside | planned:
             check.damaged.append(lost_trial(store, name, number))
+    for entry in store.names(f"{folder}/index"):
+        check.reads(_verify_part, store, f"{folder}/index/{entry}", trials, origin)
+
+
+def _is_readable(read: Callable[..., Any], *args: Any) -> bool:
+    try:
+        return read(*args) is not None
+    except Damaged:
+        return False
 
 
 def _verify_trial(
-    store: Store, name: str, number: int, sealed: bool, contents: Mapping[str, str | None], *, is_measured: bool
+    store: Store, name: str, number: int, origin: Origin, contents: Mapping[str, str | None], *, is_measured: bool
 ) -> tuple[Check, int, TrialSpec | None, Result | None]:
     """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
     check = Check()
-    trial = check.reads(read_asked, store, name, number, sealed)
-    result = check.reads(read_result, store, name, number, sealed)
+    trial = check.reads(read_asked, store, name, number, origin)
+    result = check.reads(read_result, store, name, number, origin)
     is_needed = not is_measured and _needs_its_stages(trial, result)
     for digest, content in {} if result is None else result["stages"].items():
         if not is_digest(digest):
@@ -185,10 +214,10 @@ def _needs_its_stages(trial: TrialSpec | None, result: Result | None) -> bool:
     return is_measured_by and result is not None and result["state"] == COMPLETE
 
 
-def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]]) -> None:
+def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]], origin: Origin) -> None:
     """Raises `Damaged` where a part of the index says of a trial what its files do not."""
     try:
-        part = Part.load(store.read(path) or b"", path)
+        part = Part.load(store.read(path) or b"", place_of(path, origin.sweep))
     except BadSeal as error:
         raise store.damaged(path, str(error)) from error
     results = part.results()

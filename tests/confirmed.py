@@ -9,11 +9,13 @@ import numpy as np
 from safetensors.numpy import save
 
 from raylt.confirm import Request, confirm
-from raylt.document import SIMILARITY_FILE
+from raylt.document import SIMILARITY_FILE, SPEC_FILE
 from raylt.ledger import Ledger
+from raylt.ledgerfiles import LOCK_FILE
 from raylt.metrics.score import GRID
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
+from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from tests.begun import write_begun
 
@@ -22,11 +24,15 @@ LOCK = {"precision": "fp32", "device": "cpu", "threads": 1, "versions": {"torch"
 _WORSE = {"uniform": 0.02, "erk": 0.0, "searched": -0.01}
 
 
-def begun(root: Any, spec: SweepSpec, *, trials: int = 1) -> Ledger:
+def begun(root: Any, spec: SweepSpec, *, trials: int = 1, first_schema: bool = False) -> Ledger:
     """A ledger whose planned trials and some search trials have ended."""
     store = Store(str(root))
     ledger = Ledger(store, spec.name, lambda: None)
-    write_begun(ledger, spec, **LOCK)
+    if first_schema:
+        store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
+        ledger.write(LOCK_FILE, LOCK)
+    else:
+        write_begun(ledger, spec, **LOCK)
     planned = [item.trial for item in plan(spec)]
     searched = [TrialSpec(len(planned) + i, "search", "searched", 0, params={"gamma": 0.5 * i}) for i in range(trials)]
     for trial in [*planned, *searched]:
@@ -37,9 +43,9 @@ def begun(root: Any, spec: SweepSpec, *, trials: int = 1) -> Ledger:
     return ledger
 
 
-def confirmed(root: Any, spec: SweepSpec, request: Request | None = None) -> Ledger:
+def confirmed(root: Any, spec: SweepSpec, request: Request | None = None, *, first_schema: bool = False) -> Ledger:
     """The same, and its confirmation has ended as well."""
-    ledger = begun(root, spec)
+    ledger = begun(root, spec, first_schema=first_schema)
     for item in confirm(spec, ledger, request or Request(top=1, seeds=3)):
         end(spec, ledger, item.trial)
     return ledger

@@ -7,13 +7,14 @@ import json
 import pytest
 
 from raylt.confirm import FIRST_SEED, Request, finalists
-from raylt.document import is_complete, pareto_of, results, write_spec
+from raylt.document import is_complete, pareto_of, results
+from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.plan import plan
 from raylt.retry import retry_failed
 from raylt.search import dispatch
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA, Store
+from raylt.store import Store
+from tests.begun import write_begun
 from tests.unit.driving import asked, drive
 
 REQUEST = Request(top=2, seeds=2)
@@ -144,10 +145,9 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     def one_fails(trial):
         return {**outcome(trial), "state": FAIL, "cause": "x"} if trial.id == 12 else outcome(trial)
 
-    ledger = run(spec, tmp_path, REQUEST, results=one_fails)
     store = Store(str(tmp_path))
-    write_spec(store, spec.name, dump_yaml(spec.dump()))
-    store.write_record(f"sweeps/{spec.name}/spec.lock.json", {"code_schema": CODE_SCHEMA})
+    write_begun(Ledger(store, spec.name, lambda: None), spec)
+    ledger = run(spec, tmp_path, REQUEST, results=one_fails)
     assert retry_failed(store, spec.name) == {12: 1 + max(ledger.asked)}
 
 

@@ -15,11 +15,9 @@ from raylt.cli.common import print_confirmation
 from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
 from raylt.document import results
 from raylt.errors import InputError, RayltError
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.report import selected, trials_tables
 from raylt.verdicts import confirmation
-from tests.confirmed import LOCK, begun, confirmed
+from tests.confirmed import begun, confirmed
 
 SPEC = {"confirm": {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rounds": [1, 2]}}
 
@@ -84,8 +82,7 @@ def test_a_sweep_begun_before_is_read_as_it_was_meant(tiny_spec, tmp_path):
     spec = tiny_spec(**SPEC)
     ledger = confirmed(tmp_path, spec)
     now = results(spec, ledger)
-    ledger.write(LOCK_FILE, LOCK)
-    before = results(spec, Ledger(ledger.store, ledger.name))
+    before = results(spec, confirmed(tmp_path / "before", spec, first_schema=True))
     flat = [" ".join(" ".join(text_of(table) for table in confirmation_tables(found)).split()) for found in (before, now)]
     said = [
         "dense model's own standard deviation from seed to seed",

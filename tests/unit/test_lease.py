@@ -225,12 +225,12 @@ def test_what_is_committed_stays_though_its_writer_checked_the_lease_before(stor
     late.ask(TrialSpec(0, "dense", None, 0))
     really = store.create_record
 
-    def stopped_before_writing(path, record):
+    def stopped_before_writing(path, record, sweep):
         store.create_record = really
         other = plant(store, 2)
         second = Ledger(Store(store.root), "s", guard_for(store, "s", 2, other.token))
         second.finish(0, {**ENDED, "state": "COMPLETE"})
-        return really(path, record)
+        return really(path, record, sweep)
 
     store.create_record = stopped_before_writing
     with pytest.raises(Fenced):

@@ -6,7 +6,7 @@ import pytest
 
 from raylt.damage import Damaged
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, read_asked, read_lock, require_lock, result_path
+from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, origin_of, read_asked, read_lock, require_lock, result_path
 from raylt.plan import TrialSpec
 from raylt.store import Store
 
@@ -51,10 +51,10 @@ def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
         ledger.finish(0, ENDED)
 
     between(monkeypatch, asked_path("s", 0), run)
-    assert read_asked(store, "s", 0, True) == trial
+    assert read_asked(store, "s", 0, origin_of(LOCK)) == trial
     store.delete(asked_path("s", 0))
     with pytest.raises(Damaged, match="though the trial has a result"):
-        read_asked(store, "s", 0, True)
+        read_asked(store, "s", 0, origin_of(LOCK))
     assert store.read(result_path("s", 0)) is not None
 
 

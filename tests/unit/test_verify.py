@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
 
+from raylt import index
 from raylt import lease as lease_module
+from raylt import ledger as ledger_module
 from raylt.confirm import Request, confirm
 from raylt.damage import Damaged
-from raylt.document import SIMILARITY_FILE, SPEC_FILE, next_free_id, write_spec
+from raylt.document import SIMILARITY_FILE, SPEC_FILE, next_free_id, results, stored_spec, write_spec
 from raylt.errors import Fenced, LeaseHeld
 from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
-from raylt.ledger import Ledger
+from raylt.ledger import Ledger, existing
 from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, missing_trials, result_path
 from raylt.plan import TrialSpec
 from raylt.repair import repair
@@ -202,3 +206,70 @@ def test_a_trial_that_is_planned_and_not_submitted_yet_is_not_missed(store, tiny
     assert missing_trials(ledger.asked) == [item.trial.id for item in planned]
     assert damaged(store) == []
     assert Ledger(store, spec.name).confirmations() == planned
+
+
+FOREIGN = ["trials/00003/asked.json", "trials/00003/result.json", "trials/00005", "similarity.json", "spec.yaml", "index"]
+
+
+@pytest.mark.parametrize("own", FOREIGN)
+def test_what_another_sweep_of_the_same_name_wrote_is_not_believed(tmp_path, tiny_spec, own, monkeypatch):
+    """Two stores that are merged, or one that is restored from the wrong backup: the paths are the same."""
+    monkeypatch.setattr(ledger_module, "PART", 2)
+    monkeypatch.setattr(index, "PART", 2)
+    store, spec = Store(str(tmp_path / "ours")), tiny_spec()
+    confirmed.begun(tmp_path / "ours", spec)
+    confirmed.begun(tmp_path / "theirs", tiny_spec(train={"seed": 7}))
+    assert damaged(store) == []
+    before = results(stored_spec(store, "tiny"), existing(store, "tiny"))
+    there, here = (tmp_path / root / "sweeps/tiny" / own for root in ("theirs", "ours"))
+    (shutil.copytree if there.is_dir() else shutil.copy)(there, here, **({"dirs_exist_ok": True} if there.is_dir() else {}))
+    if own == "index":
+        for result in here.parent.glob("trials/*/result.json"):  # the sizes are those that their index has noted
+            shutil.copy(tmp_path / "theirs" / result.relative_to(tmp_path / "ours"), result)
+        here = here.parent / "trials"
+    found = damaged(store)
+    assert found and all((tmp_path / "ours" / path).is_relative_to(here) or "index/" in path for path in found)
+    with contextlib.suppress(Damaged):
+        assert results(stored_spec(store, "tiny"), existing(store, "tiny")) == before  # from the index, which is whole
+
+
+def test_where_the_lock_is_anothers_the_trials_are_left_alone(tmp_path, tiny_spec):
+    store, spec = Store(str(tmp_path / "ours")), tiny_spec()
+    confirmed.begun(tmp_path / "ours", spec)
+    confirmed.begun(tmp_path / "theirs", tiny_spec(train={"seed": 7}))
+    own = {name: store.read(f"sweeps/tiny/{name}") for name in (LOCK_FILE, LOCK_COPY)}
+    for name in own:
+        shutil.copy(tmp_path / "theirs/sweeps/tiny" / name, tmp_path / "ours/sweeps/tiny" / name)
+    before = store.all_files("sweeps/tiny/trials")
+    found = verify(store)
+    assert [error.path for error in found.damaged] == [f"sweeps/tiny/{LOCK_FILE}"]
+    repair(store, found)
+    assert store.all_files("sweeps/tiny/trials") == before
+    for name, data in own.items():
+        store.write(f"sweeps/tiny/{name}", data)
+    assert damaged(store) == []
+
+
+@pytest.mark.parametrize("own", ["mlflow.json", "similarity.json", "trials", "lease", "trials/00004"])
+def test_a_folder_in_a_files_place_and_a_file_in_a_folders_are_found_and_mended(tmp_path, tiny_spec, own):
+    store = Store(str(tmp_path))
+    ledger = confirmed.begun(tmp_path, tiny_spec())
+    ledger.write("mlflow.json", {"ledger": "x"})
+    Lease.acquire(store, "tiny", has_thread=False).release()
+    path = tmp_path / "sweeps/tiny" / own
+    if own == "trials/00004":
+        path.rename(path.with_name("004"))
+    elif path.is_dir():
+        shutil.rmtree(path)
+        path.touch()
+    else:
+        path.unlink()
+        (path / "x").mkdir(parents=True)
+    assert len(damaged(store)) == 1
+    if own != "lease":
+        with pytest.raises(Damaged):
+            Ledger(store, "tiny").read(own)
+    repair(store, verify(store))
+    assert damaged(store) == []
+    Lease.acquire(store, "tiny", has_thread=False).release()
+    Ledger(store, "tiny").read(own.partition("/")[0] if "." in own else SIMILARITY_FILE)

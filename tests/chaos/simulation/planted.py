@@ -210,7 +210,7 @@ def _foreign_errors() -> Any:
 def _damage_is_a_traceback() -> Any:
     """A record is read without a thought for what may stand in it."""
 
-    def read_checked(self: Files, path: str, *, is_sealed: bool | None = None) -> Any:
+    def read_checked(self: Files, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> Any:
         data = self.read(path)
         return (None, False) if data is None else ({k: v for k, v in json.loads(data).items() if k != SUM}, True)
 
