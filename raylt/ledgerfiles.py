@@ -55,10 +55,11 @@ def result_path(name: str, number: int) -> str:
 def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
     """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
     trials = f"sweeps/{name}/trials/"
-    if misplaced(store, trials.rstrip("/")):
-        raise store.damaged(trials.rstrip("/"), "a file lies in a folder's place")
     found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
-    for path, size in store.all_files(trials.rstrip("/")):
+    files = store.all_files(trials.rstrip("/"))
+    if not files and misplaced(store, trials.rstrip("/")):
+        raise store.damaged(trials.rstrip("/"), "a file lies in a folder's place")
+    for path, size in files:
         entry, _, file = path[len(trials) :].partition("/")
         if file in found:
             found[file][entry] = size

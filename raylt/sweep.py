@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from raylt import cluster, estimate, preflight
+from raylt import cluster, estimate, preflight, raywatch
 from raylt.confirm import Request
 from raylt.diffusion.train import Compute
 from raylt.document import SPEC_FILE, failed_trials, is_complete, write_spec
@@ -109,6 +110,7 @@ class _Driver:
         self, spec: SweepSpec, store: Store, lease: Lease, signals: cluster.Signals, console: Console, confirm: Request | None
     ) -> None:
         self.confirm, self.is_recorded = confirm, True
+        self._gone: EnvironmentFailure | None = None  # Ray
         self.spec, self.store, self.lease, self.signals, self.console = spec, store, lease, signals, console
         self.ledger = Ledger(store, spec.name, lease.check)
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
@@ -214,18 +216,33 @@ class _Driver:
             study.sync_soon()
             tracker.sync_soon()
             callbacks = [WorkerDeaths(searcher)]
-            cluster.run_tune(TrialActor, searcher, callbacks, StopEarly(searcher), self.spec, resources, shared)
+            with raywatch.watched(raywatch.of_ray(), self._ray_is_gone, self._leave_at_once):
+                cluster.run_tune(TrialActor, searcher, callbacks, StopEarly(searcher), self.spec, resources, shared)
         except Exception as error:
-            raise _underlying(error) from error
+            raise self._gone or _underlying(error) from error
         finally:
             self.signals.end_timer()
             progress.close()
             self._close(study, tracker)
-        if searcher.failure is not None:
-            raise searcher.failure
+        failure = self._gone or searcher.failure
+        if failure is not None:
+            raise failure
         if dispatcher.stopped_by is not None:
             raise EnvironmentFailure(f"stopped: five trials in a row failed with one cause: {dispatcher.stopped_by}")
         return self._exit_code()
+
+    def _ray_is_gone(self, what: str) -> None:
+        self._gone = EnvironmentFailure(
+            f"stopped: Ray answers no more ({what} is gone: killed, perhaps for want of memory, or out of reach). "
+            "Nothing is lost: the same command goes on from here"
+        )
+        self.signals.terminate()
+
+    def _leave_at_once(self) -> None:
+        """Tune waits for what is gone. What is committed stays; MLflow gets the rest from the next driver."""
+        self._say(str(self._gone))
+        self.lease.release()
+        os._exit(EnvironmentFailure.exit_code)
 
     def _project_and_leave(self) -> int:
         """Nothing to run: bring similarity, study and MLflow up to date, should they be behind or gone."""

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from raylt.errors import InputError, LeaseHeld
 from raylt.lease import Lease, read_holder
+from raylt.ledger import Ledger
 from raylt.record import record_sweep
 from raylt.store import Store
 from tests.begun import write_begun
@@ -37,10 +38,10 @@ REPOSITORY = Path(__file__).parents[2]
 def stored(root: Path, *, ended: bool) -> Store:
     """A store with the sweep `digits`, whole or left in the middle, as a driver leaves it."""
     spec = make_spec()
+    write_begun(Ledger(Store(str(root)), spec.name, lambda: None), spec)
     ledger = (whole if ended else begin)(root, spec)
     if not ended:
         ask_search(ledger, 5)
-    write_begun(ledger, spec)
     return ledger.store
 
 

@@ -670,3 +670,23 @@ def test_one_cause_five_times_in_a_row_stops_the_sweep_and_fewer_do_not(new_swee
     found = sweep.results("tiny-2")
     assert (found["state"], found["counts"]["failed"], len(found["trials"])) == ("complete", 3, 3)
     assert sweep.files("sweeps/tiny/**/*") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["raylet/raylet", "gcs/gcs_server"])
+def test_a_ray_that_is_gone_ends_the_sweep_in_words_and_loses_nothing(new_sweep, finished, part):
+    """Ray itself waits for ever for a raylet that was killed, and ends the driver with exit code 1 after its GCS was."""
+    sweep = new_sweep()
+    driver = sweep.start("tiny.yaml", plan={4: HOLD})
+    eventually(lambda: sabotage.held(sweep.folder, 4).exists() or driver.poll() is not None, "trial 4 is at work")
+    (process,) = [
+        child for child in psutil.Process(driver.pid).children(recursive=True) if child.cmdline()[:1][0].endswith(part)
+    ]
+    process.kill()
+    done = sweep.end(driver)
+    sabotage.let_go(sweep.folder, 4)
+    assert done.code == 3 and "Traceback" not in done.err, done.err
+    assert "stopped: Ray answers no more" in done.err and part.split("/")[0] in done.err.lower()
+    assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
+    assert sweep.run().code == 0
+    assert comparable(sweep.results()) == comparable(finished.results())
