@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check lint types imports slow chaos simulate test-cluster clean
+.PHONY: quickstart test check lint types imports slow chaos simulate test-cluster test-gpu clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
@@ -44,6 +44,10 @@ simulate: $(READY)
 # `ray up` over SSH on machines of our own, in namespaces: some minutes, as root (tests/cluster/lab.py says what else).
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m slow -v -s tests/cluster
+
+# On a machine with a GPU: numbers, memory, a lost GPU, and a sweep of two trials on one.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -v -s tests/gpu
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

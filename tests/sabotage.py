@@ -21,7 +21,7 @@ from pathlib import Path
 VARIABLE = "RAYLT_TEST_SABOTAGE"
 WATCHED = "raylt.trial"
 AT_STEP = 7  # of the first round that a trial trains itself
-HOLD, DIE = "hold", "die"  # besides names of exceptions
+HOLD, DIE, LOSE_GPU = "hold", "die", "lose the gpu"  # besides names of exceptions
 
 # --- in the test ------------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def wrap(run_class, trainer_class, folder, plan, pace_s=0.0):
     @functools.wraps(step)
     def stepped(self):
         loss = step(self)
-        mask = zlib.crc32(b"".join(mask.bool().numpy().tobytes() for mask in self.masks))
+        mask = zlib.crc32(b"".join(mask.bool().cpu().numpy().tobytes() for mask in self.masks))
         _append(folder / "steps.log", f"{self.seed} {self.step} {mask}")
         if self.step == AT_STEP and current in waiting:
             _strike(folder, int(current), waiting.pop(current))
@@ -128,6 +128,12 @@ def _strike(folder: Path, trial: int, what: str) -> None:
     if what == DIE:
         _append(folder / f"deaths-{trial}", str(os.getpid()))
         os._exit(1)
+    if what == LOSE_GPU:  # once; an assertion that fails on the device leaves this process without it
+        torch, flag = sys.modules["torch"], folder / f"lost-{trial}"
+        if not flag.exists():
+            flag.touch()
+            _ = torch.zeros(1, device="cuda")[torch.ones(1, dtype=torch.long, device="cuda")]
+        return
     if what != HOLD:
         error = getattr(builtins, what, None) or getattr(sys.modules["torch"], what)
         raise error(f"planned for trial {trial}")
