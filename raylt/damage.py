@@ -18,11 +18,12 @@ class Loss(NamedTuple):
 
 _STAGE = r"stages/[^/]+/[^/]+/"
 _SWEEP = r"sweeps/[^/]+/"
+_REMADE = "deletes the stage; `raylt sweep` makes what it needs, `raylt retry NAME TRIAL` runs a complete trial again"
 _LOSSES = (  # of the first pattern that a path matches
     (_STAGE + r"checkpoint-", Loss("the steps since the stage began", "deletes it; the stage starts over")),
     (_STAGE + r"failed\.json$", Loss("a remembered divergence", "deletes it; the stage is trained again")),
     (_STAGE + r"claim\.json$", Loss("nothing", "deletes it")),
-    (_STAGE, Loss("one stage, which can be made again", "deletes the stage; `raylt sweep` makes it where it needs it")),
+    (_STAGE, Loss("one stage, which can be made again", _REMADE)),
     (_SWEEP + r"trials/\d+/result\.json$", Loss("the trial's result", "deletes it; the trial runs again on its stages")),
     (_SWEEP + r"trials/\d+/", Loss("what the trial was", "sets the trial aside; another is submitted in its place")),
     (_SWEEP + r"index/", Loss("nothing: it is a cache of trials/", "deletes it; the next driver makes it again")),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
-from raylt.index import PART, Part, Results, first_of, read_parts, write_part
+from raylt.index import PART, Part, Results, first_of, part_path, read_parts, write_part
 from raylt.ledgerfiles import (
     COMPLETE,
     LOCK_COPY,
@@ -141,6 +141,17 @@ class Ledger:
                 self._learn_end(number, self._read_result(number) or {})
             self._write_index()
         return self.results[number]
+
+    def reopen(self, number: int) -> None:
+        """Take a trial's end back: it runs again. What it was stays beside it, as `result-1.json`."""
+        self._check()
+        path, folder = result_path(self.name, number), f"{self.folder}/trials/{number:05d}"
+        copies = sum(name.startswith("result-") for name in self.store.names(folder))
+        self.store.write(f"{folder}/result-{copies + 1}.json", self.store.read(path) or b"")
+        self.store.delete(part_path(self.name, first_of(number)))  # first: the next result may be as long
+        self.store.delete(path)
+        del self.results[number]
+        self._open[number] = self.asked[number]
 
     def _write_index(self) -> None:
         """Write the parts whose trials have all ended, each once. What hinders that hinders no sweep."""

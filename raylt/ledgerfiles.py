@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
 from raylt.plan import Planned, TrialSpec
 from raylt.seals import digest_of
-from raylt.store import FIRST_SEALED, Store
+from raylt.store import FIRST_SEALED, MANIFEST, Store, folder_of, is_digest
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
 LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
@@ -175,3 +175,15 @@ def require_lock(store: Store, name: str) -> None:
     is_lost = read_lock(store, name) is None and bool(store.names(f"sweeps/{name}/trials"))
     if is_lost and read_lock(store, name) is None:  # not one that was begun between the two
         raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
+
+
+def missing_stages(store: Store, result: Result) -> list[str]:
+    """The stages that a result names and the store has no more: deleted as damaged, or by somebody."""
+    paths = {digest: f"{folder_of(digest)}/{MANIFEST}" for digest in result["stages"] if is_digest(digest)}
+    return [digest for digest, path in paths.items() if store.read(path) is None]
+
+
+def spanned(numbers: Iterable[int]) -> str:
+    """The ids that a sweep has, in words."""
+    known = sorted(numbers)
+    return f"{known[0]} to {known[-1]}" if known else "none yet"

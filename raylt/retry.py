@@ -1,37 +1,72 @@
-"""Failed trials, asked once more: each the same TrialSpec under a new id. What failed stays in the ledger as it ended."""
+"""Trials once more. One that failed is asked again: the same TrialSpec under a new id; what failed stays as it ended.
+
+One whose stages are gone runs again under its own id, on what is left of them; a copy of the result that it had is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 from raylt.document import failed_trials, next_free_id, stored_spec
+from raylt.errors import InputError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
+from raylt.ledgerfiles import FAIL, missing_stages, spanned
 from raylt.resume import refuse_other_numbers
 from raylt.store import FAILED, STAGES, Store, folder_of
 
 
-def retry_failed(store: Store, name: str) -> dict[int, int]:
-    """Ask every failed trial again, under the sweep's lease; returns old id -> new id. The next driver runs them.
+class Retried(NamedTuple):
+    """`again`: failed trials, old id -> new id. `reopened`: those that run again under their own."""
+
+    again: dict[int, int]
+    reopened: list[int]
+
+
+def retry(store: Store, name: str, numbers: Collection[int] | None = None) -> Retried:
+    """Ask trials again, under the sweep's lease: those given, or all that failed. The next driver runs them.
 
     What the store remembers of stages that diverged is forgotten: they are trained again.
 
-    Raises `InputError` where there is no such sweep, or an earlier raylt began it, `LeaseHeld` where a driver runs it.
+    Raises `InputError` where there is no such sweep or trial, where there is nothing to do again, or an earlier raylt began it,
+    `LeaseHeld` where a driver runs it.
     """
     existing(store, name)
     refuse_other_numbers(store, name)
     lease = Lease.acquire(store, name)
     try:
         ledger = Ledger(store, name, lease.check)
+        failed = failed_trials(ledger)
+        reopened = [] if numbers is None else sorted(set(numbers) - set(failed))
+        for number in reopened:
+            _refuse_to_reopen(ledger, number)
         free = next_free_id(stored_spec(store, name), ledger)
-        again = {old: free + index for index, old in enumerate(failed_trials(ledger))}
+        again = [number for number in failed if numbers is None or number in numbers]
         _forget_divergences(ledger, again)
-        for old, new in again.items():
-            ledger.ask(replace(ledger.asked[old], id=new, retry_of=old))
-        return again
+        for index, old in enumerate(again):
+            ledger.ask(replace(ledger.asked[old], id=free + index, retry_of=old))
+        for number in reopened:
+            ledger.reopen(number)
+        return Retried({old: free + index for index, old in enumerate(again)}, reopened)
     finally:
         lease.release()
+
+
+def _refuse_to_reopen(ledger: Ledger, number: int) -> None:
+    """Raises `InputError` where nothing of a trial that has not failed would be made again."""
+    name = ledger.name
+    if number not in ledger.asked:
+        raise InputError(f"{name} has no trial {number}; it has {spanned(ledger.asked)}")
+    if number not in ledger.results:
+        raise InputError(f"trial {number} of {name} has not ended: the same `raylt sweep` command runs it")
+    state = ledger.results.ending(number)[0]
+    if state == FAIL:
+        once_more = max(n for n, trial in ledger.asked.items() if trial.retry_of == number)
+        raise InputError(f"trial {number} of {name} was asked again, as {once_more}")
+    if not missing_stages(ledger.store, ledger.results[number]):
+        raise InputError(f"trial {number} of {name} is {state.lower()} and has all its stages: there is nothing to do again")
 
 
 def _forget_divergences(ledger: Ledger, trials: Collection[int]) -> None:

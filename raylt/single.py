@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL
+from raylt.ledgerfiles import COMPLETE, FAIL, missing_stages
 from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
@@ -24,6 +25,8 @@ from raylt.tensors import unpack
 from raylt.ticket.file import FILE, export_pipeline
 from raylt.ticket.find import TRAINED
 from raylt.trial import Bench, TrialRun
+
+INDEX = "model_index.json"  # of a pipeline, as diffusers names it
 
 
 def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -> tuple[dict[str, Any], int]:
@@ -66,18 +69,28 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     if result is None or result["state"] != COMPLETE:
         done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r["state"] == COMPLETE) or "none"
         raise InputError(f"trial {number} of {ledger.name} has no ticket; those that have: {done}")
+    if missing_stages(ledger.store, result):
+        raise StoreFailure(
+            f"trial {number} of {ledger.name} lacks stages, which were deleted: `raylt retry {ledger.name} {number}` "
+            "and the same `raylt sweep` command make them again"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}; give another folder") from error
-    store = ledger.store
+    store = ledger.store  # everything is read, and so checked, before anything is written
     weights = unpack(stage_of(store, result, result["final_stage"]).read(TRAINED))["ema"]
-    export_pipeline(folder, result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
-    (folder / FILE).write_bytes(stage_of(store, result, result["ticket_stage"]).read(FILE))
+    files = {FILE: stage_of(store, result, result["ticket_stage"]).read(FILE)}
     samples = stage_of(store, result, result["sample_stage"])
     if SAMPLES in samples.whole().files:
-        (folder / SAMPLES).write_bytes(samples.read(SAMPLES))
-    for path in folder.rglob("*.safetensors"):
-        path.chmod((folder / "model_index.json").stat().st_mode)  # safetensors writes files that only their owner reads
+        files[SAMPLES] = samples.read(SAMPLES)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".raylt-", dir=folder.absolute().parent) as partial:  # half a pipeline is none
+            export_pipeline(Path(partial), result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
+            for name, data in files.items():
+                (Path(partial) / name).write_bytes(data)
+            for path in Path(partial).rglob("*.safetensors"):
+                path.chmod((Path(partial) / INDEX).stat().st_mode)  # safetensors writes files that only their owner reads
+            for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == INDEX):  # the index is last
+                path.rename(folder / path.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}; give another folder") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from safetensors.torch import load, save
@@ -17,7 +18,21 @@ def pack(metadata: Mapping[str, str] | None = None, /, **groups: Mapping[str, Te
         for group, tensors in groups.items()
         for name, tensor in tensors.items()
     }
-    return bytes(save(flat, metadata=dict(metadata) if metadata else None))
+    data = bytes(save(flat, metadata=dict(metadata) if metadata else None))
+    return _in_order(data) if metadata else data
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes it in an order that differs from process to process.
+
+    A file is 8 bytes with the length of a JSON header, the header, filled up with blanks to a multiple of 8, and the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    packed = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    packed += b" " * (-len(packed) % 8)
+    return len(packed).to_bytes(8, "little") + packed + data[end:]
 
 
 def unpack(data: bytes) -> dict[str, NamedTensors]:

@@ -44,12 +44,14 @@ class Check:
     """What was looked at, and what is wrong.
 
     `unverified`: files of an earlier raylt, which have no checksums. `missing`: stages that somebody has deleted though results
-    of complete trials name them. Numbers do not need them, so they are no damage; exports, pictures and more trials do.
+    of complete trials name them, and sweep -> those trials. Numbers do not need the stages, so they are no damage; exports,
+    pictures and more trials do.
     """
 
     files: int = 0
     unverified: int = 0
     missing: set[str] = field(default_factory=set)
+    without_stages: dict[str, set[int]] = field(default_factory=dict)
     damaged: list[Damaged] = field(default_factory=list)
 
     def reads(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -67,6 +69,8 @@ class Check:
         """What another looked at, as a part of this."""
         self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
         self.missing |= other.missing
+        for name, trials in other.without_stages.items():
+            self.without_stages.setdefault(name, set()).update(trials)
         known = {error.path for error in self.damaged}
         self.damaged += [error for error in other.damaged if error.path not in known]
 
@@ -205,6 +209,7 @@ def _verify_trial(
             break
         elif digest not in contents and result is not None and result["state"] == COMPLETE:
             check.missing.add(digest)
+            check.without_stages[name] = {number}
     return check, number, trial, result
 
 

@@ -27,11 +27,12 @@ def logs(
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
     from raylt.document import state_of
+    from raylt.ledgerfiles import spanned
     from raylt.triallog import read_log
 
     spec, ledger, _ = find_results(name, root)
     if trial not in ledger.asked:
-        raise InputError(f"{ledger.name} has no trial {trial}; it has {_range(sorted(ledger.asked))}")
+        raise InputError(f"{ledger.name} has no trial {trial}; it has {spanned(ledger.asked)}")
 
     def has_ended() -> bool:
         ledger.reload()
@@ -77,25 +78,29 @@ def stop(
 def retry(
     context: typer.Context,
     name: NameArgument,
+    trials: Annotated[
+        list[int] | None, typer.Argument(metavar="[TRIAL]...", help="Numbers of trials that failed, or whose stages are gone.")
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All trials that failed.")] = False,
     root: RootOption = None,
     local: LocalOption = False,
     cluster: ClusterOption = None,
 ) -> None:
-    """Ask failed trials again, each under a new number; the next `raylt sweep` runs them."""
-    if not failed:
-        raise InputError("which trials? --failed asks for all that failed")
+    """Ask trials again; the next `raylt sweep` runs them.
+
+    A trial that failed gets a new number. One whose stages were damaged and deleted runs again under its own.
+    """
+    if failed == bool(trials):
+        raise InputError("which trials? Give their numbers, or --failed for all that failed")
     ask_head(context, root, local, cluster)
-    from raylt.retry import retry_failed
+    from raylt.retry import retry as ask_again
 
     store, name = find_sweep(name, root)
-    again = retry_failed(store, name)
-    if not again:
+    retried = ask_again(store, name, trials or None)
+    if not any(retried):
         typer.echo(f"{name}: no trial failed, or all that did were asked again")
         return
-    pairs = ", ".join(f"{old} as {new}" for old, new in again.items())
-    typer.echo(f"{name}: asked again: {pairs}; the same `raylt sweep` command runs them")
-
-
-def _range(numbers: list[int]) -> str:
-    return "none yet" if not numbers else f"{numbers[0]} to {numbers[-1]}"
+    pairs = [f"{old} as {new}" for old, new in retried.again.items()]
+    typer.echo(
+        f"{name}: asked again: {', '.join([*pairs, *map(str, retried.reopened)])}; the same `raylt sweep` command runs them"
+    )

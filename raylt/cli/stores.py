@@ -107,9 +107,12 @@ def verify(
         found = look(store)
     if found.missing:
         typer.echo(
-            f"{len(found.missing)} stages that results of complete trials name are not there: their numbers stay, "
-            "but what needs the stages (export, pictures) cannot be had"
+            f"{len(found.missing)} stages that results of complete trials name are not there: the trials' numbers stay, "
+            "but export and pictures need the stages"
         )
+        for name, trials in sorted(found.without_stages.items()):
+            numbers = " ".join(map(str, sorted(trials)))
+            typer.echo(f"{name}: `raylt retry {name} {numbers}` and the same `raylt sweep` command make them again")
     unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
     typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
     raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)

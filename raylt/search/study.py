@@ -69,7 +69,7 @@ class StudyFile:
         changes = ledger.changes[self._place :]  # the driver goes on meanwhile
         search = [number for number in sorted(set(changes)) if ledger.asked[number].is_search]
         if self._place == 0 and list(self._held) != search[: len(self._held)]:
-            raise ValueError("it holds the trials of another sweep")
+            raise ValueError("it holds other trials than the ledger")
         space = self._space_of(ledger) if search else {}
         for number in search:
             trial, result = ledger.asked[number], ledger.results.get(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -15,10 +16,13 @@ import pytest
 from raylt.cli.view import _refuse_records
 from raylt.damage import Damaged
 from raylt.document import results, stored_spec
-from raylt.errors import InputError
+from raylt.errors import InputError, StoreFailure
 from raylt.ledger import existing
 from raylt.repair import repair
+from raylt.retry import Retried, retry
+from raylt.single import export_trial
 from raylt.store import Store, stage_of
+from raylt.ticket.file import FILE
 from raylt.verify import verify
 from tests.chaos.test_scripted import SPEC, comparable, drive
 
@@ -179,6 +183,51 @@ def test_stages_that_were_deleted_are_counted_and_are_no_damage(undisturbed, tmp
     found = verify(store)
     assert (found.damaged, found.missing) == ([], {gone})
     assert verify(Store(str(undisturbed / "root"))).missing == set()
+
+
+def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(undisturbed, tmp_path):
+    folder, out = Path(shutil.copytree(undisturbed, tmp_path / "sweep")), tmp_path / "exported"
+    store = Store(str(folder / "root"))
+    before = existing(store, SPEC.name).results[6]
+    harmed = folder / "root" / store.find(before["ticket_stage"]).path / FILE
+    data = harmed.read_bytes()
+    harmed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(Damaged, match="raylt retry NAME TRIAL"):
+        export_trial(SPEC, existing(store, SPEC.name), 6, out)
+    assert not out.exists()  # a half export would stand in the way of the next
+    repair(store, verify(store))
+    found = verify(store)
+    assert (found.damaged, found.without_stages) == ([], {"tiny": {6}})
+    with pytest.raises(StoreFailure, match="`raylt retry tiny 6`"):
+        export_trial(SPEC, existing(store, SPEC.name), 6, out)
+    assert not out.exists()
+
+    assert retry(store, SPEC.name, [6]) == Retried({}, [6])
+    assert drive(folder) == 0
+    assert comparable(folder) == comparable(undisturbed)
+    assert existing(store, SPEC.name).results[6]["stages"] == before["stages"]
+    assert verify(store).missing == set() and verify(store).damaged == []
+    assert json.loads((folder / "root/sweeps/tiny/trials/00006/result-1.json").read_text())["loss"] == before["loss"]
+    export_trial(SPEC, existing(store, SPEC.name), 6, out)
+    assert (out / FILE).read_bytes() == data
+
+
+def test_a_trial_with_nothing_to_do_again_is_refused(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
+    store = Store(str(folder / "root"))
+    for number, words in {
+        99: "has no trial 99; it has 0 to 7",
+        5: "trial 5 of tiny is complete and has all its stages",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            retry(store, SPEC.name, [number])
+    shutil.rmtree(folder / "root" / store.find(existing(store, SPEC.name).results[6]["ticket_stage"]).path)
+    with pytest.raises(InputError, match="trial 5"):
+        retry(store, SPEC.name, [5, 6])
+    assert not existing(store, SPEC.name).open_trials()  # all or none
+    retry(store, SPEC.name, [6])
+    with pytest.raises(InputError, match="trial 6 of tiny has not ended"):
+        retry(store, SPEC.name, [6])
 
 
 def test_another_sweeps_spec_is_named(undisturbed, tmp_path):

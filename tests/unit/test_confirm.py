@@ -11,7 +11,7 @@ from raylt.document import is_complete, pareto_of, results
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.plan import plan
-from raylt.retry import retry_failed
+from raylt.retry import retry
 from raylt.search import dispatch
 from raylt.store import Store
 from tests.begun import write_begun
@@ -148,7 +148,7 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     store = Store(str(tmp_path))
     write_begun(Ledger(store, spec.name, lambda: None), spec)
     ledger = run(spec, tmp_path, REQUEST, results=one_fails)
-    assert retry_failed(store, spec.name) == {12: 1 + max(ledger.asked)}
+    assert retry(store, spec.name).again == {12: 1 + max(ledger.asked)}
 
 
 def test_a_plan_that_is_lost_asks_nothing_twice(tiny_spec, tmp_path):

@@ -19,7 +19,7 @@ from raylt.document import results, stored_spec
 from raylt.errors import InputError
 from raylt.ledger import existing
 from raylt.resume import begin
-from raylt.retry import retry_failed
+from raylt.retry import retry
 from raylt.store import Store
 from raylt.verify import verify
 
@@ -59,7 +59,7 @@ def test_it_is_not_extended_and_says_why(store):
     for more in (
         lambda: begin(longer, store),
         lambda: begin(spec, store, confirm=Request(1, 1)),
-        lambda: retry_failed(store, "tiny"),
+        lambda: retry(store, "tiny"),
     ):
         with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with --new"):
             more()

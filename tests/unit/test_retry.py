@@ -11,7 +11,7 @@ from raylt.errors import LeaseHeld
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import FAIL
-from raylt.retry import retry_failed
+from raylt.retry import retry
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
@@ -42,7 +42,7 @@ def test_failed_trials_run_again_as_they_were_and_count_once(tiny_spec, tmp_path
     spec = tiny_spec(search={"trials": 4})
     store = begin(spec, tmp_path)
     run(spec, tmp_path, results=failing(2, 6))
-    assert retry_failed(store, spec.name) == {2: 9, 6: 10}
+    assert retry(store, spec.name).again == {2: 9, 6: 10}
     ledger = Ledger(store, spec.name)
     assert not is_complete(spec, ledger)
     assert ledger.asked[10] == replace(ledger.asked[6], id=10, retry_of=6)
@@ -50,7 +50,7 @@ def test_failed_trials_run_again_as_they_were_and_count_once(tiny_spec, tmp_path
     assert len(ledger.asked) == 11  # nothing else was asked
     assert is_complete(spec, ledger)
     assert failed_trials(ledger) == []
-    assert retry_failed(store, spec.name) == {}
+    assert retry(store, spec.name).again == {}
     document = results(spec, ledger)
     assert [trial["retry_of"] for trial in document["trials"]] == [None] * 9 + [2, 6]
     assert document["counts"]["failed"] == 2  # what failed, failed
@@ -64,9 +64,9 @@ def test_a_retry_that_fails_is_tried_again_in_its_turn(tiny_spec, tmp_path):
     spec = tiny_spec(search={"trials": 1})
     store = begin(spec, tmp_path)
     run(spec, tmp_path, results=failing(5))
-    assert retry_failed(store, spec.name) == {5: 6}
+    assert retry(store, spec.name).again == {5: 6}
     run(spec, tmp_path, results=failing(6))
-    assert retry_failed(store, spec.name) == {6: 7}
+    assert retry(store, spec.name).again == {6: 7}
 
 
 def test_ids_of_planned_trials_that_were_never_asked_stay_free(tiny_spec, tmp_path):
@@ -74,7 +74,7 @@ def test_ids_of_planned_trials_that_were_never_asked_stay_free(tiny_spec, tmp_pa
     store = begin(spec, tmp_path)
     number_planned = 5
     run(spec, tmp_path, results=failing(*range(number_planned)), crash_after=1)
-    assert list(retry_failed(store, spec.name).values()) == [number_planned]
+    assert list(retry(store, spec.name).again.values()) == [number_planned]
     ledger, _ = run(spec, tmp_path)
     assert sorted(ledger.asked) == list(range(number_planned + 1))
     assert is_complete(spec, ledger)
@@ -86,5 +86,5 @@ def test_a_running_sweep_is_left_alone(tiny_spec, tmp_path):
     store = begin(spec, tmp_path)
     lease = Lease.acquire(store, spec.name)
     with pytest.raises(LeaseHeld):
-        retry_failed(store, spec.name)
+        retry(store, spec.name)
     lease.release()
