@@ -190,6 +190,14 @@ def _keep_secrets_at_home() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = kept
 
 
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class Signals:
     """SIGTERM and SIGHUP as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave.
 
@@ -215,14 +223,17 @@ class Signals:
         """Inside, the time does not run out: `ray.init` puts handlers of its own in place, and its C++ one aborts.
 
         Ray's processes inherit that SIGHUP is ignored. It reaches every process of a terminal that ends, and workers are to
-        live until the driver has asked them to leave.
+        live until the driver has asked them to leave. A terminal that ended meanwhile is noticed afterwards.
         """
+        had_terminal = signal.SIGHUP in self._before and _has_terminal()
         with self._held:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             try:
                 yield
             finally:
                 self.take()
+        if had_terminal and not _has_terminal():
+            self.terminate()
 
     def take(self) -> None:
         for number in self._before:

@@ -19,6 +19,7 @@ class Loss(NamedTuple):
 _STAGE = r"stages/[^/]+/[^/]+/"
 _SWEEP = r"sweeps/[^/]+/"
 _REMADE = "deletes the stage; `raylt sweep` makes what it needs, `raylt retry NAME TRIAL` runs a complete trial again"
+_RESTORED = "restores it from its copy; where that is lost too, begin a sweep beside it with --new, on the same stages"
 _LOSSES = (  # of the first pattern that a path matches
     (_STAGE + r"checkpoint-", Loss("the steps since the stage began", "deletes it; the stage starts over")),
     (_STAGE + r"failed\.json$", Loss("a remembered divergence", "deletes it; the stage is trained again")),
@@ -27,7 +28,7 @@ _LOSSES = (  # of the first pattern that a path matches
     (_SWEEP + r"trials/\d+/result\.json$", Loss("the trial's result", "deletes it; the trial runs again on its stages")),
     (_SWEEP + r"trials/\d+/", Loss("what the trial was", "sets the trial aside; another is submitted in its place")),
     (_SWEEP + r"index/", Loss("nothing: it is a cache of trials/", "deletes it; the next driver makes it again")),
-    (_SWEEP + r"spec\.lock\.json$", Loss("what the sweep was begun with", "restores it from its copy")),
+    (_SWEEP + r"spec\.lock\.json$", Loss("what the sweep was begun with", _RESTORED)),
     (_SWEEP + r"spec\.lock\.copy\.json$", Loss("the copy of spec.lock.json", "makes it again")),
     (_SWEEP + r"spec\.yaml$", Loss("the spec that the sweep was last run with", "restores it as the sweep was begun")),
     (_SWEEP + r"similarity\.json$", Loss("the measured similarity", "deletes it; it is measured again")),

@@ -27,7 +27,7 @@ _ENVIRONMENT = {  # read when mlflow is imported
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its tracebacks: what it raises is said in our words
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -87,7 +87,7 @@ def check(uri: str) -> str | None:
     except Exception as error:
         why = lasting_fault(error) or _refusal(error)
         if why is None:
-            return _words(error)
+            return words_of(error)
         raise EnvironmentFailure(f"no record can be kept in MLflow at {without_secrets(uri)}: {why}") from error
     return None
 
@@ -148,15 +148,15 @@ def lasting_fault(error: BaseException) -> str | None:
 
     for link in _chain(error):
         if isinstance(link, ImportError):
-            return f"{_words(link)}; install that package, or choose another tracking.uri"
+            return f"{words_of(link)}; install that package, or choose another tracking.uri"
         if isinstance(link, (ArgumentError, NoSuchModuleError)):
-            return f"{_words(link)}; correct tracking.uri"
+            return f"{words_of(link)}; correct tracking.uri"
         if type(link).__name__ in ("UnsupportedModelRegistryStoreURIException", "InvalidUrlException"):
-            return f"{_words(link)}; correct tracking.uri"
+            return f"{words_of(link)}; correct tracking.uri"
         if "out-of-date database schema" in str(link):
             return "its database is of another version of MLflow; see to a backup, then `mlflow db upgrade`"
         if "maintenance mode" in str(link) or "file is not a database" in str(link):
-            return f"{_words(link)}; choose another tracking.uri"
+            return f"{words_of(link)}; choose another tracking.uri"
     return None
 
 
@@ -167,7 +167,7 @@ def _refusal(error: BaseException) -> str | None:
 
     for link in _chain(error):
         if isinstance(link, SSLError):
-            return f"it answers, but not as HTTPS that can be trusted ({_words(link)})"
+            return f"it answers, but not as HTTPS that can be trusted ({words_of(link)})"
         if not isinstance(link, MlflowException):
             continue
         if "not in a valid JSON format" in str(link):
@@ -189,5 +189,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _words(error: BaseException) -> str:
-    return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+def words_of(error: BaseException) -> str:
+    """An error of MLflow's in a line. Of a database, what its driver said, without the SQL."""
+    said: BaseException = next(filter(None, (getattr(link, "orig", None) for link in _chain(error))), error)
+    return without_secrets(" ".join(f"{type(said).__name__}: {said}".split()))[:200]

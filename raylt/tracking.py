@@ -21,7 +21,7 @@ from raylt.errors import Fenced
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import FAIL, Result
 from raylt.masking import without_secrets
-from raylt.mlflowclient import connect, lasting_fault
+from raylt.mlflowclient import connect, lasting_fault, words_of
 from raylt.moved import mend_places
 from raylt.plan import TrialSpec
 from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri
@@ -284,8 +284,8 @@ class Tracker:
         self._recorder = None
         if not self._complained:
             self._complained = True
-            where, why = without_secrets(self._uri), without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
-            log.warning("cannot record in MLflow at %s (%s); the search goes on, %s", where, why, REMEDY)
+            where = without_secrets(self._uri)
+            log.warning("cannot record in MLflow at %s (%s); the search goes on, %s", where, words_of(error), REMEDY)
 
     def _went_well(self) -> None:
         self._complained = False

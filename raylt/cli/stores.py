@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, print_table
-from raylt.errors import EnvironmentFailure, LeaseHeld
+from raylt.errors import EnvironmentFailure, InputError, LeaseHeld
 from raylt.lookup import find_sweep, store_root
 
 if TYPE_CHECKING:
     from raylt.disk import Garbage, Survey
+    from raylt.store import Store
 
 store_app = typer.Typer(help="What lies in a store, and freeing what nobody needs.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
@@ -23,10 +24,9 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     ask_head(context, root, local, cluster)
     from raylt.disk import Survey
     from raylt.files import in_units
-    from raylt.store import Store
     from raylt.tables import FittedTable
 
-    survey = Survey(Store(store_root(root)))
+    survey = Survey(_store(root))
     header = ("sweep", "whole stages", "of them shared", "unfinished", "ledger")
     table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
@@ -93,10 +93,9 @@ def verify(
     ask_head(context, root, local, cluster)
     from raylt.damage import loss_of
     from raylt.repair import repair as mend
-    from raylt.store import Store
     from raylt.verify import verify as look
 
-    store = Store(store_root(root))
+    store = _store(root)
     found = look(store)
     for error in found.damaged:
         loss = loss_of(error.path)
@@ -116,6 +115,16 @@ def verify(
     unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
     typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
     raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)
+
+
+def _store(root: str | None) -> Store:
+    """Raises `InputError` where there is none: a place that was mistyped holds no damage."""
+    from raylt.store import STAGES, Store
+
+    store = Store(store_root(root))
+    if not store.names("sweeps") and not store.names(STAGES):
+        raise InputError(f"{store.root} is no store: it has neither sweeps nor stages; name one with --root or RAYLT_ROOT")
+    return store
 
 
 def _garbage(survey: Survey, name: str) -> Garbage:

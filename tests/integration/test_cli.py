@@ -288,6 +288,16 @@ def test_an_unknown_sweep_is_refused_with_those_there_are(words, call, here):
     assert paths() == before
 
 
+@pytest.mark.parametrize("command", ["du", "verify"])
+def test_a_place_that_is_no_store_is_refused(command, call, here):
+    """It would else be called free of damage."""
+    Path("empty").mkdir()
+    for root in ("nowhere", "empty"):
+        (line,) = call("store", command, "--root", root).errors
+        assert line.startswith(f"{root} is no store")
+    assert not Path("nowhere").exists()
+
+
 def test_a_sweep_goes_by_its_name_or_its_spec_file_under_the_root_that_is_named(call, here, monkeypatch):
     expected = call("results", "small", "--json").out
     assert json.loads(expected)["name"] == "small"

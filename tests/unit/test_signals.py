@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -65,3 +67,34 @@ def test_who_ended_before_is_left_alone(signals):
     mine.end_timer()
     time.sleep(5 * SOON_S)
     assert not mine.expired
+
+
+TERMINAL = """
+import os, pty, signal, time
+pid, master = pty.fork()
+if pid == 0:
+    from raylt.cluster import Signals
+    said = os.open(PATH, os.O_WRONLY | os.O_CREAT)
+    mine = Signals()
+    try:
+        with mine.held():
+            os.write(said, b"held ")
+            time.sleep(3)
+            os.write(said, b"up ")
+        os.write(said, b"stays")
+    except KeyboardInterrupt:
+        os.write(said, f"leaves with {mine.exit_code}".encode())
+    os._exit(0)
+while not os.path.exists(PATH) or not os.path.getsize(PATH):
+    time.sleep(0.01)
+if ENDS:
+    os.close(master)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize(("ends", "then"), [(True, "leaves with 143"), (False, "stays")])
+def test_a_terminal_that_ends_while_ray_starts_is_noticed_once_it_is_up(tmp_path, ends, then):
+    code = f"PATH, ENDS = {str(tmp_path / 'said')!r}, {ends}\n{TERMINAL}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert (tmp_path / "said").read_text() == f"held up {then}"
