@@ -143,10 +143,12 @@ def _compute_of(ledger: Ledger) -> Compute | None:
 def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequence[Planned], left: Work) -> list[str]:
     about = "at most " if spec.search.rungs else "about "
     train_s, denoise_s = left.distinct.steps * speed.step_s, left.denoised * speed.image_s
-    at_once, held = spec.search.concurrency, held_here(spec, compute)
+    at_once, held = min(spec.search.concurrency, max(1, len(trials))), held_here(spec, compute)
     part = f" (from batches of {speed.batch})" if speed.batch < spec.train.batch_size else ""
     known = (
-        f"that of trial n knows the trials up to n - {at_once}" if spec.search.repeatable else "it knows those that have ended"
+        f"that of trial n knows the trials up to n - {spec.search.concurrency}"
+        if spec.search.repeatable
+        else "it knows those that have ended"
     )
 
     def hours(num: int) -> str:

@@ -1,10 +1,15 @@
-"""How much of a store a sweep will need, from the shapes of its model and the number of its stages."""
+"""How much of a store and of memory a sweep will need, from the shapes of its model and the number of its stages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
+
 from raylt.diffusion.model import build_unet, prunable_layers
+from raylt.diffusion.train import Compute
+from raylt.errors import InputError
+from raylt.files import in_units
 from raylt.inputs import Inputs
 from raylt.metrics.features import CNN_DIMS, INCEPTION_DIMS, SmallCnn
 from raylt.metrics.score import GRID_IMAGES, KID_REFERENCES, REFERENCE_CHUNK, SAVE_SAMPLES_ABOVE
@@ -37,6 +42,20 @@ def footprint(spec: SweepSpec, inputs: Inputs) -> Footprint:
     ledger = STUDY_DB + len(trials) * (TRIAL_JSON + LAYER_JSON * sizes.num_layers)
     end = sizes.inputs + sizes.reference + sizes.state + stages + ledger
     return Footprint(end, end + sizes.reference_checkpoint + spec.search.concurrency * sizes.checkpoint)
+
+
+def training_bytes(spec: SweepSpec) -> int:
+    """Bytes that a training holds whatever its batch: weights, gradients, two moments, EMA and masks, all fp32."""
+    total: int = sum(parameter.numel() for parameter in build_unet(spec.unet_config).parameters())
+    return 6 * FLOAT * total
+
+
+def refuse_too_large(spec: SweepSpec, compute: Compute) -> None:
+    """Raises `InputError` where this machine has not even the memory for that, on a CPU."""
+    need, have = training_bytes(spec), psutil.virtual_memory().total
+    if compute.device == "cpu" and need > have:
+        what = f"a trial holds {in_units(need)} of weights, gradients, moments, EMA and masks, and this machine has"
+        raise InputError(f"model: is too large: {what} {in_units(have)} of memory; a smaller model, or a larger machine")
 
 
 class _Sizes:

@@ -70,7 +70,7 @@ def submit_or_attach(head: ssh.Head, sweep: Sent, say: Say) -> str:
             if running[-1].metadata.get(DIGEST) != sweep.digest:
                 raise InputError(
                     f"job {job} on {head} runs sweep {sweep.name} with another spec; restore the spec, "
-                    f"stop it with `raylt stop {sweep.name}`, or start {sweep.name}-2 beside it with --new"
+                    f"stop it with `raylt stop {sweep.name}`, or start {sweep.name}-2 beside it with `raylt sweep --new`"
                 )
             say(f"job {job} runs this sweep already; this is its log from the start")
             if sweep.bound:

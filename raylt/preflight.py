@@ -67,18 +67,28 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
 
 
 def _ceiling_problems(spec: SweepSpec, layers: list[Layer], flops: Flops) -> list[Problem]:
-    """A ceiling that no ticket of the final density keeps."""
-    ceiling, costs = spec.search.constraints.flops, weight_costs(spec)
-    if ceiling is None or costs:  # a budget of FLOPs is met whatever the allocation
+    """Ceilings that no ticket of the final density keeps."""
+    limits = spec.search.constraints
+    if weight_costs(spec):  # a budget of FLOPs is met whatever the allocation, with as many weights as that takes
         return []
-    least = _least_flops(spec, layers, flops) / flops.dense
-    if least <= ceiling:
-        return []
-    expected = f"{math.ceil(least * 1e4) / 1e4:g} or more (the least there is at that density)"
-    key = "search.constraints.flops"
+    least: dict[str, tuple[float | None, float]] = {
+        "flops": (limits.flops, math.ceil(_least_flops(spec, layers, flops) / flops.dense * 1e4) / 1e4),
+        "ticket_bytes": (limits.ticket_bytes, _least_bytes(spec, layers)),
+    }
     return [
-        Problem(key, "is less than any ticket of the final density needs", expected, ceiling, True, about=("ticket.density",))
-    ]
+        Problem(
+            f"search.constraints.{name}", "is less than any ticket of the final density needs",
+            f"{lowest:,} or more (the least there is at that density)", ceiling, True, about=("ticket.density",),
+        )
+        for name, (ceiling, lowest) in least.items()
+        if ceiling is not None and ceiling < lowest
+    ]  # fmt: skip
+
+
+def _least_bytes(spec: SweepSpec, layers: list[Layer]) -> int:
+    """A ticket file has a bit for each prunable weight, and four bytes for each that is kept."""
+    total = sum(layer.size for layer in layers)
+    return total // 8 + 4 * round(spec.ticket.final_density * total)
 
 
 def _least_flops(spec: SweepSpec, layers: list[Layer], flops: Flops) -> int:
@@ -124,6 +134,7 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         *data_lines(spec, found.inputs.images),
         f"model    {total:,} prunable weights in {len(found.layers)} layers; {found.flops.dense / 1e6:,.1f} MFLOPs an image",
         f"train    {spec.train.steps} steps of {spec.train.batch_size}; rounds restart at step {ticket.rewind_step}",
+        *_warm_up_lines(spec),
         f"rounds   {_budget_words(spec, found, rounds)}",
         f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
@@ -134,6 +145,13 @@ def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
         *_disk_lines(spec, store, found),
     ]
     return lines + _group_lines(spec, store, found.layers)
+
+
+def _warm_up_lines(spec: SweepSpec) -> list[str]:
+    train = spec.train
+    if train.warmup_steps < train.steps:
+        return []
+    return [f"warning: the warm-up of {train.warmup_steps} steps outlasts the training: {train.learning_rate:g} is not reached"]
 
 
 def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str]:

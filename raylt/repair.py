@@ -121,6 +121,6 @@ def _restored(store: Store, source: str, target: str) -> str:
     except Damaged:
         record = None
     if record is None:
-        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with --new"
+        return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"
     store.write_record(target, record)
     return f"{target}: restored from {source.rpartition('/')[2]}"

@@ -193,6 +193,19 @@ def trials_tables(results: Record, protocol: Protocol = "search") -> list[Fitted
     return [_final_table(results, steps, trials) for p, steps, trials in comparable(results) if p == "final"]
 
 
+def why_no_front(results: Record) -> str:
+    """Why a sweep that has ended ranks no ticket."""
+    from raylt.document import RANKED_KINDS
+
+    trials = [trial for trial in results["trials"] if trial["kind"] in RANKED_KINDS and trial["protocol"] == "search"]
+    broken = sum(bool(trial["broken"]) for trial in trials)
+    over = sum(trial["feasible"] is False and not trial["broken"] for trial in trials)
+    reasons = {"are broken": broken, "cost more than search.constraints allows": over}
+    said = "".join(f"; {num} {what}" for what, num in reasons.items() if num)
+    without_controls = ", and nothing is confirmed with controls" if results["confirmation"] else ""
+    return f"no ticket is ranked{without_controls}: of {len(trials)} baselines and search trials, none will do{said}"
+
+
 def pareto_table(results: Record, sort: SortKey | None = None) -> FittedTable:
     """The Pareto front, best in the first objective first unless it is sorted otherwise, under the dense model."""
     dense = [trial for trial in results["trials"] if trial["kind"] == "dense" and trial["protocol"] == "search"]

@@ -50,7 +50,7 @@ def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
 
 
 def _restore_or_new(spec: SweepSpec) -> str:
-    return f"restore the spec, or start {spec.name}-2 beside it with --new"
+    return f"restore the spec, or start {spec.name}-2 beside it with `raylt sweep --new`"
 
 
 def refuse_other_numbers(store: Store, name: str) -> None:
@@ -64,7 +64,7 @@ def refuse_other_numbers(store: Store, name: str) -> None:
         raise InputError(
             f"sweep {name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
             f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
-            f"start {name}-2 beside it with --new; what it has found so far can be read as before"
+            f"start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
         )
 
 

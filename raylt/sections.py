@@ -28,6 +28,9 @@ GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=GROUP_N
 NAME_LENGTH = 100
 Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 
+MOST = 1_000_000_000  # of anything that is counted: nothing that is meant comes near, and a slip of the keys is named
+Count = Annotated[int, Field(ge=1, le=MOST)]
+
 IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
     "digits": (1, 8),
     "mnist": (1, 28),
@@ -48,7 +51,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 class DataSpec(Section):
     name: DataName = "digits"
     root: str | None = None  # where torchvision keeps it; not identity
-    size: Annotated[int, Field(ge=4)] | None = None  # pad to the next multiple, average down; null: as it is
+    size: Annotated[int, Field(ge=4, le=MOST)] | None = None  # pad to the next multiple, average down; null: as it is
     channels: Literal[1, 3, "auto"] = "auto"  # auto: as the data set has it; a folder of pictures has 3, whatever they show
     flip: bool = False  # random horizontal flips
 
@@ -65,33 +68,33 @@ class ModelSpec(Section):
 
 
 class TrainSpec(Section):
-    steps: Annotated[int, Field(ge=1)] = 400
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    steps: Count = 400
+    batch_size: Count = 32
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST)] = 50
     schedule: Literal["cosine", "constant"] = "cosine"
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # fp32: IEEE's; auto: bf16 where a GPU has it, else fp32
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100  # not identity: it decides nothing
+    checkpoint_every: Count = 100  # not identity: it decides nothing
 
 
 class TicketSpec(Section):
     rounds: Annotated[int, Field(ge=1, le=1000)] = 2
     density: Density | None = None
     densities: Annotated[list[Density], Field(min_length=1)] | None = None
-    rewind_step: Annotated[int, Field(ge=0)] = 0
+    rewind_step: Annotated[int, Field(ge=0, le=MOST)] = 0
     mode: Mode = "rewind"
     criterion: Criterion = "magnitude"
     scope: Scope = "layer"
     keep_dense: list[str] = ["conv_in", "conv_out"]
-    min_kept: Annotated[int, Field(ge=0)] = 1
-    shared_rounds: Annotated[int, Field(ge=0)] = 0
+    min_kept: Annotated[int, Field(ge=0, le=MOST)] = 1
+    shared_rounds: Annotated[int, Field(ge=0, le=MOST)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +125,7 @@ class ConstraintsSpec(Section):
     """Ceilings on a ticket's cost; null: none."""
 
     flops: Annotated[float, Field(gt=0, le=1)] | None = None  # share of the dense model's, as the tables show it
-    ticket_bytes: Annotated[int, Field(ge=1)] | None = None
+    ticket_bytes: Count | None = None
 
 
 class SearchSpec(Section):
@@ -131,7 +134,7 @@ class SearchSpec(Section):
     profile: ProfileName = "excess"
     rungs: bool = False  # poor trials are stopped between rounds: search/rungs.py
     trials: Annotated[int, Field(ge=0, le=1_000_000)] = 8
-    startup: Annotated[int, Field(ge=0)] | None = None
+    startup: Annotated[int, Field(ge=0, le=MOST)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 2
     repeatable: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -161,7 +164,7 @@ TRAILING_UP_TO = 20  # steps of DDIM
 
 
 class ProtocolSpec(Section):
-    samples: Annotated[int, Field(ge=2)] = 1000
+    samples: Annotated[int, Field(ge=2, le=MOST)] = 1000
     sampler: ImageSampler = "ddim"
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     features: FeaturesName | None = None  # null: digits-cnn for digits, inception for all else
@@ -180,14 +183,14 @@ class ProtocolSpec(Section):
 
 
 class FinalProtocolSpec(ProtocolSpec):
-    samples: Annotated[int, Field(ge=2)] = 50_000
+    samples: Annotated[int, Field(ge=2, le=MOST)] = 50_000
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
 
 
 class MetricsSpec(Section):
     search: ProtocolSpec = ProtocolSpec()
     final: FinalProtocolSpec = FinalProtocolSpec()
-    reference: Annotated[int, Field(ge=2)] | None = None
+    reference: Annotated[int, Field(ge=2, le=MOST)] | None = None
     keep_samples: bool = False
 
 
@@ -204,16 +207,16 @@ class MarginSpec(Section):
 class ConfirmSpec(Section):
     """What `raylt confirm` trains anew, and how it is judged. Not identity: it adds trials and changes none."""
 
-    seeds: Annotated[int, Field(ge=1)] = 5  # fresh ones: of start, order, noise and timesteps
-    top: Annotated[int, Field(ge=0)] = 3  # finalists: the best of the Pareto front in the first objective
-    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # budgets; null: train.steps alone
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 5  # fresh ones: of start, order, noise and timesteps
+    top: Annotated[int, Field(ge=0, le=1000)] = 3  # finalists: the best of the Pareto front in the first objective
+    steps: Annotated[list[Count], Field(min_length=1)] | None = None  # budgets; null: train.steps alone
     controls: list[Control] = ["reinit", "shuffled", "random", "small-dense"]
-    control_rounds: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None  # null: the last
+    control_rounds: Annotated[list[Count], Field(min_length=1)] | None = None  # null: the last
     margin: MarginSpec = MarginSpec()
 
 
 class ResourcesSpec(Section):
-    cpus: Annotated[int, Field(ge=1)] = 1
+    cpus: Count = 1
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
 
 

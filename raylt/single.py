@@ -13,6 +13,7 @@ from raylt import preflight
 from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
+from raylt.footprint import refuse_too_large
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL, missing_stages
 from raylt.metrics.score import SAMPLES
@@ -34,10 +35,11 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
-    found = preflight.check(spec, store)
+    found, compute = preflight.check(spec, store), local_compute(spec)
+    refuse_too_large(spec, compute)
     for line in preflight.data_lines(spec, found.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    bench = Bench.open(spec, local_compute(spec), found.inputs)
+    bench = Bench.open(spec, compute, found.inputs)
     trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
     run = TrialRun(trial, bench, store, ticket_progress(spec, console))
     try:

@@ -18,6 +18,7 @@ from raylt.confirm import Request
 from raylt.diffusion.train import Compute
 from raylt.document import SPEC_FILE, failed_trials, is_complete, write_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
+from raylt.footprint import refuse_too_large
 from raylt.inputs import Address
 from raylt.lease import Lease
 from raylt.ledger import Ledger
@@ -68,6 +69,8 @@ def run_sweep(
     spec = begin(spec, store, new=new, confirm=confirm)
     check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store), stored_images)
+    if place.address is None:
+        refuse_too_large(spec, local_compute(spec))
     signals, lease = cluster.Signals(), None
     try:
         if ends_at is not None:
@@ -94,7 +97,9 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     refuse_read_only(store)
     away = check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
-    budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, local_compute(spec))
+    compute = local_compute(spec)
+    refuse_too_large(spec, compute)  # it is measured here
+    budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, compute)
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
     return [*preflight.describe(spec, store, found), *budget, *warning]
 

@@ -116,8 +116,10 @@ def sweep(
 @app.command()
 def confirm(
     name: NameArgument,
-    top: Annotated[int | None, typer.Option(min=0, help="Finalists of the Pareto front. Default: confirm.top.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds. Default: confirm.seeds.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Finalists of the Pareto front. Default: confirm.top.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="Fresh seeds. Default: confirm.seeds.")] = None,
     set_: SetOption = None,
     root: RootOption = None,
     local: LocalOption = False,
@@ -167,7 +169,9 @@ def ticket(
         str, typer.Option(help="How weights are spread over layers: uniform, uniform+, er, erk, lamp, global.")
     ] = "uniform",
     density: Annotated[float | None, typer.Option(help="Overall density after the last round. Default: the spec's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of order, noise and timesteps. Default: train.seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of order, noise and timesteps. Default: train.seed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the trial as JSON.")] = False,
 ) -> None:
     """Run one lottery-ticket search here, without Ray: train, prune, rewind, again and again."""
@@ -207,8 +211,10 @@ def _print_found(spec: SweepSpec) -> None:
     _, _, document = find_results(spec.name, root)
     if any(trial["pareto"] for trial in document["trials"]):
         print_tables(document, True)
-    elif document["confirmation"]:
-        typer.echo("no finalists: no ranked ticket is alive (complete and not broken), so nothing has controls")
+    elif document["state"] == "complete":
+        from raylt.report import why_no_front
+
+        typer.echo(why_no_front(document))
     print_confirmation(document)
     from raylt.masking import without_secrets
     from raylt.runs import tracking_uri

@@ -61,7 +61,7 @@ def test_it_is_not_extended_and_says_why(store):
         lambda: begin(spec, store, confirm=Request(1, 1)),
         lambda: retry(store, "tiny"),
     ):
-        with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with --new"):
+        with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with `raylt sweep --new`"):
             more()
     assert begin(longer, store, new=True).name == "tiny-2"
 

@@ -63,7 +63,7 @@ TEN_MESSAGES = [
     "11: ticket.rewind_step: lies at or after the end of training (got 400); less than train.steps, which is 400",
     "12: ticket.keep_dense.1: is not text (got 5); text, in quotes",
     "14: search.sampler: is not known (got 'gpp'); did you mean 'gp'? one of similarity, tpe, gp, nsga2, random",
-    "16: metrics.search.samples: is not a whole number (got true); a whole number, at least 2",
+    "16: metrics.search.samples: is not a whole number (got true); a whole number, at least 2 and at most 1e+09",
     "17: learning_rate: unknown key; did you mean 'train.learning_rate'?",
 ]
 
@@ -77,7 +77,7 @@ def test_planted_errors_are_all_reported_at_once() -> None:
     [
         ("data: {flip: no}\n", "3: data.flip: is not true or false (got 'no'); true or false"),
         ("train: 5\n", "3: train: is not a section (got 5); a section: steps, batch_size"),
-        ("train: {steps: 1e3}\n", "3: train.steps: is not a whole number (got 1000.0); a whole number, at least 1: 1000,"),
+        ("train: {steps: 1e3}\n", "3: train.steps: is not a whole number (got 1000.0); a whole number, at least 1 and at most 1e+09"),
         ("train: {steps: }\n", "3: train.steps: is not a whole number (got null)"),
         ("train:\n  learning_rate: .nan\n", "4: train.learning_rate: is not a number (got '.nan'); a number, more than 0"),
         ("train: {learning_rate: 1e999}\n", "3: train.learning_rate: is not a number (got '1e999')"),
@@ -218,7 +218,10 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("train.steps=x", "--set: train.steps: is not a whole number (got 'x'); a whole number, at least 1"),
+            (
+                "train.steps=x",
+                "--set: train.steps: is not a whole number (got 'x'); a whole number, at least 1 and at most 1e+09",
+            ),
             ("train.stepps=5", "--set: train.stepps: unknown key; did you mean 'steps'?"),
             ("tran.steps=5", "--set: tran: unknown key; did you mean 'train'?"),
             ("train.steps.x=5", "--set: train.steps: is not a whole number (got {x: 5})"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylt.errors import InputError, SpecError
+from raylt.spec import SweepSpec
 from raylt.specfile import builtin_sweeps, dump_yaml, find_spec, load_spec, parse_spec
 from raylt.yamltext import read_yaml
 
@@ -124,3 +127,25 @@ def test_any_tree_is_a_spec_or_a_spec_error(tree: dict[str, object]) -> None:
     text = dump_yaml({"schema": 1, "name": "x", **tree})
     assert read_yaml(text, "f").data == {"schema": 1, "name": "x", **tree}
     _survives(text)
+
+
+def integers_of(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every whole number that a spec may have, as its JSON schema describes it."""
+    if node.get("type") == "integer":
+        yield where, node
+    for key, value in node.items():
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, dict):
+                yield from integers_of(child, f"{where}/{key}")
+
+
+def test_every_whole_number_has_a_least_and_a_most() -> None:
+    """Without one, a slip of the keys is planned, or allocated, before anybody sees it."""
+    found = dict(integers_of(SweepSpec.model_json_schema()))
+    assert len(found) > 20
+    assert [
+        where
+        for where, node in found.items()
+        if not {"const", "enum"} & set(node)
+        and not ({"minimum", "exclusiveMinimum"} & set(node) and {"maximum", "exclusiveMaximum"} & set(node))
+    ] == []
