@@ -53,7 +53,8 @@ _KEYS = {
     "attention_head_dim": _COUNT_OR_NULL,
     "attn_norm_num_groups": _COUNT_OR_NULL,
     "block_out_channels": _Right(
-        lambda value: isinstance(value, list) and all(_is_int(one, 1) for one in value), "a list of whole numbers, one a level"
+        lambda value: isinstance(value, list) and all(_is_int(one, 1) and one <= 65_536 for one in value),
+        "a list of whole numbers up to 65,536, one a level",
     ),
     "center_input_sample": _SWITCH,
     "class_embed_type": _NULL,
@@ -62,7 +63,7 @@ _KEYS = {
     "dropout": _Right(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "flip_sin_to_cos": _SWITCH,
     "freq_shift": _NUMBER,
-    "layers_per_block": _COUNT,
+    "layers_per_block": _Right(lambda value: _is_int(value, 1) and value <= 64, "a whole number, 1 or more, at most 64"),
     "mid_block_scale_factor": _Right(lambda value: _is_number(value) and value != 0, "a number other than 0"),
     "mid_block_type": _Right(lambda value: value is None or isinstance(value, str), "UNetMidBlock2D or null"),
     "norm_eps": _NUMBER,

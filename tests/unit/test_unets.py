@@ -38,6 +38,8 @@ def line_of(text: str, key: str) -> int:
         ({"num_class_embeds": 3}, "num_class_embeds", "told nothing but the timestep"),
         ({"class_embed_type": "timestep"}, "class_embed_type", "told nothing but the timestep"),
         ({"layers_per_block": 0}, "layers_per_block", "1 or more"),
+        ({"layers_per_block": 10_000}, "layers_per_block", "at most 64"),
+        ({"block_out_channels": [8, 10**8]}, "block_out_channels", "up to 65,536"),
         ({"layers_per_block": 1.5}, "layers_per_block", "a whole number"),
         ({"norm_num_groups": 0}, "norm_num_groups", "1 or more"),
         ({"norm_num_groups": None}, "norm_num_groups", "1 or more"),
