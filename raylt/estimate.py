@@ -165,14 +165,15 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
         "then the search",
         f"search   a proposal learns from those before it: {known}",
         f"machine  holds {counted(held, 'trial')} at once ({_holdings(spec, compute)}){here}",
+        *([] if held else ["warning: no trial can start on this machine; resources asks for more than it has"]),
     ]
 
 
 def held_here(spec: SweepSpec, compute: Compute) -> int:
     """Trials that this machine's CPUs and GPUs hold at once, as Ray counts them; 0: not even one."""
     held, gpus = (os.cpu_count() or 1) // spec.resources.cpus, _gpus_of(spec)
-    if compute.device != "cuda" or not gpus:
-        return held
+    if compute.device != "cuda":
+        return held if spec.resources.gpus in ("auto", 0) else 0
     have = torch.cuda.device_count()
     return min(held, have * int(1 / gpus + 1e-6) if gpus < 1 else int(have // gpus))
 

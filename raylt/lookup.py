@@ -5,9 +5,13 @@ Imports are inside the functions: `raylt --help` and `raylt validate` answer at 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from typing import TYPE_CHECKING, Any
+
+log = logging.getLogger("raylt.lookup")
 
 if TYPE_CHECKING:
     from raylt.ledger import Ledger
@@ -76,8 +80,21 @@ def find_sweep(name: str, root: str | None) -> tuple[Store, str]:
 
     if is_file(name):
         spec = load(name, None)
-        return Store(spec.storage.root if root is None else store_root(root)), spec.name
+        store = Store(spec.storage.root if root is None else store_root(root))
+        _warn_of_another_spec(name, spec, store)
+        return store, spec.name
     return Store(store_root(root)), name
+
+
+def _warn_of_another_spec(file: str, spec: SweepSpec, store: Store) -> None:
+    """Whoever names a sweep by its spec file may take what is stored under that name for what the file says."""
+    from raylt.damage import Damaged
+    from raylt.ledgerfiles import read_lock
+
+    with contextlib.suppress(Damaged):  # which is said where the sweep is read
+        lock = read_lock(store, spec.name)
+        if lock is not None and lock.get("digest", spec.digest) != spec.digest:
+            log.warning("sweep %s was begun with another spec than %s; this is what is stored of it", spec.name, file)
 
 
 def name_of(name: str) -> str:

@@ -80,23 +80,28 @@ _KEYS = {
 }
 
 
+_OF_IMAGES = ("sample_size", "in_channels", "out_channels")  # held against the images
+_OF_BLOCKS = ("down_block_types", "up_block_types")
+KNOWN_KEYS = {*_KEYS, *_OF_IMAGES, *_OF_BLOCKS}
+
+
 def config_problems(config: dict[str, Any]) -> Iterator[Problem]:
     """Of a `model.config`, what it says that can never be; first key by key, then keys that contradict each other."""
     wrong = set()
     for key, value in config.items():
-        if key in ("down_block_types", "up_block_types"):
-            found = list(_type_problems(key, value))
-        else:
-            right = _KEYS.get(key)
-            found = (
-                []
-                if right is None or right.holds(value)
-                else [_problem(key, "is nothing to build a U-Net of", right.words, value)]
-            )
+        found = list((_type_problems if key in _OF_BLOCKS else _value_problems)(key, value))
         wrong |= {key} if found else set()
         yield from found
     if not wrong:
         yield from _contradictions(config)
+
+
+def _value_problems(key: str, value: Any) -> Iterator[Problem]:
+    right = _KEYS.get(key)
+    if right is None and key not in _OF_IMAGES:
+        yield Problem(f"model.config.{key}", "unknown key", f"known here: {', '.join(sorted(KNOWN_KEYS))}")
+    if right is not None and not right.holds(value):
+        yield _problem(key, "is nothing to build a U-Net of", right.words, value)
 
 
 def _problem(key: str, what: str, expected: str, given: object) -> Problem:

@@ -27,14 +27,14 @@ def watched(endpoints: list[Endpoint], on_gone: Callable[[str], None], on_stuck:
     has_left = threading.Event()
 
     def watch() -> None:
-        answered = {name: time.monotonic() for name, _ in endpoints}
+        silent_since: dict[str, float] = {}  # of looks that found nobody, one after another: this process may be paused too
         while not has_left.wait(LOOK_EVERY_S):
             for name, call in endpoints:
                 try:
                     call()
-                    answered[name] = time.monotonic()
+                    silent_since.pop(name, None)
                 except OSError:
-                    if time.monotonic() - answered[name] > GONE_AFTER_S:
+                    if time.monotonic() - silent_since.setdefault(name, time.monotonic()) > GONE_AFTER_S:
                         on_gone(name)
                         if not has_left.wait(LEAVES_WITHIN_S):
                             on_stuck()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylt.document import hours_of, steps_of
+from raylt.document import RANKED_KINDS, hours_of, steps_of
 from raylt.errors import InputError
+from raylt.ledgerfiles import COMPLETE
 from raylt.tables import FittedTable
 from raylt.wording import Protocol, SortKey, hours_text, in_forward_order, shown
 
@@ -195,15 +196,15 @@ def trials_tables(results: Record, protocol: Protocol = "search") -> list[Fitted
 
 def why_no_front(results: Record) -> str:
     """Why a sweep that has ended ranks no ticket."""
-    from raylt.document import RANKED_KINDS
-
     trials = [trial for trial in results["trials"] if trial["kind"] in RANKED_KINDS and trial["protocol"] == "search"]
-    broken = sum(bool(trial["broken"]) for trial in trials)
-    over = sum(trial["feasible"] is False and not trial["broken"] for trial in trials)
-    reasons = {"are broken": broken, "cost more than search.constraints allows": over}
-    said = "".join(f"; {num} {what}" for what, num in reasons.items() if num)
+    counts = {
+        "are not complete": sum(trial["state"] != COMPLETE for trial in trials),
+        "are broken": sum(bool(trial["broken"]) for trial in trials),
+        "cost more than search.constraints allows": sum(trial["feasible"] is False and not trial["broken"] for trial in trials),
+    }
+    reasons = ", ".join(f"{num} {what}" for what, num in counts.items() if num)
     without_controls = ", and nothing is confirmed with controls" if results["confirmation"] else ""
-    return f"no ticket is ranked{without_controls}: of {len(trials)} baselines and search trials, none will do{said}"
+    return f"no ticket is ranked{without_controls}: of {len(trials)} baselines and search trials, {reasons or 'none was asked'}"
 
 
 def pareto_table(results: Record, sort: SortKey | None = None) -> FittedTable:

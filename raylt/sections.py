@@ -28,8 +28,8 @@ GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=GROUP_N
 NAME_LENGTH = 100
 Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 
-MOST = 1_000_000_000  # of anything that is counted: nothing that is meant comes near, and a slip of the keys is named
-Count = Annotated[int, Field(ge=1, le=MOST)]
+MAX_COUNT = 1_000_000_000  # far above what anybody means: a typing slip is named before it is planned or allocated
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as the data set has it
     "digits": (1, 8),
@@ -51,7 +51,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 class DataSpec(Section):
     name: DataName = "digits"
     root: str | None = None  # where torchvision keeps it; not identity
-    size: Annotated[int, Field(ge=4, le=MOST)] | None = None  # pad to the next multiple, average down; null: as it is
+    size: Annotated[int, Field(ge=4, le=MAX_COUNT)] | None = None  # pad to the next multiple, average down; null: as it is
     channels: Literal[1, 3, "auto"] = "auto"  # auto: as the data set has it; a folder of pictures has 3, whatever they show
     flip: bool = False  # random horizontal flips
 
@@ -74,7 +74,7 @@ class TrainSpec(Section):
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0, le=MOST)] = 50
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 50
     schedule: Literal["cosine", "constant"] = "cosine"
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
@@ -88,13 +88,13 @@ class TicketSpec(Section):
     rounds: Annotated[int, Field(ge=1, le=1000)] = 2
     density: Density | None = None
     densities: Annotated[list[Density], Field(min_length=1)] | None = None
-    rewind_step: Annotated[int, Field(ge=0, le=MOST)] = 0
+    rewind_step: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     mode: Mode = "rewind"
     criterion: Criterion = "magnitude"
     scope: Scope = "layer"
     keep_dense: list[str] = ["conv_in", "conv_out"]
-    min_kept: Annotated[int, Field(ge=0, le=MOST)] = 1
-    shared_rounds: Annotated[int, Field(ge=0, le=MOST)] = 0
+    min_kept: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1
+    shared_rounds: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +134,7 @@ class SearchSpec(Section):
     profile: ProfileName = "excess"
     rungs: bool = False  # poor trials are stopped between rounds: search/rungs.py
     trials: Annotated[int, Field(ge=0, le=1_000_000)] = 8
-    startup: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    startup: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 2
     repeatable: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -164,7 +164,7 @@ TRAILING_UP_TO = 20  # steps of DDIM
 
 
 class ProtocolSpec(Section):
-    samples: Annotated[int, Field(ge=2, le=MOST)] = 1000
+    samples: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 1000
     sampler: ImageSampler = "ddim"
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     features: FeaturesName | None = None  # null: digits-cnn for digits, inception for all else
@@ -183,14 +183,14 @@ class ProtocolSpec(Section):
 
 
 class FinalProtocolSpec(ProtocolSpec):
-    samples: Annotated[int, Field(ge=2, le=MOST)] = 50_000
+    samples: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 50_000
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
 
 
 class MetricsSpec(Section):
     search: ProtocolSpec = ProtocolSpec()
     final: FinalProtocolSpec = FinalProtocolSpec()
-    reference: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    reference: Annotated[int, Field(ge=2, le=MAX_COUNT)] | None = None
     keep_samples: bool = False
 
 

@@ -28,6 +28,7 @@ from raylt.ticket.find import TRAINED
 from raylt.trial import Bench, TrialRun
 
 INDEX = "model_index.json"  # of a pipeline, as diffusers names it
+PARTIAL = ".raylt-"  # begins the name of a folder that an export is written to first, and of one that was killed
 
 
 def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -> tuple[dict[str, Any], int]:
@@ -76,7 +77,7 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
             f"trial {number} of {ledger.name} lacks stages, which were deleted: `raylt retry {ledger.name} {number}` "
             "and the same `raylt sweep` command make them again"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(PARTIAL) for path in folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")
     store = ledger.store  # everything is read, and so checked, before anything is written
     weights = unpack(stage_of(store, result, result["final_stage"]).read(TRAINED))["ema"]
@@ -86,13 +87,14 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
         files[SAMPLES] = samples.read(SAMPLES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".raylt-", dir=folder.absolute().parent) as partial:  # half a pipeline is none
-            export_pipeline(Path(partial), result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
-            for name, data in files.items():
-                (Path(partial) / name).write_bytes(data)
-            for path in Path(partial).rglob("*.safetensors"):
-                path.chmod((Path(partial) / INDEX).stat().st_mode)  # safetensors writes files that only their owner reads
-            for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == INDEX):  # the index is last
+        with TemporaryDirectory(prefix=PARTIAL, dir=folder) as name:  # half an export is none
+            partial = Path(name)
+            export_pipeline(partial, result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
+            for file, data in files.items():
+                (partial / file).write_bytes(data)
+            for path in partial.rglob("*.safetensors"):
+                path.chmod((partial / INDEX).stat().st_mode)  # safetensors writes files that only their owner reads
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == INDEX):  # the index is last
                 path.rename(folder / path.name)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; give another folder") from error

@@ -238,7 +238,7 @@ class _Driver:
 
     def _ray_is_gone(self, what: str) -> None:
         self._gone = EnvironmentFailure(
-            f"stopped: Ray answers no more ({what} is gone: killed, perhaps for want of memory, or out of reach). "
+            f"stopped: Ray no longer answers ({what} is gone: killed, perhaps for want of memory, or out of reach). "
             "Nothing is lost: the same command goes on from here"
         )
         self.signals.terminate()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
 from raylt.document import RUNS_FILE, SIMILARITY_FILE, stored_spec
@@ -39,19 +39,25 @@ from raylt.seals import BadSeal, place_of
 from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
 
 
+class MissingStage(NamedTuple):
+    """A stage that the result of a complete trial names, and that is not there."""
+
+    sweep: str
+    trial: int
+    digest: str
+
+
 @dataclass
 class Check:
     """What was looked at, and what is wrong.
 
     `unverified`: files of an earlier raylt, which have no checksums. `missing`: stages that somebody has deleted though results
-    of complete trials name them, and sweep -> those trials. Numbers do not need the stages, so they are no damage; exports,
-    pictures and more trials do.
+    of complete trials name them. Numbers do not need them, so they are no damage; exports, pictures and more trials do.
     """
 
     files: int = 0
     unverified: int = 0
-    missing: set[str] = field(default_factory=set)
-    without_stages: dict[str, set[int]] = field(default_factory=dict)
+    missing: set[MissingStage] = field(default_factory=set)
     damaged: list[Damaged] = field(default_factory=list)
 
     def reads(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -69,8 +75,6 @@ class Check:
         """What another looked at, as a part of this."""
         self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
         self.missing |= other.missing
-        for name, trials in other.without_stages.items():
-            self.without_stages.setdefault(name, set()).update(trials)
         known = {error.path for error in self.damaged}
         self.damaged += [error for error in other.damaged if error.path not in known]
 
@@ -208,8 +212,7 @@ def _verify_trial(
             check.damaged.append(store.damaged(result_path(name, number), why))
             break
         elif digest not in contents and result is not None and result["state"] == COMPLETE:
-            check.missing.add(digest)
-            check.without_stages[name] = {number}
+            check.missing.add(MissingStage(name, number, digest))
     return check, number, trial, result
 
 

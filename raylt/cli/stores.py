@@ -105,12 +105,13 @@ def verify(
             typer.echo(line)
         found = look(store)
     if found.missing:
+        num = len({stage.digest for stage in found.missing})
         typer.echo(
-            f"{len(found.missing)} stages that results of complete trials name are not there: the trials' numbers stay, "
+            f"{num} stages that results of complete trials name are not there: the trials' numbers stay, "
             "but export and pictures need the stages"
         )
-        for name, trials in sorted(found.without_stages.items()):
-            numbers = " ".join(map(str, sorted(trials)))
+        for name in sorted({stage.sweep for stage in found.missing}):
+            numbers = " ".join(map(str, sorted({stage.trial for stage in found.missing if stage.sweep == name})))
             typer.echo(f"{name}: `raylt retry {name} {numbers}` and the same `raylt sweep` command make them again")
     unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
     typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")

@@ -6,6 +6,7 @@ functions of the ledger, so a driver that starts over goes on where the last one
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from raylt.search.proposal import Proposer
 from raylt.search.rungs import thresholds
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec
+
+log = logging.getLogger("raylt.search")
 
 MAX_EQUAL_FAILURES = 5  # in a row: then the environment is at fault, not the trials
 
@@ -50,6 +53,7 @@ class Dispatcher:
     confirm: Request | None = None
     stopped_by: str | None = None  # the cause of too many equal failures
     _causes: list[str] = field(default_factory=list)
+    _warned: bool = False  # of the ceiling
     _planned: list[Planned] = field(init=False)
     _confirming: list[Planned] | None = None
     _proposer: Proposer | None = None  # made for the first proposal: before, the groups may not have been chosen
@@ -120,11 +124,23 @@ class Dispatcher:
             number, history, lambda drawn: self._foresight.violation(offsets(spec, drawn, profile))
         )
         bend = offsets(spec, params, profile)
+        self._warn_of_ceiling(self._foresight.violation(bend))
         ended = [result for _, result in [*self.ledger.complete("baseline"), *history]]
         limits = thresholds(spec, ended, lambda rung: self._foresight.flops(bend, rung))
         return TrialSpec(
             trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits
         )
+
+    def _warn_of_ceiling(self, over: float) -> None:
+        """Say, once, that no draw keeps the ceiling: the sampler learns from what is trained, and it is not ranked."""
+        ceiling = self.spec.search.constraints.flops
+        if over > 0 and ceiling is not None and not self._warned:
+            self._warned = True
+            log.warning(
+                "no proposal found that keeps search.constraints.flops (%g): one of %.4g is trained, to learn from, and is not "
+                "ranked; a higher ceiling, a smaller density or another base leaves room",
+                ceiling, ceiling * (1 + over),
+            )  # fmt: skip
 
     def _ask(self, trial: TrialSpec) -> TrialSpec:
         self.ledger.ask(trial)

@@ -23,7 +23,7 @@ from raylt.retry import Retried, retry
 from raylt.single import export_trial
 from raylt.store import Store, stage_of
 from raylt.ticket.file import FILE
-from raylt.verify import verify
+from raylt.verify import MissingStage, verify
 from tests.chaos.test_scripted import SPEC, comparable, drive
 
 NO_RECORD = r"locks/|sweeps/tiny/(logs/|study\.db|lease|stop)|.*/claim\.json$"  # nothing is believed of these
@@ -181,7 +181,7 @@ def test_stages_that_were_deleted_are_counted_and_are_no_damage(undisturbed, tmp
     gone = existing(store, SPEC.name).results[6]["ticket_stage"]
     shutil.rmtree(folder / "root" / store.find(gone).path)
     found = verify(store)
-    assert (found.damaged, found.missing) == ([], {gone})
+    assert (found.damaged, found.missing) == ([], {MissingStage("tiny", 6, gone)})
     assert verify(Store(str(undisturbed / "root"))).missing == set()
 
 
@@ -197,7 +197,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     assert not out.exists()  # a half export would stand in the way of the next
     repair(store, verify(store))
     found = verify(store)
-    assert (found.damaged, found.without_stages) == ([], {"tiny": {6}})
+    assert (found.damaged, found.missing) == ([], {MissingStage("tiny", 6, before["ticket_stage"])})
     with pytest.raises(StoreFailure, match="`raylt retry tiny 6`"):
         export_trial(SPEC, existing(store, SPEC.name), 6, out)
     assert not out.exists()

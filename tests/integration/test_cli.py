@@ -288,6 +288,15 @@ def test_an_unknown_sweep_is_refused_with_those_there_are(words, call, here):
     assert paths() == before
 
 
+def test_a_spec_file_that_is_another_than_the_sweep_of_its_name_is_said(call, here, caplog):
+    text = Path("raylt-data/sweeps/small/spec.yaml").read_text()
+    Path("same.yaml").write_text(text)
+    Path("other.yaml").write_text(text.replace("learning_rate:", "learning_rate: 0.123  #", 1))
+    assert call("status", "same.yaml").code == 0 and not caplog.messages
+    assert call("status", "other.yaml").code == 0
+    assert caplog.messages == ["sweep small was begun with another spec than other.yaml; this is what is stored of it"]
+
+
 @pytest.mark.parametrize("command", ["du", "verify"])
 def test_a_place_that_is_no_store_is_refused(command, call, here):
     """It would else be called free of damage."""
@@ -414,6 +423,10 @@ def test_export_is_a_pipeline_that_diffusers_loads_with_its_ticket(call, here):
         assert [int(keep.sum()), keep.numel()] == trial["layers"][layer]
         assert torch.count_nonzero(weight[~keep]) == 0
         assert torch.count_nonzero(weight[keep]) > 0
+
+    Path("begun/.raylt-killed").mkdir(parents=True)  # an export that was killed does not stand in the way of the next
+    assert call("export", "small", str(SEARCHED), "begun").code == 0
+    assert {path.name for path in Path("begun").iterdir()} == {path.name for path in folder.iterdir()} | {".raylt-killed"}
 
     images = np.load(folder / SAMPLES)["arr_0"]
     assert (images.shape, images.dtype) == ((80, 8, 8, 1), np.uint8)

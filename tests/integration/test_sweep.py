@@ -686,7 +686,7 @@ def test_a_ray_that_is_gone_ends_the_sweep_in_words_and_loses_nothing(new_sweep,
     done = sweep.end(driver)
     sabotage.let_go(sweep.folder, 4)
     assert done.code == 3 and "Traceback" not in done.err, done.err
-    assert "stopped: Ray answers no more" in done.err and part.split("/")[0] in done.err.lower()
+    assert "stopped: Ray no longer answers" in done.err and part.split("/")[0] in done.err.lower()
     assert json.loads((sweep.ledger / "lease.json").read_text())["released"]
     assert sweep.run().code == 0
     assert comparable(sweep.results()) == comparable(finished.results())

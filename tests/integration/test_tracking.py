@@ -27,6 +27,7 @@ from raylt.document import RUNS_FILE, SIMILARITY_FILE
 from raylt.errors import Fenced
 from raylt.ledger import Ledger
 from raylt.metrics.score import GRID, SAMPLES
+from raylt.mlflowclient import words_of
 from raylt.plan import TrialSpec, plan
 from raylt.shown import sweep_points
 from raylt.spec import SweepSpec
@@ -108,6 +109,18 @@ def whole(root: Path, spec: SweepSpec) -> Ledger:
     ledger.finish(6, complete(ledger.store, 6, "PRUNED"))
     ledger.finish(7, failed(7))
     return ledger
+
+
+def test_a_databases_refusal_is_said_without_its_sql(tmp_path):
+    path = tmp_path / "mlflow.db"
+    client = MlflowClient(tracking_uri=sqlite_uri(tmp_path))
+    client.search_experiments()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DROP TABLE experiments")
+    with pytest.raises(Exception, match="SQL") as raised:
+        client.search_experiments()
+    assert words_of(raised.value) == "OperationalError: no such table: experiments"
+    assert words_of(ValueError("a\n b")) == "ValueError: a b"
 
 
 def sqlite_uri(folder: Path) -> str:

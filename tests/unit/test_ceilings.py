@@ -8,20 +8,21 @@ import torch
 
 from raylt import preflight
 from raylt.ceilings import is_feasible, violations
-from raylt.diffusion.model import layers_of
-from raylt.diffusion.train import Compute
+from raylt.diffusion.model import build_unet, layers_of, parameters_of
+from raylt.diffusion.train import Compute, TrainState
 from raylt.document import pareto_of, results, trial_record
 from raylt.errors import SpecError
 from raylt.ledgerfiles import COMPLETE
 from raylt.metrics.flops import count_flops, weight_costs
 from raylt.plan import plan
-from raylt.report import state_text
+from raylt.report import state_text, why_no_front
 from raylt.search import dispatch
 from raylt.search.foresight import Foresight
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.store import Store
 from raylt.ticket.allocation import Allocation
+from raylt.ticket.file import Ticket
 from raylt.ticket.find import TicketSearch, cut
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude
@@ -83,6 +84,35 @@ def test_no_proposal_that_would_break_the_ceiling_is_trained(tiny_spec, tmp_path
     assert max(found) <= ceiling * dense
     again, _ = drive(spec, tmp_path / "again", costing(spec), order_seed=3)
     assert asked(again) == asked(ledger)
+
+
+def test_where_no_proposal_keeps_the_ceiling_the_sweep_says_so_once_and_why_nothing_is_ranked(tiny_spec, tmp_path, caplog):
+    least = preflight._least_flops(tiny_spec(), layers_of(tiny_spec().unet_config), count_flops(tiny_spec().unet_config))
+    ceiling = 1.01 * least / count_flops(tiny_spec().unet_config).dense  # some ticket keeps it, and none that can be searched
+    spec = tiny_spec(search={"trials": 3, "concurrency": 1, "constraints": {"flops": ceiling}})
+    preflight.check(spec, Store(str(tmp_path / "checked")))
+    with caplog.at_level("WARNING", "raylt.search"):
+        ledger, _ = drive(spec, tmp_path / "root", costing(spec))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("no proposal found that keeps search.constraints.flops")
+    assert pareto_of(spec, ledger) == set()
+    assert why_no_front(results(spec, ledger)) == (
+        "no ticket is ranked: of 5 baselines and search trials, 5 cost more than search.constraints allows"
+    )
+
+
+def test_a_ceiling_of_bytes_below_mask_and_weights_is_refused(tiny_spec, tmp_path):
+    """The least there is: a bit for each prunable weight, four bytes for each that is kept."""
+    layers = layers_of(tiny_spec().unet_config)
+    total = sum(layer.size for layer in layers)
+    least = total // 8 + 4 * round(0.2 * total)
+    with pytest.raises(SpecError, match=rf"search.constraints.ticket_bytes: .*{least:,} or more"):
+        preflight.check(tiny_spec(search={"constraints": {"ticket_bytes": least - 1}}), Store(str(tmp_path)))
+    preflight.check(tiny_spec(search={"constraints": {"ticket_bytes": least}}), Store(str(tmp_path)))
+    mask = Mask({layer.name: torch.rand(layer.shape) < 0.2 for layer in layers})
+    start = TrainState.fresh(mask.apply(parameters_of(build_unet(tiny_spec().unet_config, 0))))
+    kept = sum(count for count, _ in mask.counts.values())
+    assert len(Ticket(tiny_spec().unet_config, mask, start).to_bytes()) > total // 8 + 4 * kept
 
 
 def test_what_was_trained_and_costs_too_much_is_told_and_not_ranked(tiny_spec, tmp_path):

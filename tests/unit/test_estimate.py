@@ -12,7 +12,7 @@ import pytest
 from raylt.confirm import Request, confirm
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.estimate import all_trials, describe, makespan_s, work_of
+from raylt.estimate import all_trials, describe, held_here, makespan_s, work_of
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
 from raylt.made import made_for
@@ -141,6 +141,20 @@ def test_a_slow_machine_is_measured_with_smaller_batches():
 
 def lines(spec, ledger) -> list[str]:
     return describe(spec, ledger, Inputs(load_images(spec.data)), Compute())
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "held"),
+    [
+        ({"cpus": 2}, "cpu", 2), ({"cpus": 5}, "cpu", 0), ({"gpus": 0}, "cpu", 4), ({"gpus": 1}, "cpu", 0),
+        ({"gpus": 0.5}, "cuda", 4), ({"gpus": 3}, "cuda", 0), ({}, "cuda", 2),
+    ],
+)  # fmt: skip
+def test_what_a_machine_holds_at_once(tiny_spec, monkeypatch, resources, device, held):
+    """Of 4 CPUs and, where there are any, 2 GPUs."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert held_here(tiny_spec(resources=resources), Compute(device)) == held
 
 
 def test_in_words(tiny_spec, tmp_path, monkeypatch):

@@ -139,8 +139,8 @@ def integers_of(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, di
                 yield from integers_of(child, f"{where}/{key}")
 
 
-def test_every_whole_number_has_a_least_and_a_most() -> None:
-    """Without one, a slip of the keys is planned, or allocated, before anybody sees it."""
+def test_every_whole_number_is_bounded() -> None:
+    """Without an upper bound a typing slip is planned, or allocated, before anybody sees it."""
     found = dict(integers_of(SweepSpec.model_json_schema()))
     assert len(found) > 20
     assert [

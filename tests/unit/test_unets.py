@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
+from diffusers import UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raylt.diffusion.model import build_unet
+from raylt.diffusion.model import build_unet, layers_of
 from raylt.diffusion.rehearsal import rehearse
-from raylt.errors import SpecError
+from raylt.diffusion.train import Compute
+from raylt.errors import InputError, SpecError
+from raylt.footprint import refuse_too_large, training_bytes
 from raylt.metrics.flops import count_flops
-from raylt.modelcheck import config_problems
+from raylt.modelcheck import KNOWN_KEYS, config_problems
 from raylt.presets import PRESETS
 from raylt.specfile import dump_yaml, parse_spec
 from tests.conftest import TINY, merged
@@ -38,6 +45,7 @@ def line_of(text: str, key: str) -> int:
         ({"num_class_embeds": 3}, "num_class_embeds", "told nothing but the timestep"),
         ({"class_embed_type": "timestep"}, "class_embed_type", "told nothing but the timestep"),
         ({"layers_per_block": 0}, "layers_per_block", "1 or more"),
+        ({"layers": 3}, "layers", "unknown key; known here: act_fn, "),
         ({"layers_per_block": 10_000}, "layers_per_block", "at most 64"),
         ({"block_out_channels": [8, 10**8]}, "block_out_channels", "up to 65,536"),
         ({"layers_per_block": 1.5}, "layers_per_block", "a whole number"),
@@ -192,3 +200,17 @@ def test_any_config_trains_and_samples_or_is_refused(config):
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     assert bool(torch.isfinite(model(x_BCHW, torch.tensor(5)).sample).all())
+
+
+def test_every_key_of_diffusers_is_known():
+    assert set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"} == KNOWN_KEYS
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(10**5, False), (10**8, True)])
+def test_a_model_that_this_machine_cannot_hold_is_refused(tiny_spec, monkeypatch, memory, fits):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory))
+    spec = tiny_spec()
+    assert 24 * sum(layer.size for layer in layers_of(spec.unet_config)) < training_bytes(spec) < 10**8
+    with nullcontext() if fits else pytest.raises(InputError, match="this machine has 100 kB of memory"):
+        refuse_too_large(spec, Compute("cpu"))
+    refuse_too_large(spec, Compute("cuda"))  # its memory is another
