@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
@@ -180,10 +180,5 @@ def require_lock(store: Store, name: str) -> None:
 def missing_stages(store: Store, result: Result) -> list[str]:
     """The stages that a result names and the store has no more: deleted as damaged, or by somebody."""
     paths = {digest: f"{folder_of(digest)}/{MANIFEST}" for digest in result["stages"] if is_digest(digest)}
-    return [digest for digest, path in paths.items() if store.read(path) is None]
-
-
-def spanned(numbers: Iterable[int]) -> str:
-    """The ids that a sweep has, in words."""
-    known = sorted(numbers)
-    return f"{known[0]} to {known[-1]}" if known else "none yet"
+    found = store.each(store.read, paths.values())
+    return [digest for digest, manifest in zip(paths, found, strict=True) if manifest is None]

@@ -69,7 +69,7 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
 def _ceiling_problems(spec: SweepSpec, layers: list[Layer], flops: Flops) -> list[Problem]:
     """Ceilings that no ticket of the final density keeps."""
     limits = spec.search.constraints
-    if weight_costs(spec):  # a budget of FLOPs is met whatever the allocation, with as many weights as that takes
+    if weight_costs(spec):  # a budget of FLOPs is met whatever the allocation, and with how many weights is not known
         return []
     least: dict[str, tuple[float | None, float]] = {
         "flops": (limits.flops, math.ceil(_least_flops(spec, layers, flops) / flops.dense * 1e4) / 1e4),

@@ -13,9 +13,10 @@ from raylt.document import failed_trials, next_free_id, stored_spec
 from raylt.errors import InputError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import FAIL, missing_stages, spanned
+from raylt.ledgerfiles import FAIL, missing_stages
 from raylt.resume import refuse_other_numbers
 from raylt.store import FAILED, STAGES, Store, folder_of
+from raylt.wording import spanned
 
 
 class Retried(NamedTuple):
@@ -43,13 +44,14 @@ def retry(store: Store, name: str, numbers: Collection[int] | None = None) -> Re
         for number in reopened:
             _refuse_to_reopen(ledger, number)
         free = next_free_id(stored_spec(store, name), ledger)
-        again = [number for number in failed if numbers is None or number in numbers]
+        chosen = [number for number in failed if numbers is None or number in numbers]
+        again = {old: free + index for index, old in enumerate(chosen)}
         _forget_divergences(ledger, again)
-        for index, old in enumerate(again):
-            ledger.ask(replace(ledger.asked[old], id=free + index, retry_of=old))
+        for old, new in again.items():
+            ledger.ask(replace(ledger.asked[old], id=new, retry_of=old))
         for number in reopened:
             ledger.reopen(number)
-        return Retried({old: free + index for index, old in enumerate(again)}, reopened)
+        return Retried(again, reopened)
     finally:
         lease.release()
 

@@ -54,3 +54,9 @@ def hours_text(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 trial`, `1,200 trials`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def spanned(numbers: Iterable[int]) -> str:
+    """The ids that a sweep has, in words."""
+    known = sorted(numbers)
+    return f"{known[0]} to {known[-1]}" if known else "none yet"

@@ -27,8 +27,8 @@ def logs(
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
     from raylt.document import state_of
-    from raylt.ledgerfiles import spanned
     from raylt.triallog import read_log
+    from raylt.wording import spanned
 
     spec, ledger, _ = find_results(name, root)
     if trial not in ledger.asked:
