@@ -94,8 +94,8 @@ def test_gc_frees_what_a_kill_left_and_the_sweep_goes_on_as_if_nothing_had_been(
     assert results(SPEC, Ledger(Store(str(root)), "tiny"))["counts"]["complete"] == 8
 
 
-def test_du_of_nothing(tmp_path):
+def test_of_nothing(tmp_path):
     done = raylt("store", "du", "--root", str(tmp_path))
-    assert done.returncode == 0 and "all stages: 0 B" in done.stdout
+    assert done.returncode == 2 and f"{tmp_path} is no store" in done.stderr
     done = raylt("store", "gc", "nothing", "--root", str(tmp_path))
     assert done.returncode == 2 and "no sweep 'nothing'" in done.stderr
