@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import torch
 
@@ -97,20 +99,54 @@ def work_of(
 
 def makespan_s(trials: Sequence[Planned], seconds: Mapping[int, float], at_once: int) -> float:
     """How long trials take, `at_once` at most at a time, each after those it waits for, in the dispatcher's order."""
-    waiting, now = list(trials), 0.0
-    busy: dict[int, float] = {}  # trial -> when it ends
-    open_ids = {item.trial.id for item in waiting}
-    while waiting or busy:
-        ready = (item for item in waiting if not any(other in open_ids for other in reversed(item.after)))
-        chosen = next(ready, None) if len(busy) < at_once else None
-        if chosen is not None:
-            waiting.remove(chosen)
-            busy[chosen.trial.id] = now + seconds[chosen.trial.id]
+    queue, now = _Queue(trials), 0.0
+    busy: list[tuple[float, int]] = []  # heap of (when it ends, trial)
+    while queue.ready or busy:
+        if queue.ready and len(busy) < at_once:
+            number = trials[heappop(queue.ready)].trial.id
+            heappush(busy, (now + seconds[number], number))
         else:
-            first = min(busy, key=busy.__getitem__)
-            now = busy.pop(first)
-            open_ids.remove(first)
+            now, number = heappop(busy)
+            queue.end(number)
     return now
+
+
+class _Queue:
+    """Trials that wait for others; `ready`, a heap: the places of those that may start. All its steps together: n log n."""
+
+    def __init__(self, trials: Sequence[Planned]) -> None:
+        self.ready: list[int] = []
+        self._open = sorted((item.trial.id for item in trials), reverse=True)
+        self._ended: set[int] = set()
+        self._after_all_below: list[tuple[int, int]] = []  # heap of (trial, place): waits for all trials before that one
+        self._after: dict[int, list[int]] = defaultdict(list)  # trial -> places that wait for it
+        self._missing: dict[int, int] = {}  # place -> for how many it still waits
+        numbers = set(self._open)
+        for place, item in enumerate(trials):
+            if isinstance(item.after, range):  # of which there may be thousands, each of thousands
+                heappush(self._after_all_below, (item.after.stop, place))
+                continue
+            others = numbers.intersection(item.after)
+            self._missing[place] = len(others)
+            for other in others:
+                self._after[other].append(place)
+            if not others:
+                heappush(self.ready, place)
+        self._open_gates()
+
+    def end(self, number: int) -> None:
+        self._ended.add(number)
+        for place in self._after.pop(number, ()):
+            self._missing[place] -= 1
+            if not self._missing[place]:
+                heappush(self.ready, place)
+        self._open_gates()
+
+    def _open_gates(self) -> None:
+        while self._open and self._open[-1] in self._ended:
+            self._open.pop()
+        while self._after_all_below and (not self._open or self._after_all_below[0][0] <= self._open[-1]):
+            heappush(self.ready, heappop(self._after_all_below)[1])
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
@@ -131,6 +167,9 @@ def describe(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) 
     if made.trained or ledger.asked:
         whole_words = "; a training that has begun counts whole" if ledger.open_trials() else ""
         lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{whole_words}")
+    if ledger.num_searched > spec.search.trials:
+        have = counted(ledger.num_searched, "search trial")
+        lines.append(f"warning: search.trials is {spec.search.trials}, but the sweep has {have} already; they stay in it")
     return [*lines, *_time_lines(spec, compute, speed, still_open, left)]
 
 

@@ -8,7 +8,7 @@ import psutil
 
 from raylt.diffusion.model import build_unet, prunable_layers
 from raylt.diffusion.train import Compute
-from raylt.errors import InputError
+from raylt.errors import Problem, SpecError
 from raylt.files import in_units
 from raylt.inputs import Inputs
 from raylt.metrics.features import CNN_DIMS, INCEPTION_DIMS, SmallCnn
@@ -50,12 +50,25 @@ def training_bytes(spec: SweepSpec) -> int:
     return 6 * FLOAT * total
 
 
+def batch_bytes(spec: SweepSpec) -> int:
+    """The least that one training step holds besides: images, noise, both mixed, prediction, first and last feature maps."""
+    channels, size = spec.image_shape
+    maps: int = build_unet(spec.unet_config).config.block_out_channels[0]  # a config may leave diffusers' own
+    return FLOAT * spec.train.batch_size * size**2 * (4 * channels + 2 * maps)
+
+
 def refuse_too_large(spec: SweepSpec, compute: Compute) -> None:
-    """Raises `InputError` where this machine has not even the memory for that, on a CPU."""
-    need, have = training_bytes(spec), psutil.virtual_memory().total
-    if compute.device == "cpu" and need > have:
-        what = f"a trial holds {in_units(need)} of weights, gradients, moments, EMA and masks, and this machine has"
-        raise InputError(f"model: is too large: {what} {in_units(have)} of memory; a smaller model, or a larger machine")
+    """Raises `SpecError` where this machine has not even the memory for that, on a CPU."""
+    if compute.device != "cpu":
+        return
+    model, batch, have = training_bytes(spec), batch_bytes(spec), psutil.virtual_memory().total
+    there = f"and this machine has {in_units(have)} of memory"
+    if model > have:
+        what = f"is too large: a trial holds {in_units(model)} of weights, gradients, moments, EMA and masks, {there}"
+        raise SpecError([Problem("model", what, "a smaller model, or a larger machine")])
+    if model + batch > have:
+        what, given = f"is too large: one step needs {in_units(model + batch)} or more, {there}", spec.train.batch_size
+        raise SpecError([Problem("train.batch_size", what, "a smaller batch, or a larger machine", given, has_given=True)])
 
 
 class _Sizes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from raylt.masking import MASK, has_secret
 
@@ -45,6 +46,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _no_truth_or_fraction(given: object) -> object:
+    """`true` and `1.0` equal 1 in Python, so that `Literal[1]` would take them."""
+    if isinstance(given, (bool, float)):
+        raise PydanticCustomError("literal_error", "is not one of them")
+    return given
+
+
+AsWritten = BeforeValidator(_no_truth_or_fraction)  # for a `Literal` with numbers
+
+Channels = Annotated[Literal[1, 3, "auto"], AsWritten]
 Density = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -52,7 +63,7 @@ class DataSpec(Section):
     name: DataName = "digits"
     root: str | None = None  # where torchvision keeps it; not identity
     size: Annotated[int, Field(ge=4, le=MAX_COUNT)] | None = None  # pad to the next multiple, average down; null: as it is
-    channels: Literal[1, 3, "auto"] = "auto"  # auto: as the data set has it; a folder of pictures has 3, whatever they show
+    channels: Channels = "auto"  # as the data set has it; a folder of pictures has 3, whatever they show
     flip: bool = False  # random horizontal flips
 
     @property

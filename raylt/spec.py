@@ -16,6 +16,7 @@ from raylt.seals import digest_of
 from raylt.sections import (
     IMAGE_SHAPES,
     NAME_LENGTH,
+    AsWritten,
     ConfirmSpec,
     DataSpec,
     FeaturesName,
@@ -36,7 +37,7 @@ SCHEMA = 1
 
 
 class SweepSpec(Section):
-    schema_: Annotated[Literal[1], Field(alias="schema")]
+    schema_: Annotated[Literal[1], AsWritten, Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=NAME_LENGTH)]
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
@@ -115,7 +116,8 @@ class SweepSpec(Section):
         return digest_of(self.identity())
 
 
-# Keys that may change between two runs of one sweep: they decide where and how long, never what comes out.
+# Keys that may change between two runs of one sweep: they decide where and how long, never what comes out of a trial.
+# `search.concurrency` decides which trials a later proposal knows, though: what has been asked stays as it is.
 _FREE = (
     *("schema", "name", "data.root", "train.checkpoint_every", "search.trials", "search.concurrency"),
     *("confirm.*", "resources.*", "storage.*", "tracking.*"),

@@ -40,20 +40,22 @@ def status(
     ask_head(context, root, local, cluster)
     from raylt.document import counts_of, state_of, states_of
     from raylt.lease import read_holder
-    from raylt.ledgerfiles import COMPLETE
+    from raylt.ledgerfiles import COMPLETE, RUNNING
 
     spec, ledger = find_ledger(name, root)
-    state, ended = state_of(spec, ledger), states_of(ledger)
-    counts = ", ".join(f"{count} {state}" for state, count in counts_of([state for state, _ in ended.values()]).items())
-    typer.echo(f"{spec.name}: {state} ({counts})")
+    state, states = state_of(spec, ledger), states_of(ledger)
+    # Nobody drives it, so no trial runs, whatever its state.
+    words = {"running": "unfinished", RUNNING: "UNFINISHED"} if state == "interrupted" else {}
+    counts = counts_of([how for how, _ in states.values()])
+    typer.echo(f"{spec.name}: {state} ({', '.join(f'{count} {words.get(how, how)}' for how, count in counts.items())})")
     holder = read_holder(ledger.store, spec.name)
     if state == "running":
         typer.echo(f"driven by {holder}")
-    for number, (how, cause) in ended.items():
+    for number, (how, cause) in states.items():
         if how != COMPLETE:
-            typer.echo(f"{number:5d} {ledger.asked[number].kind:8} {how:8} {cause or ''}".rstrip())
+            typer.echo(f"{number:5d} {ledger.asked[number].kind:8} {words.get(how, how):10} {cause or ''}".rstrip())
     if state == "interrupted":
-        typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the trials that are RUNNING first")
+        typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the unfinished trials first")
 
 
 @app.command()

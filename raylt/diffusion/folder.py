@@ -240,6 +240,8 @@ def _conversions(file: Any, size: int) -> Iterator[str]:
         yield "not square, cropped to their centre"
     if min(file.size) < size:
         yield f"with fewer than {size} pixels a side, enlarged"
+    if min(file.size) > size:
+        yield f"with more than {size} pixels a side, scaled down"
 
 
 # --- which are held out -------------------------------------------------------------------------------------------------

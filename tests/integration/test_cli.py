@@ -331,6 +331,14 @@ def test_status_counts_and_lists_causes(call, here):
     assert failed.split() == ["4", "search", "FAIL", "RuntimeError:", "the", "sky", "fell"]
 
 
+def test_status_says_of_no_trial_that_it_runs_where_nobody_drives_it(call, here):
+    assert call("retry", "small", "4").code == 0
+    lines = call("status", "small").out.splitlines()
+    assert lines[0] == "small: interrupted (6 asked, 4 complete, 0 pruned, 1 failed, 1 unfinished)"
+    assert lines[2].split() == ["5", "search", "UNFINISHED"]
+    assert lines[3].startswith("nothing runs") and "running" not in " ".join(lines).lower()
+
+
 def test_results_as_tables_fit_a_terminal(call, here):
     done = call("results", "small")
     assert done.code == 0

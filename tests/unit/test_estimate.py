@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raylt.confirm import Request, confirm
 from raylt.diffusion.data import load_images
@@ -16,7 +18,7 @@ from raylt.estimate import all_trials, describe, held_here, makespan_s, work_of
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
 from raylt.made import made_for
-from raylt.plan import Planned, TrialSpec, plan
+from raylt.plan import SEARCHED, Planned, TrialSpec, plan
 from raylt.speed import Speed, _seconds_per_image
 from raylt.store import Store
 from raylt.trial import Bench, TrialRun
@@ -129,6 +131,45 @@ def test_proposals_wait_for_those_they_know(tiny_spec, tmp_path):
     assert {item.after[-1] for item in free[5:]} == {4}
     seconds = {item.trial.id: 1.0 for item in trials}
     assert makespan_s(trials, seconds, 3) == 3 + 2  # dense and a pilot, the other pilot and ERK, the uniform one; six by three
+
+
+def by_looking_through_all(trials, seconds, at_once):
+    """`makespan_s` in its plainest form, and too slow for many trials."""
+    waiting, busy, now = list(trials), {}, 0.0
+    while waiting or busy:
+        unended = {item.trial.id for item in waiting} | set(busy)
+        ready = [item for item in waiting if not unended.intersection(item.after)]
+        if ready and len(busy) < at_once:
+            waiting.remove(ready[0])
+            busy[ready[0].trial.id] = now + seconds[ready[0].trial.id]
+        else:
+            first = min(busy, key=busy.__getitem__)
+            now = busy.pop(first)
+    return now
+
+
+@st.composite
+def waiting_trials(draw):
+    trials = []
+    for number in range(draw(st.integers(0, 12))):
+        before = st.lists(st.integers(0, number - 1), unique=True) if number else st.just([])
+        after = draw(st.one_of(before, st.integers(0, number).map(range)))
+        trials.append(Planned(TrialSpec(number, "search", SEARCHED, 0), after))
+    return trials
+
+
+@given(waiting_trials(), st.randoms(use_true_random=False), st.integers(1, 4))
+def test_hours_of_any_trials(trials, random, at_once):
+    seconds = {item.trial.id: random.random() for item in trials}
+    assert makespan_s(trials, seconds, at_once) == by_looking_through_all(trials, seconds, at_once)
+
+
+def test_fewer_trials_than_there_are_already(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 2})
+    ledger, inputs = begun(tmp_path, spec), Inputs(load_images(spec.data))
+    warning = "warning: search.trials is 0, but the sweep has 1 search trial already; they stay in it"
+    assert warning in describe(tiny_spec(search={"trials": 0}), ledger, inputs, Compute())
+    assert warning not in describe(spec, ledger, inputs, Compute())
 
 
 def test_a_slow_machine_is_measured_with_smaller_batches():

@@ -233,6 +233,9 @@ class TestConverted:
         assert int((every == 255).flatten(1).all(1).sum()) == len(kinds)
         assert notes_of(tmp_path)["in CMYK, turned to RGB"] == (1, "c.jpg")
         assert notes_of(tmp_path)["with fewer than 8 pixels a side, enlarged"] == (10, "a.webp")
+        assert "with more than 8 pixels a side, scaled down" not in notes_of(tmp_path)
+        Image.new("RGB", (9, 9)).save(tmp_path / "s.png")
+        assert notes_of(tmp_path)["with more than 8 pixels a side, scaled down"] == (1, "s.png")
 
     def test_photos_are_turned_as_their_exif_data_say(self, tmp_path: Path) -> None:
         write_images(tmp_path, 20)

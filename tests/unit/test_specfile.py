@@ -84,6 +84,8 @@ def test_planted_errors_are_all_reported_at_once() -> None:
         ("train: {betas: [0.9]}\n", "3: train.betas: has too few entries (got [0.9]); a list of 2, each a number, at"),
         ("train: {ema_decay: 1}\n", "3: train.ema_decay: is too large (got 1); a number, at least 0 and less than 1"),
         ("data: {channels: 2}\n", "3: data.channels: is not known (got 2); one of 1, 3, auto"),
+        ("data: {channels: true}\n", "3: data.channels: is not known (got true); one of 1, 3, auto"),
+        ("data: {channels: 1.0}\n", "3: data.channels: is not known (got 1.0); one of 1, 3, auto"),
         ("data:\n  channels: 3\n", "4: data.channels: is not what digits has (got 3); 1, or auto"),
         ("data: {root: ./mine, size: 8}\n", "3: data.root: is never looked at: the digits come with scikit-learn (got"),
         (

@@ -19,7 +19,7 @@ from raylt.diffusion.model import build_unet, layers_of
 from raylt.diffusion.rehearsal import rehearse
 from raylt.diffusion.train import Compute
 from raylt.errors import InputError, SpecError
-from raylt.footprint import refuse_too_large, training_bytes
+from raylt.footprint import batch_bytes, refuse_too_large, training_bytes
 from raylt.metrics.flops import count_flops
 from raylt.modelcheck import KNOWN_KEYS, config_problems
 from raylt.presets import PRESETS
@@ -214,3 +214,11 @@ def test_a_model_that_this_machine_cannot_hold_is_refused(tiny_spec, monkeypatch
     with nullcontext() if fits else pytest.raises(InputError, match="this machine has 100 kB of memory"):
         refuse_too_large(spec, Compute("cpu"))
     refuse_too_large(spec, Compute("cuda"))  # its memory is another
+
+
+def test_a_batch_that_this_machine_cannot_hold_is_refused(tiny_spec, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10**8))
+    spec = tiny_spec(train={"batch_size": 10**6})
+    assert batch_bytes(spec) > 4 * 10**6 * 8 * 8 * 4  # the images themselves, four times
+    with pytest.raises(SpecError, match=r"train.batch_size: is too large: .* 100 MB of memory \(got 1000000\)"):
+        refuse_too_large(spec, Compute("cpu"))
