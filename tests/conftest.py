@@ -60,9 +60,10 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _heed_ctrl_c() -> None:
-    """A shell starts what it puts in the background without SIGINT, and our drivers would inherit that."""
+def _heed_signals() -> None:
+    """A shell starts what it puts in the background without SIGINT, nohup without SIGHUP; our drivers would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
