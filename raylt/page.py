@@ -35,16 +35,23 @@ from raylt.tables import justify
 from raylt.wording import shown, trial_name
 
 Record = Mapping[str, Any]
+Pictures = Mapping[str, bytes]
 Row = list[str]
 
 
-def sweep_page(results: Record, ledger: Ledger, spec_yaml: str) -> str:
+def sweep_page(results: Record, ledger: Ledger, spec_yaml: str, pictures: Pictures | None = None) -> str:
     """The page of a sweep, with what its store has: samples, versions."""
-    return html_page(results, spec_yaml, ledger.read(LOCK_FILE) or {}, sample_grids(ledger, results))
+    return html_page(results, spec_yaml, ledger.read(LOCK_FILE) or {}, sample_grids(ledger, results), pictures)
 
 
-def html_page(results: Record, spec_yaml: str, lock: Record | None = None, grids: Sequence[Sequence[Grid]] = ()) -> str:
-    """The whole sweep as one page. `lock`: what was resolved when it began; `grids`: lists of samples to show."""
+def html_page(
+    results: Record, spec_yaml: str, lock: Record | None = None, grids: Sequence[Sequence[Grid]] = (),
+    pictures: Pictures | None = None,
+) -> str:  # fmt: skip
+    """The whole sweep as one page.
+
+    `lock`: what was resolved when it began; `grids`: lists of samples to show; `pictures`: where they are drawn already.
+    """
     search = [trial for trial in results["trials"] if trial["protocol"] == "search"]
     counts = results["counts"]
     ended = ", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed", "running") if counts[key])
@@ -56,11 +63,12 @@ def html_page(results: Record, spec_yaml: str, lock: Record | None = None, grids
         trial_header=TRIAL_HEADER, front=_trial_rows(pareto_rows(results)), searched=_trial_rows(search),
         confirming=len(results["trials"]) - len(search),
         similarity_header=SIMILARITY_HEADER, similarity=similarity_rows(results),
-        pictures=_pictures(results), resolved=_resolved(lock or {}),
+        pictures=pictures or pictures_of(results), resolved=_resolved(lock or {}),
     )  # fmt: skip
 
 
-def _pictures(results: Record) -> dict[str, bytes]:
+def pictures_of(results: Record) -> Pictures:
+    """Name -> PNG bytes: the page's, which MLflow is given as files too."""
     drawn = {
         "pareto": pareto_png(results),
         "allocations": allocations_png(results),

@@ -238,18 +238,12 @@ def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
 
 def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> dict[str, bytes]:
     """The files of the parent run. `state`: as the driver knows it, which still holds the lease when it ends."""
-    from raylt.figures import pareto_png, similarity_heat_png, similarity_png
-    from raylt.page import sweep_page
-    from raylt.panels import allocations_png, confirmation_png
+    from raylt.page import pictures_of, sweep_page
 
     document = {**results(spec, ledger), "state": state}
-    confirmed = {"confirmation.png": confirmation_png(document)} if document["confirmation"] else {}
+    pictures = pictures_of(document)
     return {
         "spec.yaml": spec_yaml.encode(),
-        "pareto.png": pareto_png(document),
-        "similarity.png": similarity_png(document),
-        "similarity_heat.png": similarity_heat_png(document),
-        "allocations.png": allocations_png(document),
-        **confirmed,
-        "report.html": sweep_page(document, ledger, spec_yaml).encode(),
+        **{f"{name}.png": picture for name, picture in pictures.items()},
+        "report.html": sweep_page(document, ledger, spec_yaml, pictures).encode(),
     }
