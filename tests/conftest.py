@@ -87,3 +87,24 @@ def warm_root(_warm_store: Path, tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "root"
     shutil.copytree(_warm_store, root)
     yield root
+
+
+@pytest.fixture(scope="session")
+def fresh(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes folders with a warm store and an empty MLflow database, whose schema takes seconds to create."""
+    from mlflow.tracking import MlflowClient
+
+    template = tmp_path_factory.mktemp("template")
+    shutil.copytree(_warm_store, template / "root")
+    MlflowClient(f"sqlite:///{template / 'mlflow.db'}").search_experiments()
+    return lambda: Path(shutil.copytree(template, tmp_path_factory.mktemp("sweep"), dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(fresh: Callable[[], Path]) -> Path:
+    """One undisturbed sweep without Ray, to which those that chaos befell are compared. Nobody writes into it."""
+    from tests.chaos.test_scripted import drive
+
+    folder = fresh()
+    assert drive(folder) == 0
+    return folder

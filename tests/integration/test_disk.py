@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from diffusers import DDPMPipeline
 
 from raylt.diffusion.data import load_images
@@ -33,14 +32,6 @@ def raylt(*words: str) -> subprocess.CompletedProcess[str]:
 
 def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(_warm_store, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(_warm_store, folder / "root")
-    assert drive(folder) == 0
-    return folder
 
 
 def test_the_estimate_is_what_a_sweep_needs(undisturbed):

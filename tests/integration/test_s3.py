@@ -24,22 +24,13 @@ from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Store
 from tests import s3, sabotage
-from tests.chaos.test_scripted import drive, steps_trained
+from tests.chaos.test_scripted import steps_trained
 from tests.conftest import TINY, merged
 from tests.integration.test_sweep import NAME, Done, Sweep, comparable, eventually
 from tests.sabotage import HOLD
 
 CHECKPOINT_EVERY = TINY["train"]["checkpoint_every"]
 SPEC = "tiny.yaml"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep on a local store, run by one process to its end."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(_warm_store, folder / "root")
-    assert drive(folder) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
