@@ -72,6 +72,8 @@ class Holder:
         return life is not Life.GONE
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "somebody whose name was damaged"
         seen = max(0, round(time.time() - self.heartbeat))
         stopped = f" (stopped; `kill -CONT {self.pid}` lets it go on)" if self.life is Life.STOPPED else ""
         return f"pid {self.pid} on {self.host} since {self.since}, last seen {seen} s ago{stopped}"

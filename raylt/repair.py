@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from typing import Any
 
 from raylt.damage import Damaged
 from raylt.document import SPEC_FILE, write_spec
@@ -116,11 +117,18 @@ def _set_aside(store: Store, folder: str) -> str:
 
 
 def _restored(store: Store, source: str, target: str) -> str:
-    try:
-        record = store.read_record(source, is_sealed=True)
-    except Damaged:
-        record = None
-    if record is None:
+    kept, lost = _record_at(store, source), _record_at(store, target)
+    if kept is None:
         return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"
-    store.write_record(target, record)
+    if kept == lost:  # it is whole, and does not belong to the trials
+        both = f"{target.rpartition('/')[2]} and its copy"
+        return f"{target}: left as it is, for its copy is the same; put back {both}, or the trials, of one and the same backup"
+    store.write_record(target, kept)
     return f"{target}: restored from {source.rpartition('/')[2]}"
+
+
+def _record_at(store: Store, path: str) -> dict[str, Any] | None:
+    try:
+        return store.read_record(path, is_sealed=True)
+    except Damaged:
+        return None
