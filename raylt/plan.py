@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from raylt.sections import Control
+from raylt.sections import Control, Protocol
 from raylt.spec import SweepSpec
-from raylt.wording import Protocol
 
 Kind = Literal["dense", "pilot", "baseline", "search", "control"]
 SEARCHED = "searched"

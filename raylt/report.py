@@ -12,8 +12,9 @@ from typing import Any
 from raylt.document import RANKED_KINDS, hours_of, steps_of
 from raylt.errors import InputError
 from raylt.ledgerfiles import COMPLETE
+from raylt.sections import Protocol
 from raylt.tables import FittedTable
-from raylt.wording import Protocol, SortKey, hours_text, in_forward_order, shown
+from raylt.wording import SortKey, hours_text, in_forward_order, shown
 
 Record = Mapping[str, Any]
 Row = list[str]

@@ -26,6 +26,7 @@ ImageSampler = Literal["ddim", "ddpm", "dpm++"]
 Spacing = Literal["leading", "trailing"]  # the timesteps that DDIM visits: every n-th from the first one, or from the last
 GROUP_NAME_LENGTH = 200  # delta/GROUP is a param of MLflow's, whose names have 250 characters at most
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=GROUP_NAME_LENGTH)]
+Protocol = Literal["search", "final"]  # what a trial is scored under; numbers of two do not compare
 NAME_LENGTH = 100
 Control = Literal["reinit", "shuffled", "random", "small-dense"]  # what each is: ticket/controls.py
 

@@ -22,6 +22,7 @@ from raylt.sections import (
     FeaturesName,
     MetricsSpec,
     ModelSpec,
+    Protocol,
     ProtocolSpec,
     ResourcesSpec,
     SearchSpec,
@@ -31,7 +32,6 @@ from raylt.sections import (
     TrackingSpec,
     TrainSpec,
 )
-from raylt.wording import Protocol
 
 SCHEMA = 1
 

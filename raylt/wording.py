@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-Protocol = Literal["search", "final"]  # what a trial is scored under; numbers of two do not compare
 SortKey = Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"]
 
 _LABELS = {

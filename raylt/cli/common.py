@@ -20,9 +20,10 @@ from raylt.terminal import plain_console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raylt.sections import Protocol
     from raylt.ssh import Head
     from raylt.tables import FittedTable
-    from raylt.wording import Protocol, SortKey
+    from raylt.wording import SortKey
 
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",

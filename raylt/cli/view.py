@@ -22,7 +22,8 @@ from raylt.cli.common import (
 )
 from raylt.errors import InputError
 from raylt.lookup import find_ledger, find_results, name_of
-from raylt.wording import Protocol, SortKey
+from raylt.sections import Protocol
+from raylt.wording import SortKey
 
 if TYPE_CHECKING:
     from raylt.ssh import Head

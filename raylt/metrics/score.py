@@ -19,11 +19,11 @@ from raylt.diffusion.train import Compute
 from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, train_small_cnn
 from raylt.metrics.fid import Statistics, fid, kid, statistics
 from raylt.metrics.parts import in_parts
+from raylt.sections import Protocol
 from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.find import Round, data_key
-from raylt.wording import Protocol
 
 BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
 KID_REFERENCES = 10_000  # real features kept for KID
