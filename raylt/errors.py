@@ -95,6 +95,15 @@ class SpecError(InputError):
         super().__init__("\n".join(map(str, problems)))
 
 
+def in_units(num_bytes: float) -> str:
+    """`0 B`, `12 kB`, `3.4 MB`: what people compare with what their disk has left."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.{0 if unit == 'B' or num_bytes >= 10 else 1}f} {unit}"
+
+
 # What is said next, of sizes and processes, is never the same twice. The log has it.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|unable to allocate", re.IGNORECASE)
 

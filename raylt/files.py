@@ -256,15 +256,6 @@ class Files:
             raise self._failure(verb, path, error) from error
 
 
-def in_units(num_bytes: float) -> str:
-    """`0 B`, `12 kB`, `3.4 MB`: what people compare with what their disk has left."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.{0 if unit == 'B' or num_bytes >= 10 else 1}f} {unit}"
-
-
 def _shown(root: str) -> str:
     """A root for messages: without the options of its URI."""
     return root.partition("?")[0].rstrip("/") if "://" in root else root.rstrip("/")

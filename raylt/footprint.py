@@ -8,8 +8,7 @@ import psutil
 
 from raylt.diffusion.model import build_unet, prunable_layers
 from raylt.diffusion.train import Compute
-from raylt.errors import Problem, SpecError
-from raylt.files import in_units
+from raylt.errors import Problem, SpecError, in_units
 from raylt.inputs import Inputs
 from raylt.metrics.features import CNN_DIMS, INCEPTION_DIMS, SmallCnn
 from raylt.metrics.score import GRID_IMAGES, KID_REFERENCES, REFERENCE_CHUNK, SAVE_SAMPLES_ABOVE

@@ -9,8 +9,7 @@ from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.rehearsal import rehearse
 from raylt.document import SIMILARITY_FILE, groups_of
-from raylt.errors import Problem, SpecError
-from raylt.files import in_units
+from raylt.errors import Problem, SpecError, in_units
 from raylt.footprint import footprint
 from raylt.inputs import Address, Inputs, gather
 from raylt.ledger import Ledger

@@ -23,7 +23,7 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
     """How much each sweep has in a store, and what no sweep names."""
     ask_head(context, root, local, cluster)
     from raylt.disk import Survey
-    from raylt.files import in_units
+    from raylt.errors import in_units
     from raylt.tables import FittedTable
 
     survey = Survey(_store(root))
@@ -53,7 +53,7 @@ def gc(
     """
     ask_head(context, root, local, cluster)
     from raylt.disk import Survey, delete
-    from raylt.files import in_units
+    from raylt.errors import in_units
     from raylt.lease import Lease, read_holder
     from raylt.ledger import existing
     from raylt.store import Store

@@ -24,8 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from raylt.diffusion.notes import Note, Tally
-from raylt.errors import Problem, SpecError
-from raylt.files import in_units
+from raylt.errors import Problem, SpecError, in_units
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # by content: for an EPS, Pillow would start Ghostscript

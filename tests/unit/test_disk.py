@@ -10,7 +10,7 @@ import pytest
 from raylt import claim
 from raylt.claim import CLAIM, Claim
 from raylt.disk import Survey, delete
-from raylt.files import in_units
+from raylt.errors import in_units
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.plan import TrialSpec
