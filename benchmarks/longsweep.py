@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from raylt.document import SIMILARITY_FILE, SPEC_FILE
 from raylt.files import dump_json
-from raylt.ledgerfiles import COMPLETE, FAIL, LOCK_COPY, LOCK_FILE, PRUNED, asked_path, result_path
+from raylt.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
+from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import SEARCHED, TrialSpec, plan
 from raylt.seals import canonical, digest_of, seal, seal_yaml
 from raylt.search.space import offsets, parameter_names

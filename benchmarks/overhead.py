@@ -38,11 +38,9 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from raylt.diffusion.model import layers_of
-from raylt.document import RUNS_FILE, SIMILARITY_FILE, SPEC_FILE
+from raylt.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
 from raylt.lease import Lease
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
-from raylt.metrics.score import GRID
 from raylt.progress import SweepProgress
 from raylt.search.dispatch import Dispatcher
 from raylt.search.memory import Memory
@@ -54,7 +52,6 @@ from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from raylt.tensors import pack
-from raylt.ticket.file import FILE
 from raylt.tracking import Tracker
 from raylt.trial import MESSAGE
 
@@ -120,7 +117,7 @@ def make_spec(trials: int) -> SweepSpec:
 def template(spec: SweepSpec, store: Store) -> dict[str, Any]:
     """A result as `TrialRun` leaves it, its numbers made up, its stages real: the record reads and draws their files."""
     ticket = store.stage({"kind": "ticket", "of": "overhead"})
-    ticket.make(lambda stage: Output({"bytes": 1 << 16}, {FILE: os.urandom(1 << 16)}))
+    ticket.make(lambda stage: Output({"bytes": 1 << 16}, {TICKET: os.urandom(1 << 16)}))
     sample = store.stage({"kind": "sample", "of": "overhead"})
     grid = pack(images={"first": torch.randint(0, 255, (64, *(spec.image_shape[0], 8, 8)), dtype=torch.uint8)})
     sample.make(lambda stage: Output({"fid": 1.0}, {GRID: grid}))

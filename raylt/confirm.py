@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylt.document import next_free_id, pareto_of
 from raylt.ledger import Ledger
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
+from raylt.sweepstate import next_free_id, pareto_of
 
 FIRST_SEED = 1000  # above train.seed: no pilot gets there
 

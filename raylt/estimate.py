@@ -12,14 +12,14 @@ import torch
 
 from raylt.diffusion.sample import HELD_OUT_DRAWS, held_out_part
 from raylt.diffusion.train import Compute
-from raylt.document import next_free_id
 from raylt.inputs import Inputs
+from raylt.layout import LOCK_FILE
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.made import Made, made_for
 from raylt.plan import Planned, TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.speed import Speed, measure
+from raylt.sweepstate import next_free_id
 from raylt.trainings import Training, proposals, trainings_of
 from raylt.wording import counted, hours_text
 

@@ -66,7 +66,7 @@ def _density(trial: Record, results: Record) -> float | None:
 def _grid_png(ledger: Ledger, number: int) -> bytes | None:
     from safetensors.numpy import load
 
-    from raylt.metrics.score import GRID
+    from raylt.layout import GRID
 
     result: Result = ledger.results[number]
     try:

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from raylt.damage import Damaged
 from raylt.errors import EnvironmentFailure, Fenced, LeaseHeld
+from raylt.layout import epoch_path, lease_path, stop_path
 from raylt.processes import Life, life_of, own_start, this_machine
 from raylt.store import Store
 
@@ -77,18 +78,6 @@ class Holder:
         seen = max(0, round(time.time() - self.heartbeat))
         stopped = f" (stopped; `kill -CONT {self.pid}` lets it go on)" if self.life is Life.STOPPED else ""
         return f"pid {self.pid} on {self.host} since {self.since}, last seen {seen} s ago{stopped}"
-
-
-def lease_path(name: str) -> str:
-    return f"sweeps/{name}/lease.json"
-
-
-def stop_path(name: str) -> str:
-    return f"sweeps/{name}/stop.json"
-
-
-def epoch_path(name: str, epoch: int) -> str:
-    return f"sweeps/{name}/lease/{epoch:05d}.json"
 
 
 def newest_epoch(store: Store, name: str) -> int:

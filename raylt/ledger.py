@@ -15,10 +15,9 @@ from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
 from raylt.index import PART, Part, Results, first_of, part_path, read_parts, write_part
+from raylt.layout import LOCK_COPY, LOCK_FILE, result_path
 from raylt.ledgerfiles import (
     COMPLETE,
-    LOCK_COPY,
-    LOCK_FILE,
     Result,
     code_schema_of,
     confirm_files,
@@ -32,7 +31,6 @@ from raylt.ledgerfiles import (
     read_lock,
     read_result,
     require_lock,
-    result_path,
 )
 from raylt.plan import Planned, TrialSpec
 from raylt.store import Store

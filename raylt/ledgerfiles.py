@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
+from raylt.layout import LOCK_COPY, LOCK_FILE, SET_ASIDE, asked_path, result_path
 from raylt.plan import Planned, TrialSpec
 from raylt.seals import digest_of
 from raylt.store import FIRST_SEALED, MANIFEST, Store, folder_of, is_digest
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
-LOCK_FILE, LOCK_COPY = "spec.lock.json", "spec.lock.copy.json"
-
-FOLDERS = ("trials", "index", "lease")  # of a sweep
-
-SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 
 Result = dict[str, Any]
 
@@ -42,14 +38,6 @@ def origin_of(lock: Mapping[str, Any] | None) -> Origin:
     """By what a sweep was begun with; before that, and of an earlier raylt's, nothing is asked for."""
     sealed = is_sealed(lock)
     return Origin(sealed, digest_of(lock) if sealed else "")
-
-
-def asked_path(name: str, number: int) -> str:
-    return f"sweeps/{name}/trials/{number:05d}/asked.json"
-
-
-def result_path(name: str, number: int) -> str:
-    return f"sweeps/{name}/trials/{number:05d}/result.json"
 
 
 def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:

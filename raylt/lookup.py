@@ -66,8 +66,8 @@ def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[s
 
 def find_ledger(name: str, root: str | None) -> tuple[SweepSpec, Ledger]:
     """For what needs no result in full: of thousands of trials that takes a while."""
-    from raylt.document import stored_spec
     from raylt.ledger import existing
+    from raylt.sweepstate import stored_spec
 
     store, name = find_sweep(name, root)
     ledger = existing(store, name)

@@ -17,8 +17,8 @@ from markupsafe import Markup
 from raylt.confirmtable import budgets, interval, notes, sheets
 from raylt.figures import pareto_png, similarity_heat_png, similarity_png
 from raylt.grids import Grid, sample_grids
+from raylt.layout import LOCK_FILE
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
 from raylt.panels import allocations_png, confirmation_png
 from raylt.report import (
     SIMILARITY_HEADER,

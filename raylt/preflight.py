@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.rehearsal import rehearse
-from raylt.document import SIMILARITY_FILE, groups_of
 from raylt.errors import Problem, SpecError, in_units
 from raylt.footprint import footprint
 from raylt.inputs import Address, Inputs, gather
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.metrics.flops import Flops, count_flops, weight_costs
 from raylt.plan import plan
 from raylt.spec import SweepSpec, matches
 from raylt.store import Store
+from raylt.sweepstate import groups_of
 from raylt.ticket.allocation import cost_of, demands, least_kept, smallest_density
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 
-from raylt.document import is_complete, stored_spec, stored_yaml
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
@@ -14,6 +13,7 @@ from raylt.mlflowclient import check as check_tracking
 from raylt.runs import given_uri
 from raylt.sections import TrackingSpec
 from raylt.store import Store
+from raylt.sweepstate import is_complete, stored_spec, stored_yaml
 from raylt.tracking import Recorder
 
 

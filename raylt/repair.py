@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from raylt.damage import Damaged
-from raylt.document import SPEC_FILE, write_spec
 from raylt.index import first_of, part_path
+from raylt.layout import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, SPEC_FILE
 from raylt.lease import Holder, Lease, read_holder
-from raylt.ledgerfiles import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, read_lock
+from raylt.ledgerfiles import read_lock
 from raylt.store import CHECKPOINT, MANIFEST, STAGES, Store
+from raylt.sweepstate import write_spec
 from raylt.verify import Check, verify
 
 _EPOCH = r"sweeps/[^/]+/lease/\d+\.json"

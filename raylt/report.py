@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylt.document import RANKED_KINDS, hours_of, steps_of
+from raylt.document import hours_of, steps_of
 from raylt.errors import InputError
 from raylt.ledgerfiles import COMPLETE
 from raylt.sections import Protocol
+from raylt.sweepstate import RANKED_KINDS
 from raylt.tables import FittedTable
 from raylt.wording import SortKey, hours_text, in_forward_order, shown
 

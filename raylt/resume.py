@@ -6,14 +6,15 @@ import errno
 import os
 
 from raylt.confirm import Request, extend
-from raylt.document import SPEC_FILE, is_complete, stored_spec
 from raylt.errors import InputError
 from raylt.inputs import Address
+from raylt.layout import SPEC_FILE
 from raylt.ledger import Ledger, was_begun
 from raylt.ledgerfiles import code_schema_of, read_lock, require_lock
 from raylt.sections import NAME_LENGTH
 from raylt.spec import SweepSpec
 from raylt.store import CODE_SCHEMA, Store
+from raylt.sweepstate import is_complete, stored_spec
 
 
 def begun_with(spec: SweepSpec, store: Store) -> Address | None:

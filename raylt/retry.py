@@ -9,13 +9,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
-from raylt.document import failed_trials, next_free_id, stored_spec
 from raylt.errors import InputError
 from raylt.lease import Lease
 from raylt.ledger import Ledger, existing
 from raylt.ledgerfiles import FAIL, missing_stages
 from raylt.resume import refuse_other_numbers
 from raylt.store import FAILED, STAGES, Store, folder_of
+from raylt.sweepstate import failed_trials, next_free_id, stored_spec
 from raylt.wording import spanned
 
 

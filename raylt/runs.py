@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from raylt.document import SIMILARITY_FILE, groups_of, protocol_record, results, trial_record
+from raylt.document import protocol_record, results, trial_record
 from raylt.errors import EnvironmentFailure, InputError, shown
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import FAIL, RUNNING, Result
 from raylt.masking import without_secrets
@@ -22,6 +23,7 @@ from raylt.pathwords import EXPECTED
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.store import Store, stage_of
+from raylt.sweepstate import groups_of
 from raylt.trackinguri import absolute_uri, expanded_uri, uri_problem
 
 log = logging.getLogger("raylt.tracking")
@@ -224,11 +226,10 @@ def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
     from safetensors.numpy import load
 
     from raylt.figures import samples_png
-    from raylt.metrics.score import GRID, SAMPLES
-    from raylt.ticket.file import FILE
+    from raylt.layout import GRID, SAMPLES, TICKET
 
     if result.get("ticket_stage"):
-        yield FILE, stage_of(store, result, result["ticket_stage"]).read(FILE)
+        yield TICKET, stage_of(store, result, result["ticket_stage"]).read(TICKET)
     if result.get("sample_stage"):
         stage = stage_of(store, result, result["sample_stage"])
         yield "samples.png", samples_png(load(stage.read(GRID))["images/first"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from raylt.document import is_ranked
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import Result
 from raylt.runs import Point, points_of, similarity_points
 from raylt.seals import digest_of
 from raylt.spec import SweepSpec
+from raylt.sweepstate import is_ranked
 
 
 class Shown:

@@ -14,17 +14,16 @@ from raylt.diffusion.train import Compute
 from raylt.document import trial_record
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.footprint import refuse_too_large
+from raylt.layout import SAMPLES, TICKET, TRAINED
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL, missing_stages
-from raylt.metrics.score import SAMPLES
 from raylt.plan import TrialSpec
 from raylt.progress import ticket_progress
 from raylt.sections import Rule
 from raylt.spec import SweepSpec
 from raylt.store import Store, stage_of
 from raylt.tensors import unpack
-from raylt.ticket.file import FILE, export_pipeline
-from raylt.ticket.find import TRAINED
+from raylt.ticket.file import export_pipeline
 from raylt.trial import Bench, TrialRun
 
 INDEX = "model_index.json"  # of a pipeline, as diffusers names it
@@ -81,7 +80,7 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
         raise InputError(f"{folder} is there already and not empty; give a new folder")
     store = ledger.store  # everything is read, and so checked, before anything is written
     weights = unpack(stage_of(store, result, result["final_stage"]).read(TRAINED))["ema"]
-    files = {FILE: stage_of(store, result, result["ticket_stage"]).read(FILE)}
+    files = {TICKET: stage_of(store, result, result["ticket_stage"]).read(TICKET)}
     samples = stage_of(store, result, result["sample_stage"])
     if SAMPLES in samples.whole().files:
         files[SAMPLES] = samples.read(SAMPLES)

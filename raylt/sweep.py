@@ -16,10 +16,10 @@ from rich.console import Console
 from raylt import cluster, estimate, preflight, raywatch
 from raylt.confirm import Request
 from raylt.diffusion.train import Compute
-from raylt.document import SPEC_FILE, failed_trials, is_complete, write_spec
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.footprint import refuse_too_large
 from raylt.inputs import Address
+from raylt.layout import SPEC_FILE
 from raylt.lease import Lease
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import read_lock
@@ -39,6 +39,7 @@ from raylt.single import local_compute
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
+from raylt.sweepstate import failed_trials, is_complete, write_spec
 from raylt.tracking import Tracker
 from raylt.where import Place
 

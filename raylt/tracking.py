@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from raylt import runs
 from raylt.background import CLOSE_WITHIN_S, AbandonedError, Background, Pace
-from raylt.document import RUNS_FILE, SIMILARITY_FILE, is_complete, state_of
 from raylt.errors import Fenced
+from raylt.layout import RUNS_FILE, SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import FAIL, Result
 from raylt.masking import without_secrets
@@ -28,6 +28,7 @@ from raylt.runs import LEDGER_TAG, RECORD_TAG, Point, Run, tracking_uri
 from raylt.seals import digest_of
 from raylt.shown import Shown
 from raylt.spec import SweepSpec
+from raylt.sweepstate import is_complete, state_of
 from raylt.trackinguri import artifact_root
 
 __all__ = ["Recorder", "Tracker", "record", "tracking_uri"]

@@ -14,6 +14,7 @@ from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import Diverged, RayltError, cause_of
 from raylt.inputs import Inputs
+from raylt.layout import START, TICKET
 from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, Result
 from raylt.metrics.flops import count_flops, narrower_unet, weight_costs
 from raylt.metrics.score import Scorer
@@ -22,8 +23,8 @@ from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round
-from raylt.ticket.file import FILE, Ticket, block_counts
-from raylt.ticket.find import START, Progress, Round, TicketSearch, find_ticket
+from raylt.ticket.file import Ticket, block_counts
+from raylt.ticket.find import Progress, Round, TicketSearch, find_ticket
 from raylt.ticket.mask import Mask
 
 MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
@@ -181,7 +182,7 @@ class TrialRun:
         def compute(stage: Stage) -> Output:
             state = TrainState.from_bytes(trained.start.read(START))
             data = Ticket(trained.unet_config, trained.mask, state).to_bytes()
-            return Output({"bytes": len(data)}, {FILE: data})
+            return Output({"bytes": len(data)}, {TICKET: data})
 
         stage = self.store.stage({"kind": "ticket", "start": trained.start.digest, "mask": trained.mask.digest})
         return stage, stage.make(compute)

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from raylt.damage import Damaged
-from raylt.document import RUNS_FILE, SIMILARITY_FILE, stored_spec
 from raylt.errors import Diverged
 from raylt.index import Part
+from raylt.layout import FOLDERS, LOCK_COPY, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, result_path
 from raylt.ledgerfiles import (
     COMPLETE,
-    FOLDERS,
-    LOCK_COPY,
-    LOCK_FILE,
     Origin,
     Result,
     confirm_files,
@@ -32,11 +29,11 @@ from raylt.ledgerfiles import (
     read_lock,
     read_result,
     require_lock,
-    result_path,
 )
 from raylt.plan import TrialSpec
 from raylt.seals import BadSeal, place_of
 from raylt.store import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
+from raylt.sweepstate import stored_spec
 
 
 class MissingStage(NamedTuple):

@@ -9,10 +9,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from raylt.confirm import Request, confirm
-from raylt.document import SIMILARITY_FILE, SPEC_FILE
+from raylt.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_FILE
-from raylt.metrics.score import GRID
 from raylt.plan import TrialSpec, plan
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml

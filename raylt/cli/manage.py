@@ -26,7 +26,7 @@ def logs(
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
-    from raylt.document import state_of
+    from raylt.sweepstate import state_of
     from raylt.triallog import read_log
     from raylt.wording import spanned
 

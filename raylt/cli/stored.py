@@ -17,12 +17,12 @@ def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) ->
     And whether it is the store alone that names `data.root`, where then nothing is read. Raises `InputError` where the
     store alone names where the record goes.
     """
-    from raylt.document import stored_spec
     from raylt.ledger import existing, sweep_names
     from raylt.pathwords import literal
     from raylt.record import record_address
     from raylt.sections import StorageSpec
     from raylt.specfile import builtin_sweeps, parse_again
+    from raylt.sweepstate import stored_spec
 
     store, begun = find_sweep(name, root)
     if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):

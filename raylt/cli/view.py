@@ -39,9 +39,10 @@ def status(
 ) -> None:
     """How far a sweep is, who drives it, and why trials failed."""
     ask_head(context, root, local, cluster)
-    from raylt.document import counts_of, state_of, states_of
+    from raylt.document import counts_of
     from raylt.lease import read_holder
     from raylt.ledgerfiles import COMPLETE, RUNNING
+    from raylt.sweepstate import state_of, states_of
 
     spec, ledger = find_ledger(name, root)
     state, states = state_of(spec, ledger), states_of(ledger)

@@ -16,6 +16,7 @@ from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import build_unet, load_parameters
 from raylt.diffusion.sample import chunk_size, held_out_loss, sample_chunk
 from raylt.diffusion.train import Compute
+from raylt.layout import CLASSIFIER, GRID, SAMPLES, STATISTICS
 from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, train_small_cnn
 from raylt.metrics.fid import Statistics, fid, kid, statistics
 from raylt.metrics.parts import in_parts
@@ -30,7 +31,6 @@ KID_REFERENCES = 10_000  # real features kept for KID
 REFERENCE_CHUNK = 2_500  # training images between two checkpoints of the reference features
 GRID_IMAGES = 64
 SAVE_SAMPLES_ABOVE = 5_000  # fewer are sampled again after a kill
-GRID, SAMPLES, STATISTICS, CLASSIFIER = "grid.safetensors", "samples.npz", "statistics.safetensors", "weights.safetensors"
 CLASSIFIER_SEED, CLASSIFIER_EPOCHS = 0, {"digits-cnn": 10, "mnist-cnn": 1}
 
 

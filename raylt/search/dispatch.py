@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.confirm import Request, confirm
-from raylt.document import next_free_id
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import FAIL, Result
 from raylt.plan import SEARCHED, Planned, TrialSpec, plan
@@ -23,6 +22,7 @@ from raylt.search.proposal import Proposer
 from raylt.search.rungs import thresholds
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec
+from raylt.sweepstate import next_free_id
 
 log = logging.getLogger("raylt.search")
 

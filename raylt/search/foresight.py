@@ -10,13 +10,14 @@ import torch
 from raylt.ceilings import violation
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.train import Compute
+from raylt.layout import TRAINED
 from raylt.ledger import Ledger
 from raylt.metrics.flops import count_flops, weight_costs
 from raylt.plan import SEARCHED
 from raylt.spec import SweepSpec
 from raylt.tensors import NamedTensors, unpack
 from raylt.ticket.allocation import Allocation, Pruning
-from raylt.ticket.find import TRAINED, TicketSearch, allocation_of
+from raylt.ticket.find import TicketSearch, allocation_of
 
 
 class Foresight:

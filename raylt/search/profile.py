@@ -12,7 +12,7 @@ import numpy as np
 from raylt.diffusion.model import Layer, layers_of
 from raylt.diffusion.noise import Draw, seed_of
 from raylt.diffusion.train import TrainState
-from raylt.document import SIMILARITY_FILE
+from raylt.layout import MASK, SIMILARITY_FILE, START, TRAINED
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import Result
 from raylt.metrics.flops import count_flops
@@ -21,7 +21,7 @@ from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec, matches
 from raylt.store import Stage, Store, stage_of
 from raylt.tensors import NamedTensors, unpack
-from raylt.ticket.find import MASK, START, TRAINED, round_0_among
+from raylt.ticket.find import round_0_among
 from raylt.ticket.mask import Mask
 from raylt.ticket.pairs import Comparison, Numbers
 from raylt.ticket.similarity import most_moved, movement

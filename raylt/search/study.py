@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from raylt.background import AbandonedError, Background, Pace
-from raylt.document import SIMILARITY_FILE
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.search.groups import settled
 from raylt.search.proposal import frozen

@@ -17,7 +17,6 @@ from raylt.diffusion.train import TrainState, noise_schedule
 from raylt.tensors import NamedTensors, pack, unpack
 from raylt.ticket.mask import Mask
 
-FILE = "ticket.safetensors"
 FORMAT = "raylt-ticket-1"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.model import Layer, build_unet, layers_of, load_parameters, parameters_of, weight_name
 from raylt.diffusion.train import Compute, Trainer, TrainState, learning_rate_at, run
+from raylt.layout import MASK, START, TRAINED
 from raylt.sections import TrainSpec
 from raylt.spec import SweepSpec
 from raylt.store import Manifest, Output, Stage, Store
@@ -21,10 +22,6 @@ from raylt.ticket.allocation import Allocation, Pruning
 from raylt.ticket.criteria import AT_REWIND_POINT, CRITERIA, Scores, Survivors
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import top_k
-
-TRAINED = "trained.safetensors"  # groups: weights, ema
-MASK = "mask.safetensors"  # group: mask
-START = "start.safetensors"  # groups: w, m, v (and what a TrainState holds besides)
 
 Progress = Callable[[int, int, float], None]  # round, step, mean loss since the last call
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from raylt import tracking
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
-from raylt.document import write_spec
 from raylt.inputs import Inputs
 from raylt.lease import Lease
 from raylt.ledger import Ledger
@@ -28,6 +27,7 @@ from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Stage, Store
+from raylt.sweepstate import write_spec
 from raylt.trial import Bench, TrialRun
 from tests import sabotage
 from tests.conftest import TINY

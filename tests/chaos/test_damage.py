@@ -15,14 +15,15 @@ import pytest
 
 from raylt.cli.view import _refuse_records
 from raylt.damage import Damaged
-from raylt.document import results, stored_spec
+from raylt.document import results
 from raylt.errors import InputError, StoreFailure
+from raylt.layout import TICKET
 from raylt.ledger import existing
 from raylt.repair import repair
 from raylt.retry import Retried, retry
 from raylt.single import export_trial
 from raylt.store import Store, stage_of
-from raylt.ticket.file import FILE
+from raylt.sweepstate import stored_spec
 from raylt.verify import MissingStage, verify
 from tests.chaos.test_scripted import SPEC, comparable, drive
 
@@ -189,7 +190,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     folder, out = Path(shutil.copytree(undisturbed, tmp_path / "sweep")), tmp_path / "exported"
     store = Store(str(folder / "root"))
     before = existing(store, SPEC.name).results[6]
-    harmed = folder / "root" / store.find(before["ticket_stage"]).path / FILE
+    harmed = folder / "root" / store.find(before["ticket_stage"]).path / TICKET
     data = harmed.read_bytes()
     harmed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(Damaged, match="raylt retry NAME TRIAL"):
@@ -209,7 +210,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     assert verify(store).missing == set() and verify(store).damaged == []
     assert json.loads((folder / "root/sweeps/tiny/trials/00006/result-1.json").read_text())["loss"] == before["loss"]
     export_trial(SPEC, existing(store, SPEC.name), 6, out)
-    assert (out / FILE).read_bytes() == data
+    assert (out / TICKET).read_bytes() == data
 
 
 def test_a_trial_with_nothing_to_do_again_is_refused(undisturbed, tmp_path):

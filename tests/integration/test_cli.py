@@ -25,15 +25,14 @@ from raylt import cli
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
 from raylt.inputs import Inputs
+from raylt.layout import SAMPLES, TICKET, TRAINED
 from raylt.ledger import Ledger
-from raylt.metrics.score import SAMPLES
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec
 from raylt.specfile import builtin_sweeps, dump_yaml
 from raylt.store import Store
 from raylt.tensors import unpack
-from raylt.ticket.file import FILE, load_ticket
-from raylt.ticket.find import TRAINED
+from raylt.ticket.file import load_ticket
 from raylt.trial import Bench, TrialRun, failure
 from tests.begun import write_begun
 from tests.conftest import TINY, merged
@@ -423,9 +422,9 @@ def test_export_is_a_pipeline_that_diffusers_loads_with_its_ticket(call, here):
     assert all(torch.equal(exported[name], ema[name]) for name in ema)
 
     trial = json.loads(call("results", "small", "--json").out)["trials"][SEARCHED]
-    ticket = load_ticket(folder / FILE)
+    ticket = load_ticket(folder / TICKET)
     assert ticket.mask.digest == trial["ticket"]
-    assert (folder / FILE).stat().st_size == trial["ticket_bytes"]
+    assert (folder / TICKET).stat().st_size == trial["ticket_bytes"]
     for layer, keep in ticket.mask.layers.items():
         weight = exported[f"{layer}.weight"]
         assert [int(keep.sum()), keep.numel()] == trial["layers"][layer]

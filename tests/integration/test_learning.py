@@ -9,11 +9,12 @@ import pytest
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import build_unet, parameters_of
 from raylt.diffusion.train import Compute
+from raylt.layout import TRAINED
 from raylt.metrics.score import Scorer
 from raylt.specfile import load_spec
 from raylt.store import Output, Store
 from raylt.tensors import pack
-from raylt.ticket.find import TRAINED, TicketSearch, find_ticket
+from raylt.ticket.find import TicketSearch, find_ticket
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,13 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import SIMILARITY_NUMBERS, stored_spec
+from raylt.document import SIMILARITY_NUMBERS
 from raylt.estimate import all_trials, work_of
 from raylt.ledger import Ledger
 from raylt.presets import block_of
 from raylt.specfile import dump_yaml
 from raylt.store import Store
+from raylt.sweepstate import stored_spec
 from raylt.ticket.file import load_ticket
 from tests import sabotage
 from tests.conftest import TINY, merged

@@ -23,17 +23,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raylt.background import Pace
-from raylt.document import RUNS_FILE, SIMILARITY_FILE
 from raylt.errors import Fenced
+from raylt.layout import GRID, RUNS_FILE, SAMPLES, SIMILARITY_FILE, TICKET
 from raylt.ledger import Ledger
-from raylt.metrics.score import GRID, SAMPLES
 from raylt.mlflowclient import words_of
 from raylt.plan import TrialSpec, plan
 from raylt.shown import sweep_points
 from raylt.spec import SweepSpec
 from raylt.store import Output, Store
 from raylt.tensors import pack
-from raylt.ticket.file import FILE
 from raylt.tracking import Tracker, record, tracking_uri
 
 YAML = "schema: 1\nname: digits\n"
@@ -48,7 +46,7 @@ def make_spec(trials: int = 3) -> SweepSpec:
 def make_stages(store: Store, number: int) -> dict[str, str]:
     """A ticket stage and a sample stage, as a trial leaves them."""
     ticket = store.stage({"kind": "ticket", "of": number})
-    ticket.make(lambda stage: Output({"bytes": 3}, {FILE: b"ticket of %d" % number}))
+    ticket.make(lambda stage: Output({"bytes": 3}, {TICKET: b"ticket of %d" % number}))
     grid = pack(images={"first": torch.full((64, 1, 8, 8), number, dtype=torch.uint8)})
     sample = store.stage({"kind": "sample", "of": number})
     sample.make(lambda stage: Output({"fid": 1.0}, {GRID: grid} | ({SAMPLES: b"npz"} if number == 0 else {})))
@@ -400,7 +398,7 @@ def test_missing_stages_cost_the_files_not_the_record(tmp_path: Path, uri: str, 
     spec = make_spec()
     ledger = begin(tmp_path / "store", spec)
     ticket = ledger.store.find(ledger.results[0]["ticket_stage"])
-    ledger.store.delete(f"{ticket.path}/{FILE}")
+    ledger.store.delete(f"{ticket.path}/{TICKET}")
     record(spec, ledger, YAML, uri)
     assert runs_of(uri)["0000-dense"].info.status == "FINISHED"
     assert "0000-dense" in caplog.text

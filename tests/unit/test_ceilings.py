@@ -10,7 +10,7 @@ from raylt import preflight
 from raylt.ceilings import is_feasible, violations
 from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.train import Compute, TrainState
-from raylt.document import pareto_of, results, trial_record
+from raylt.document import results, trial_record
 from raylt.errors import SpecError
 from raylt.ledgerfiles import COMPLETE
 from raylt.metrics.flops import count_flops, weight_costs
@@ -21,6 +21,7 @@ from raylt.search.foresight import Foresight
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.store import Store
+from raylt.sweepstate import pareto_of
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.file import Ticket
 from raylt.ticket.find import TicketSearch, cut

@@ -7,13 +7,14 @@ import json
 import pytest
 
 from raylt.confirm import FIRST_SEED, Request, finalists
-from raylt.document import is_complete, pareto_of, results
+from raylt.document import results
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.plan import plan
 from raylt.retry import retry
 from raylt.search import dispatch
 from raylt.store import Store
+from raylt.sweepstate import is_complete, pareto_of
 from tests.begun import write_begun
 from tests.unit.driving import asked, drive
 

@@ -9,13 +9,14 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.noise import Draw, generator
 from raylt.diffusion.train import Compute, TrainState
+from raylt.layout import START
 from raylt.metrics.flops import count_flops, narrower_unet
 from raylt.presets import PRESETS
 from raylt.store import Store
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round, random_within_blocks, shuffled_within_layers
-from raylt.ticket.find import START, TicketSearch, find_ticket
+from raylt.ticket.find import TicketSearch, find_ticket
 from raylt.ticket.mask import Mask
 
 

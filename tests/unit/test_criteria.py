@@ -15,13 +15,14 @@ from raylt.diffusion.noise import Draw, batch_indices, generator
 from raylt.diffusion.train import Compute, TrainState
 from raylt.errors import Diverged
 from raylt.inputs import Inputs
+from raylt.layout import START
 from raylt.metrics.flops import count_flops, weight_costs
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.store import Store
 from raylt.ticket import criteria, find
 from raylt.ticket.allocation import Allocation, Pruning
 from raylt.ticket.criteria import CRITERIA, Survivors
-from raylt.ticket.find import START, TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, top_k
 from raylt.ticket.synflow import SynapticFlow

@@ -7,7 +7,8 @@ import json
 import optuna
 import pytest
 
-from raylt.document import SIMILARITY_FILE, is_complete, pareto_of, results
+from raylt.document import results
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import plan
@@ -18,6 +19,7 @@ from raylt.search.sampler import default_startup
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.store import Store
+from raylt.sweepstate import is_complete, pareto_of
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}

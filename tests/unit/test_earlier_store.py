@@ -15,12 +15,13 @@ import pytest
 from raylt import ledger as ledger_module
 from raylt.confirm import Request
 from raylt.damage import Damaged
-from raylt.document import results, stored_spec
+from raylt.document import results
 from raylt.errors import InputError
 from raylt.ledger import existing
 from raylt.resume import begin
 from raylt.retry import retry
 from raylt.store import Store
+from raylt.sweepstate import stored_spec
 from raylt.verify import verify
 
 DATA = Path(__file__).parents[1] / "data" / "sweep-of-code-schema-1"

@@ -12,11 +12,12 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.train import Compute, TrainState, learning_rate_at
 from raylt.errors import Diverged
+from raylt.layout import START
 from raylt.store import Store
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.file import Ticket, load_ticket
-from raylt.ticket.find import START, TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
 
 
 def search_for(spec, rule="erk", seed=0):

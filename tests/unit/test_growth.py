@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from raylt import index
 from raylt import ledger as ledger_module
 from raylt.cli import app
-from raylt.document import write_spec
 from raylt.folders import LocalFolder
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE
@@ -31,6 +30,7 @@ from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
+from raylt.sweepstate import write_spec
 from raylt.tracking import Recorder
 from tests.unit.counting import CountingFolder
 

@@ -7,13 +7,14 @@ import shutil
 import pytest
 
 from raylt import index, ledger
-from raylt.document import states_of
 from raylt.index import Part, part_path
+from raylt.layout import asked_path, result_path
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL, asked_path, result_path
+from raylt.ledgerfiles import COMPLETE, FAIL
 from raylt.plan import TrialSpec
 from raylt.repair import repair
 from raylt.store import CODE_SCHEMA, Store
+from raylt.sweepstate import states_of
 from raylt.verify import verify
 
 PART, TRIALS = 5, 13  # two parts, and a tail of three
@@ -33,8 +34,8 @@ def result_of(number, **changes):
 
 @pytest.fixture
 def store(tmp_path, tiny_spec) -> Store:
-    from raylt.document import write_spec
     from raylt.specfile import dump_yaml
+    from raylt.sweepstate import write_spec
 
     store = Store(str(tmp_path))
     driver = Ledger(store, "tiny", lambda: None)

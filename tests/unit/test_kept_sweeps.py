@@ -16,7 +16,7 @@ import pytest
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import is_complete, results, stored_spec
+from raylt.document import results
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger, existing
 from raylt.ledgerfiles import COMPLETE, PRUNED, read_lock
@@ -24,6 +24,7 @@ from raylt.plan import TrialSpec
 from raylt.search.dispatch import Dispatcher, Finished
 from raylt.spec import SweepSpec
 from raylt.store import Store
+from raylt.sweepstate import is_complete, stored_spec
 from raylt.trial import Bench, TrialRun
 from raylt.verify import verify
 

@@ -16,7 +16,8 @@ import pytest
 
 from raylt import lease as lease_module
 from raylt.errors import Fenced, LeaseHeld
-from raylt.lease import Holder, Lease, epoch_path, guard_for, has_stopped, lease_path, read_holder, request_stop
+from raylt.layout import epoch_path, lease_path
+from raylt.lease import Holder, Lease, guard_for, has_stopped, read_holder, request_stop
 from raylt.ledger import Ledger
 from raylt.plan import TrialSpec
 from raylt.processes import Life

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raylt.damage import Damaged
+from raylt.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, origin_of, read_asked, read_lock, require_lock, result_path
+from raylt.ledgerfiles import origin_of, read_asked, read_lock, require_lock
 from raylt.plan import TrialSpec
 from raylt.store import Store
 

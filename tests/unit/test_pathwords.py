@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from raylt.cli import app
-from raylt.document import SPEC_FILE, stored_spec
 from raylt.errors import InputError, SpecError
+from raylt.layout import SPEC_FILE
 from raylt.ledger import Ledger
 from raylt.lookup import find_sweep, load, name_of
 from raylt.pathwords import expanded, literal, root_problem
@@ -21,6 +21,7 @@ from raylt.resume import with_free_name
 from raylt.sections import StorageSpec
 from raylt.specfile import dump_yaml, load_spec, parse_again, parse_spec, read_spec
 from raylt.store import Store
+from raylt.sweepstate import stored_spec
 from raylt.trackinguri import absolute_uri, sqlite_uri
 from tests.begun import write_begun
 from tests.conftest import TINY

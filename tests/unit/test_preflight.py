@@ -6,9 +6,9 @@ import pytest
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import layers_of
-from raylt.document import SIMILARITY_FILE
 from raylt.footprint import _Sizes
 from raylt.inputs import Inputs
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.metrics.flops import count_flops
 from raylt.preflight import Preflight, _budget_words, _density_problems, _group_lines

@@ -11,7 +11,8 @@ import pytest
 from raylt.diffusion.data import load_images
 from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute, TrainState
-from raylt.document import SIMILARITY_FILE, SIMILARITY_NUMBERS, results
+from raylt.document import SIMILARITY_NUMBERS, results
+from raylt.layout import SIMILARITY_FILE, START, TRAINED
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE
 from raylt.metrics.flops import count_flops
@@ -22,7 +23,7 @@ from raylt.spec import SweepSpec
 from raylt.store import Store
 from raylt.tensors import unpack
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.find import START, TRAINED, TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
 from raylt.ticket.similarity import NestedMasks, movement
 from tests.unit.kappas import kappa_between, kappa_with_start
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raylt.document import failed_trials, is_complete, results, write_spec
+from raylt.document import results
 from raylt.errors import LeaseHeld
 from raylt.lease import Lease
 from raylt.ledger import Ledger
@@ -15,6 +15,7 @@ from raylt.retry import retry
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
+from raylt.sweepstate import failed_trials, is_complete, write_spec
 from tests.unit.test_dispatch import PROFILE, asked, outcome, run
 
 

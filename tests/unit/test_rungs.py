@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import is_complete, pareto_of, trial_record
+from raylt.document import trial_record
 from raylt.index import Results
 from raylt.inputs import Inputs
 from raylt.ledger import Ledger
@@ -20,6 +20,7 @@ from raylt.search.rungs import MIN_SEEN, thresholds
 from raylt.search.study import StudyFile
 from raylt.speccheck import cross_key_problems
 from raylt.store import Store
+from raylt.sweepstate import is_complete, pareto_of
 from raylt.trial import Bench, TrialRun
 from tests.unit.driving import asked, drive
 

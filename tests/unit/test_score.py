@@ -11,9 +11,10 @@ import torch
 from raylt.diffusion import sample
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
+from raylt.layout import GRID, SAMPLES
 from raylt.metrics import score as score_module
 from raylt.metrics.fid import fid, statistics
-from raylt.metrics.score import GRID, SAMPLES, Scorer
+from raylt.metrics.score import Scorer
 from raylt.store import Store
 from raylt.tensors import unpack
 from raylt.ticket.allocation import Allocation

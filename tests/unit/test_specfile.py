@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from raylt.damage import Damaged
-from raylt.document import stored_spec
 from raylt.errors import Problem, SpecError
 from raylt.specfile import builtin_sweeps, dump_yaml, load_spec, parse_spec
 from raylt.store import Store
+from raylt.sweepstate import stored_spec
 from raylt.yamltext import read_yaml
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

@@ -20,13 +20,13 @@ from raylt import inputs
 from raylt.cli import app
 from raylt.cli.stored import spec_to_confirm
 from raylt.diffusion.data import ImageSet, load_images
-from raylt.document import write_spec
 from raylt.errors import EnvironmentFailure, InputError, SpecError
 from raylt.inputs import FILE, IMAGES, Address, Inputs, gather
 from raylt.record import record_address
 from raylt.sections import DataSpec
 from raylt.specfile import dump_yaml, load_spec, parse_spec
 from raylt.store import Store
+from raylt.sweepstate import write_spec
 from tests.confirmed import begun
 
 DEFAULT = "sqlite:///mlflow.db"

@@ -13,17 +13,19 @@ from raylt import lease as lease_module
 from raylt import ledger as ledger_module
 from raylt.confirm import Request, confirm
 from raylt.damage import Damaged
-from raylt.document import SIMILARITY_FILE, SPEC_FILE, next_free_id, results, stored_spec, write_spec
+from raylt.document import results
 from raylt.errors import Fenced, LeaseHeld
-from raylt.lease import Holder, Lease, epoch_path, guard_for, lease_path, newest_epoch
+from raylt.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, epoch_path, lease_path, result_path
+from raylt.lease import Holder, Lease, guard_for, newest_epoch
 from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import LOCK_COPY, LOCK_FILE, asked_path, missing_trials, result_path
+from raylt.ledgerfiles import missing_trials
 from raylt.plan import TrialSpec
 from raylt.repair import repair
 from raylt.search import dispatch
 from raylt.specfile import dump_yaml
 from raylt.store import Output, Store
 from raylt.sweep import _Driver
+from raylt.sweepstate import next_free_id, stored_spec, write_spec
 from raylt.verify import verify
 from tests import confirmed
 from tests.begun import write_begun

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylt.confirm import Request
 from raylt.damage import Damaged
-from raylt.document import is_complete, results, stored_spec, write_spec
+from raylt.document import results
 from raylt.errors import Diverged, EnvironmentFailure, Fenced, InputError, LeaseHeld, RayltError, StoreFailure
 from raylt.lease import Lease, guard_for, request_stop
 from raylt.ledger import Ledger, existing
@@ -15,6 +15,7 @@ from raylt.ledgerfiles import read_lock, require_lock
 from raylt.repair import repair
 from raylt.search.dispatch import Dispatcher, Finished, Wait
 from raylt.store import CODE_SCHEMA, Output
+from raylt.sweepstate import is_complete, stored_spec, write_spec
 from raylt.trial import failure
 from raylt.verify import verify
 from tests.chaos.simulation.work import Run, measure, yaml_of

@@ -12,9 +12,9 @@ from typing import Any
 from raylt import lease as lease_module
 from raylt.damage import Damaged
 from raylt.files import Files
+from raylt.layout import result_path
 from raylt.lease import Lease
 from raylt.ledger import Ledger
-from raylt.ledgerfiles import result_path
 from raylt.seals import SUM, canonical, seal_bytes
 from raylt.store import CHECKPOINT, MANIFEST, Stage
 from tests.chaos.simulation.world import World

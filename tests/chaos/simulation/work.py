@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from raylt.document import SIMILARITY_FILE
 from raylt.errors import Diverged
+from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
 from raylt.ledgerfiles import COMPLETE, Result
 from raylt.plan import TrialSpec
