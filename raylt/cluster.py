@@ -21,7 +21,6 @@ from typing import Any
 from raylt import raystart
 from raylt.auth import asks_for_token
 from raylt.capacity import Capacity, needed, read_capacity
-from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, SpecError
 from raylt.raystart import Say
 from raylt.spec import SweepSpec
@@ -90,7 +89,7 @@ def trial_resources(spec: SweepSpec, say: Say) -> Resources:
         raise SpecError(problems)
     resources = Resources(spec.resources.cpus, gpus)
     if not capacity.holds(resources.cpus, resources.gpus):
-        _on_a_node(_is_up, resources, say)
+        on_a_node(_is_up, resources, say)
     return resources
 
 
@@ -107,7 +106,7 @@ def _with_first_worker(capacity: Capacity, say: Say) -> Capacity:
     return capacity
 
 
-def _on_a_node(task: Callable[[], Any], resources: Resources, say: Say) -> Any:
+def on_a_node(task: Callable[[], Any], resources: Resources, say: Say) -> Any:
     """The task's result, from a node with what a trial needs, for which the autoscaler is asked; says what is waited for."""
     import ray
 
@@ -126,19 +125,6 @@ def _on_a_node(task: Callable[[], Any], resources: Resources, say: Say) -> Any:
 
 def _is_up() -> None:
     """A task that only needs a node."""
-
-
-def resolve_compute(spec: SweepSpec, resources: Resources, say: Say) -> Compute:
-    """Device, precision and threads, decided once per sweep. Asks a GPU worker what it can do, since we may have none."""
-    has_cuda, has_bf16 = _on_a_node(_probe_gpu, resources, say) if resources.gpus else (False, False)
-    return Compute.resolve(spec.train.precision, spec.resources.cpus, has_cuda=has_cuda, has_bf16=has_bf16)
-
-
-def _probe_gpu() -> tuple[bool, bool]:
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    return has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def run_tune(

@@ -99,7 +99,7 @@ def _least_flops(spec: SweepSpec, layers: list[Layer], flops: Flops) -> int:
         taken = min(left, layer.size - counts[layer.name])
         counts[layer.name] += taken
         left -= taken
-    return flops.of_counts({layer.name: (counts[layer.name], layer.size) for layer in layers})
+    return flops.of({layer.name: (counts[layer.name], layer.size) for layer in layers})
 
 
 def _image_problems(spec: SweepSpec, images: ImageSet) -> list[Problem]:

@@ -35,7 +35,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
-    found, compute = preflight.check(spec, store), local_compute(spec)
+    found, compute = preflight.check(spec, store), Compute.local(spec)
     refuse_too_large(spec, compute)
     for line in preflight.data_lines(spec, found.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -54,15 +54,6 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     except (RayltError, RuntimeError, MemoryError, OSError) as error:  # as a sweep would: the trial's end, not ours
         result = run.failed(error)
     return trial_record(trial, result), 1 if result["state"] == FAIL else 0
-
-
-def local_compute(spec: SweepSpec) -> Compute:
-    """Device, precision and threads of a search on this machine."""
-    import torch
-
-    has_cuda = torch.cuda.is_available() and spec.resources.gpus != 0
-    has_bf16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Compute.resolve(spec.train.precision, spec.resources.cpus, has_cuda=has_cuda, has_bf16=has_bf16)
 
 
 def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:

@@ -8,13 +8,13 @@ import signal
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from raylt import cluster, estimate, preflight, raywatch
 from raylt.confirm import Request
+from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError
 from raylt.footprint import refuse_too_large
@@ -28,14 +28,12 @@ from raylt.mlflowclient import check as check_tracking
 from raylt.progress import SweepProgress
 from raylt.resume import begin, begun_with, has_more_to_confirm, refuse_read_only
 from raylt.runs import tracking_uri
-from raylt.seals import digest_of
 from raylt.search.dispatch import Dispatcher
 from raylt.search.memory import Memory
 from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
-from raylt.search.study import StudyKeeper
+from raylt.search.study import StudyKeeper, study_path
 from raylt.sections import TrackingSpec
-from raylt.single import local_compute
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
@@ -71,7 +69,7 @@ def run_sweep(
     check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store), stored_images)
     if place.address is None:
-        refuse_too_large(spec, local_compute(spec))
+        refuse_too_large(spec, Compute.local(spec))
     signals, lease = cluster.Signals(), None
     try:
         if ends_at is not None:
@@ -98,7 +96,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     refuse_read_only(store)
     away = check_tracking(tracking_uri(spec))
     found = preflight.check(spec, store, begun_with(spec, store))
-    compute = local_compute(spec)
+    compute = Compute.local(spec)
     refuse_too_large(spec, compute)  # it is measured here
     budget = estimate.describe(spec, Ledger(store, spec.name), found.inputs, compute)
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
@@ -138,9 +136,14 @@ class _Driver:
                 ray_is_up.enter_context(cluster.connected(place.address, self._say))
             resources = cluster.trial_resources(self.spec, self._say)
             self._write_spec()
-            lock = lock or self._lock(cluster.resolve_compute(self.spec, resources, self._say), found)
+            lock = lock or self._lock(self._compute(resources), found)
             self._warn_of_other_versions(lock)
             return self._search(lock, resources, found.inputs.address)
+
+    def _compute(self, resources: cluster.Resources) -> Compute:
+        """Decided once per sweep. Asks a worker what its GPU can do, since we may have none."""
+        can = cluster.on_a_node(gpu_abilities, resources, self._say) if resources.gpus else (False, False)
+        return Compute.resolve(self.spec, *can)
 
     def _restore(self, lock: dict[str, Any]) -> None:
         """What `raylt store verify --repair` deletes for the next driver to write, or a driver died before writing."""
@@ -287,10 +290,3 @@ def _for_workers(spec: SweepSpec) -> SweepSpec:
     """The spec without what workers never see: MLflow, and the data set, which reaches them by the store."""
     data = spec.data.model_copy(update={"root": None})
     return spec.model_copy(update={"data": data, "tracking": TrackingSpec()})
-
-
-def study_path(store: Store, name: str) -> Path:
-    """Where Optuna's file lies: with the sweep, or in the user's cache where the store is not local."""
-    if store.is_local:
-        return store.local_path(f"sweeps/{name}/study.db")
-    return Path.home() / ".cache" / "raylt" / digest_of(store.root)[:16] / name / "study.db"

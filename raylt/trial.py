@@ -151,7 +151,7 @@ class TrialRun:
             "kid": _finite(scores.kid),
             "kid_sd": _finite(scores.kid_sd),
             "broken": scores.broken,
-            "flops": count_flops(trained.unet_config).of(trained.mask),
+            "flops": count_flops(trained.unet_config).of(trained.mask.counts),
             "ticket_bytes": manifest.values["bytes"],
             # when the last of the round's stages became whole: the time of its metric points in every replay
             "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
@@ -223,7 +223,7 @@ class TrialRun:
 
 
 def _narrower(config: Mapping[str, Any], mask: Mask) -> Mapping[str, Any]:
-    return narrower_unet(config, count_flops(config).of(mask))
+    return narrower_unet(config, count_flops(config).of(mask.counts))
 
 
 def failure(error: BaseException) -> Result:

@@ -71,10 +71,10 @@ def _measured(job: tuple[str, int], root: Path) -> Row:
 
 def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
     from raylt import preflight
+    from raylt.diffusion.train import Compute
     from raylt.ledger import Ledger
     from raylt.search.dispatch import Dispatcher
     from raylt.search.profile import measure
-    from raylt.single import local_compute
     from raylt.specfile import dump_yaml, parse_spec
     from raylt.store import Store
     from raylt.trial import Bench
@@ -94,7 +94,7 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
         name, (),
     )  # fmt: skip
     store = Store(spec.storage.root, owner=f"bends/{name}")
-    bench = Bench.open(spec, local_compute(spec), preflight.check(spec, store).inputs)
+    bench = Bench.open(spec, Compute.local(spec), preflight.check(spec, store).inputs)
     ledger = Ledger(store, name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, 0, lambda trial, result: None)
     while isinstance(trial := dispatcher.next_trial(()), TrialSpec):

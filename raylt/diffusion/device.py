@@ -59,3 +59,9 @@ def is_lost(error: BaseException) -> bool:
             return True
         link = link.__cause__ or link.__context__
     return False
+
+
+def gpu_abilities() -> tuple[bool, bool]:
+    """(whether this process has a GPU, whether that computes in bf16)."""
+    has_cuda = torch.cuda.is_available()
+    return has_cuda, has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from raylt import preemption
 from raylt.diffusion.data import to_float
-from raylt.diffusion.device import use_tf32
+from raylt.diffusion.device import gpu_abilities, use_tf32
 from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
 from raylt.errors import Diverged, Preempted
 from raylt.sections import TrainSpec
+from raylt.spec import SweepSpec
 from raylt.tensors import NamedTensors, pack, unpack
 
 NUM_TIMESTEPS = 1000  # T of Ho et al. 2020
@@ -31,11 +32,19 @@ class Compute:
     threads: int = 1
 
     @staticmethod
-    def resolve(wanted: str, threads: int, *, has_cuda: bool, has_bf16: bool) -> Compute:
-        """`wanted`: `train.precision`. auto: bf16 where a GPU has it, else fp32. Without a GPU, TF32 is fp32, and called so."""
-        auto = "bf16" if has_bf16 else "fp32"
+    def resolve(spec: SweepSpec, has_cuda: bool, has_bf16: bool) -> Compute:
+        """For a process that can this. `train.precision: auto` is bf16 where a GPU has it, else fp32.
+
+        Without a GPU, TF32 is fp32, and called so.
+        """
+        wanted, auto = spec.train.precision, "bf16" if has_bf16 else "fp32"
         precision = auto if wanted == "auto" else "fp32" if wanted == "tf32" and not has_cuda else wanted
-        return Compute("cuda" if has_cuda else "cpu", precision, threads)
+        return Compute("cuda" if has_cuda else "cpu", precision, spec.resources.cpus)
+
+    @staticmethod
+    def local(spec: SweepSpec) -> Compute:
+        """That of a search on this machine."""
+        return Compute.resolve(spec, *(gpu_abilities() if spec.resources.gpus != 0 else (False, False)))
 
     def __str__(self) -> str:
         words = {"fp32": "fp32 (IEEE)", "tf32": "tf32", "bf16": "bf16 (autocast)"}

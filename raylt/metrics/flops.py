@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from raylt.diffusion.model import build_unet, layers_of
 from raylt.seals import canonical
 from raylt.spec import SweepSpec
-from raylt.ticket.mask import Mask
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,11 @@ class Flops:
     dense: int
     layers: Mapping[str, int]
 
-    def of(self, mask: Mask) -> int:
-        """FLOPs where every pruned weight's multiply-adds are left out: those of a layer times its density."""
-        return self.of_counts(mask.counts)
+    def of(self, counts: Mapping[str, tuple[int, int]]) -> int:
+        """FLOPs where every pruned weight's multiply-adds are left out: those of a layer times its density.
 
-    def of_counts(self, counts: Mapping[str, tuple[int, int]]) -> int:
-        """The same of layer -> weights (kept, in all)."""
+        `counts`: layer -> weights (kept, in all).
+        """
         saved = sum(flops * (1 - kept / total) for (kept, total), flops in ((counts[n], f) for n, f in self.layers.items()))
         return round(self.dense - saved)
 

@@ -53,7 +53,7 @@ class Foresight:
             pruning = Pruning(self._layers, ticket, left, self._dense_weights, self._costs)
             kept = allocation_of(search, r).at(ticket.density_of(r), pruning)
         counts = {layer.name: (kept[layer.name], layer.size) for layer in self._layers}
-        return count_flops(self.spec.unet_config).of_counts(counts)
+        return count_flops(self.spec.unet_config).of(counts)
 
     @cached_property
     def _layers(self) -> list[Layer]:

@@ -22,10 +22,12 @@ from optuna.trial import FrozenTrial
 from raylt.background import AbandonedError, Background, Pace
 from raylt.layout import SIMILARITY_FILE
 from raylt.ledger import Ledger
+from raylt.seals import digest_of
 from raylt.search.groups import settled
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
 from raylt.spec import SweepSpec
+from raylt.store import Store
 from raylt.trackinguri import sqlite_uri
 
 log = logging.getLogger("raylt.study")
@@ -169,3 +171,10 @@ def _is_passing(error: BaseException) -> bool:
             return True
         link = link.__cause__ or link.__context__
     return False
+
+
+def study_path(store: Store, name: str) -> Path:
+    """Where Optuna's file lies: with the sweep, or in the user's cache where the store is not local."""
+    if store.is_local:
+        return store.local_path(f"sweeps/{name}/study.db")
+    return Path.home() / ".cache" / "raylt" / digest_of(store.root)[:16] / name / "study.db"

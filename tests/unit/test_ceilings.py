@@ -164,4 +164,4 @@ def test_what_is_foreseen_is_what_the_masks_will_cost(tiny_spec, base, budget, s
     mask = Mask.dense(layers)
     for index in (1, 2, 3):
         mask = cut(search, index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
-        assert foresight.flops(bends, index) == count_flops(spec.unet_config).of(mask)
+        assert foresight.flops(bends, index) == count_flops(spec.unet_config).of(mask.counts)

@@ -21,7 +21,7 @@ from raylt.ticket.mask import Mask
 
 
 def narrower(config, mask):
-    return narrower_unet(config, count_flops(config).of(mask))
+    return narrower_unet(config, count_flops(config).of(mask.counts))
 
 
 @pytest.fixture(params=[0, 2], ids=["from the initialisation", "from step 2"])
@@ -88,7 +88,7 @@ def test_a_narrower_dense_net(searched, trainings):
     control = control_round("small-dense", search, ticket, images, store, narrower)
     [(state, mask, seed)] = trainings
     assert mask.is_dense and state.step == 0 and seed == search.seed
-    wanted, own = count_flops(search.spec.unet_config).of(ticket.mask), count_flops(control.unet_config).dense
+    wanted, own = count_flops(search.spec.unet_config).of(ticket.mask.counts), count_flops(control.unet_config).dense
     assert 0.5 < own / wanted < 2  # whole channels of a net of 8 and 16
     assert control.index == ticket.index
     assert len(state.weights) == len(ticket.trained["ema"])

@@ -208,7 +208,7 @@ def test_rounds_nest_and_meet_their_budget_under_every_criterion(tiny_spec, tmp_
             assert found.mask.kept == round(spec.ticket.density_of(index) * total)
         else:
             prunable = sum(flops.layers.values())
-            kept = flops.of(found.mask) - (flops.dense - prunable)
+            kept = flops.of(found.mask.counts) - (flops.dense - prunable)
             assert 0 <= round(spec.ticket.density_of(index) * prunable) - kept < max(costs.values())
         assert all(
             not found.trained[g][f"{n}.weight"][~k].any() for g in ("weights", "ema") for n, k in found.mask.layers.items()

@@ -61,11 +61,11 @@ def test_fp32_is_ieee_everywhere_and_tf32_is_asked_for(tiny_spec, precision, exp
     ],
 )
 def test_a_precision_is_called_what_it_is(tiny_spec, monkeypatch, wanted, cuda, bf16, precision):
-    from raylt.single import local_compute
+    from raylt.diffusion.train import Compute
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
-    compute = local_compute(tiny_spec(train={"precision": wanted}))
+    compute = Compute.local(tiny_spec(train={"precision": wanted}))
     assert compute == Compute("cuda" if cuda else "cpu", precision, 1)
     assert compute.key()["precision"] == precision and precision in str(compute)
 
