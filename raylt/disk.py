@@ -16,7 +16,7 @@ from raylt.damage import Damaged
 from raylt.lease import read_holder
 from raylt.ledger import Ledger, existing, sweep_names
 from raylt.ledgerfiles import FAIL, read_lock
-from raylt.store import FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
+from raylt.store import CHECKPOINT, FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
 
@@ -202,6 +202,20 @@ class Survey:
         beside = [other for other in self.ledgers if other != name and self.locks[other].get("data_sha256") == data]
         holders = {other: read_holder(self.store, other) for other in beside}
         return [other for other, holder in holders.items() if holder is not None and holder.seems_alive]
+
+
+def make_room(store: Store, name: str) -> int:
+    """Checkpoints of the sweep's unfinished stages go without its lease; returns the bytes freed.
+
+    For a full disk: there is no room for our lease's file, so none for any driver's that begins meanwhile.
+    """
+    freed = 0
+    for stage in Survey(store).garbage(name).unfinished:
+        for file, size in stage.files.items():
+            if file.startswith(CHECKPOINT):
+                store.delete(f"{folder_of(stage.digest)}/{file}")
+                freed += size
+    return freed
 
 
 def delete(store: Store, garbage: Garbage) -> int:

@@ -22,6 +22,10 @@ class StoreFailure(EnvironmentFailure):
     """The store cannot be read or written right now: no trial's fault, so no trial's result. Exit 3, to be gone on from."""
 
 
+class OutOfSpace(StoreFailure):
+    """The store's disk or quota is full."""
+
+
 class LeaseHeld(EnvironmentFailure):
     """Another living driver runs this sweep. Exit 3."""
 

@@ -23,7 +23,7 @@ from pyarrow import fs as pafs
 
 from raylt.bucket import ANSWER_WITHIN_S, CONNECT_WITHIN_S, BucketFolder
 from raylt.damage import Damaged
-from raylt.errors import InputError, StoreFailure
+from raylt.errors import InputError, OutOfSpace, StoreFailure
 from raylt.folders import ArrowFolder, Folder, Found, LocalFolder
 from raylt.seals import BadSeal, place_of, seal, unseal
 from raylt.sections import CREDENTIALS_ADVICE, has_credentials
@@ -34,6 +34,7 @@ S3_OPTIONS = ("endpoint_override", "scheme", "region")
 
 _PASSING = "NETWORK_CONNECTION|TIMEOUT|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 5"
 _PASSING_ERRNO = (errno.ESTALE, errno.ETIMEDOUT)  # of NFS
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|EXPIRED_TOKEN|HTTP status 40[13]"
 _AWS_ERROR = re.compile(r"AWS Error (\w+) during \w+ operation: (.*)")
 _ADVICE = (  # what the cause contains -> what to do
@@ -241,7 +242,8 @@ class Files:
         cause = _cause(error)
         advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, cause)), "see to the store")
         where = f"{_shown(self.root)}/{path}".rstrip("/")
-        return StoreFailure(f"cannot {verb} {where}: {cause}; {advice}")
+        kind = OutOfSpace if error.errno in _FULL else StoreFailure
+        return kind(f"cannot {verb} {where}: {cause}; {advice}")
 
     def damaged(self, path: str, why: str) -> Damaged:
         """The error that says so of a file, to be raised."""

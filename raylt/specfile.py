@@ -163,7 +163,8 @@ def _find(source: str, blame: str) -> Path:
         return builtin[source]
     names = f"sweeps that come with raylt: {', '.join(builtin)}"
     if kind == "folder":
-        raise InputError(f"{blame}{source or repr(source)}: is a folder; a spec is a YAML file, or one of the {names}")
+        what = f"{source}: is a folder" if source else "the name of the spec is empty"
+        raise InputError(f"{blame}{what}; a spec is a YAML file, or one of the {names}")
     near = get_close_matches(path.stem.lower(), builtin, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(f"{blame}{source!r}: no such file and no such sweep; {hint}{names}")

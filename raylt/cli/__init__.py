@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from raylt.errors import EnvironmentFailure
 
 if TYPE_CHECKING:
     from raylt.cli.commands import app
@@ -20,6 +23,15 @@ def __getattr__(name: str) -> Any:
     return app
 
 
+def _require_folder() -> None:
+    """Libraries that we load end the process where there is none."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        why = f"the folder that raylt was started in is gone ({error.strerror}); cd to one that is there"
+        raise EnvironmentFailure(why) from None
+
+
 def main() -> NoReturn:
     """Run a command; print errors as plain lines and leave with their exit code."""
     try:
@@ -30,6 +42,7 @@ def main() -> NoReturn:
         make_usable()
         print_plainly()
         try:
+            _require_folder()
             from raylt.cli.commands import app
 
             code = int(app(standalone_mode=False) or 0)

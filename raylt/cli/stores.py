@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, print_table
-from raylt.errors import EnvironmentFailure, InputError, LeaseHeld
+from raylt.errors import EnvironmentFailure, InputError, LeaseHeld, OutOfSpace
 from raylt.lookup import find_sweep, store_root
 
 if TYPE_CHECKING:
     from raylt.disk import Garbage, Survey
+    from raylt.lease import Lease
     from raylt.store import Store
 
 store_app = typer.Typer(help="What lies in a store, and freeing what nobody needs.", no_args_is_help=True)
@@ -54,7 +55,7 @@ def gc(
     ask_head(context, root, local, cluster)
     from raylt.disk import Survey, delete
     from raylt.errors import in_units
-    from raylt.lease import Lease, read_holder
+    from raylt.lease import read_holder
     from raylt.ledger import existing
     from raylt.store import Store
 
@@ -67,13 +68,28 @@ def gc(
         garbage = _garbage(Survey(store), name)
         typer.echo(f"would free {in_units(garbage.bytes)}: {_described(garbage)}")
         return
-    lease = Lease.acquire(store, name)
+    lease, freed = _lease_of(store, name)
     try:
         garbage = _garbage(Survey(store), name)
-        freed = delete(Store(store.root, f"{name}/gc", lease.check), garbage)
+        freed += delete(Store(store.root, f"{name}/gc", lease.check), garbage)
         typer.echo(f"freed {in_units(freed)}: {_described(garbage)}")
     finally:
         lease.release()
+
+
+def _lease_of(store: Store, name: str) -> tuple[Lease, int]:
+    """The sweep's lease, and the bytes that had to go before there was room for it."""
+    from raylt.disk import make_room
+    from raylt.lease import Lease
+
+    try:
+        return Lease.acquire(store, name), 0
+    except OutOfSpace as error:
+        freed = make_room(store, name)
+        if not freed:
+            what = f"{store.root} has no room for the lease of {name}, and no checkpoint of it that could go first"
+            raise EnvironmentFailure(f"{what}; free a few kB there, then give the same command again") from error
+        return Lease.acquire(store, name), freed
 
 
 @store_app.command()

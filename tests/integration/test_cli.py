@@ -296,6 +296,31 @@ def test_a_spec_file_that_is_another_than_the_sweep_of_its_name_is_said(call, he
     assert caplog.messages == ["sweep small was begun with another spec than other.yaml; this is what is stored of it"]
 
 
+EMPTY = [  # as an unset variable of a script gives it
+    "validate", "sweep --local", "ticket", "status", "results", "report small -o", "export small 3", "export",
+    "record small --uri", "record", "ui --uri", "store du --root", "store gc", "status small --cluster",
+    "sweep small.yaml --address", "stop", "confirm", "retry small",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EMPTY)
+def test_an_empty_name_or_path_is_refused(words, call, here):
+    before = paths()
+    done = call(*words.split(), "", *(["3", "out"] if words == "export" else []))
+    assert done.code in (2, 3) and done.err and "Traceback" not in done.err
+    assert paths() == before
+
+
+def test_a_folder_that_is_gone_from_under_the_shell(tmp_path):
+    """torch's libraries would end the process, without a word of ours."""
+    code = f"{sys.executable} -m raylt.cli ticket digits"
+    (tmp_path / "gone").mkdir()
+    shell = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && PYTHONPATH={Path.cwd()} {code}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("the folder that raylt was started in is gone")
+
+
 @pytest.mark.parametrize("command", ["du", "verify"])
 def test_a_place_that_is_no_store_is_refused(command, call, here):
     """It would else be called free of damage."""

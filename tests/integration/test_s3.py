@@ -6,7 +6,9 @@ disturbed, and no step is trained more than one checkpoint interval again.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,6 +116,13 @@ def test_a_sweep_on_s3_resumes_as_one_on_a_local_store(server, sweep, undisturbe
 # --- local disks ------------------------------------------------------------------------------------------------------
 
 
+def fill(folder: Path) -> None:
+    """To the last byte, as a sweep that ended would leave it after a while."""
+    with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
 def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
@@ -142,6 +151,16 @@ def test_a_full_disk_stops_a_sweep_that_goes_on_when_there_is_space_and_a_read_o
         assert_stopped_by_its_store(sweep.run(), "No space left on device; free space there (raylt store du")
     stopped = sweep.results(SPEC)
     assert stopped["state"] == "interrupted" and stopped["counts"]["failed"] == 0  # no trial was blamed for it
+
+    fill(disk)
+    root = ("--root", str(disk / "root"))
+    done = sweep.call("store", "gc", NAME, *root)  # which the message names: its own lease finds no room
+    assert done.code == 0 and re.match(r"freed [\d.]+ [kM]B: \d unfinished stages", done.out), done
+    assert sweep.call("store", "gc", NAME, *root).out.startswith("freed 0 B")
+    fill(disk)
+    done = sweep.call("store", "gc", NAME, *root)
+    assert_stopped_by_its_store(done, "and no checkpoint of it that could go first; free a few kB there")
+    (disk / "filler").unlink()
 
     remount(disk, "ro,size=64m")
     done = sweep.run()

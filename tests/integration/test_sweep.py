@@ -92,9 +92,12 @@ class Sweep:
 
     def read(self, *words: str) -> str:
         """What a command that only reads prints."""
-        done = self.end(self.start(*words[1:], command=words[0]))
+        done = self.call(*words)
         assert done.code == 0, done.err
         return done.out
+
+    def call(self, *words: str) -> Done:
+        return self.end(self.start(*words[1:], command=words[0]))
 
     def results(self, name: str = NAME) -> dict[str, Any]:
         return json.loads(self.read("results", name, "--json"), parse_constant=pytest.fail)  # NaN, Infinity: no JSON

@@ -46,7 +46,7 @@ class TestFindSpec:
             ("digit", "'digit': no such file and no such sweep; did you mean 'digits'? sweeps that come with raylt: cifar10,"),
             ("sweeps/zzz.yaml", "'sweeps/zzz.yaml': no such file and no such sweep; sweeps that come with raylt: cifar10, "),
             (".", ".: is a folder; a spec is a YAML file"),
-            ("", "'': is a folder"),
+            ("", "the name of the spec is empty; a spec is a YAML file"),
             ("\0", r"'\x00': no such file"),
             ("x" * 5000, "'xxx"),
         ],
