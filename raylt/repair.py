@@ -13,7 +13,7 @@ from raylt.damage import Damaged
 from raylt.index import first_of, part_path
 from raylt.layout import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, SPEC_FILE
 from raylt.lease import Holder, Lease, read_holder
-from raylt.ledgerfiles import read_lock
+from raylt.ledgerfiles import listed, read_lock
 from raylt.store import CHECKPOINT, MANIFEST, STAGES, Store
 from raylt.sweepstate import write_spec
 from raylt.verify import Check, verify
@@ -119,6 +119,10 @@ def _set_aside(store: Store, folder: str) -> str:
 
 def _restored(store: Store, source: str, target: str) -> str:
     kept, lost = _record_at(store, source), _record_at(store, target)
+    name = target.split("/")[1]
+    if kept is None and target.endswith(LOCK_FILE) and not any(listed(store, name)):
+        store.delete(target)  # a power cut as the sweep was begun
+        return f"{target}: deleted, for nothing was submitted under it; `raylt sweep` begins anew"
     if kept is None:
         return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"
     if kept == lost:  # it is whole, and does not belong to the trials

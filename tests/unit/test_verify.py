@@ -152,11 +152,23 @@ def test_what_was_deleted_for_the_next_driver_is_written_by_a_driver_with_nothin
 
 def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(store, tiny_spec):
     """(simulation, seed 1112)"""
-    begun(store, tiny_spec())
+    begun(store, tiny_spec()).ask(TrialSpec(0, "dense", None, 0))
     for name in (LOCK_FILE, LOCK_COPY):
         flip(store, f"sweeps/tiny/{name}")
     lines = repair(store, verify(store))
     assert any("cannot be restored" in line for line in lines)
+
+
+def test_a_lock_under_which_nothing_was_submitted_goes(store, tiny_spec):
+    """A power cut as the sweep was begun left no copy either (simulation, seed 1003552)."""
+    spec = tiny_spec()
+    begun(store, spec)
+    flip(store, f"sweeps/tiny/{LOCK_FILE}")
+    store.delete(f"sweeps/tiny/{LOCK_COPY}")
+    assert any("deleted, for nothing was submitted under it" in line for line in repair(store, verify(store)))
+    assert damaged(store) == []
+    begun(store, spec)
+    assert damaged(store) == []
 
 
 @pytest.mark.parametrize("folder", ["aa/x", "aa/" + 64 * "b", "aa/" + 64 * "a" + ".bak"])

@@ -12,7 +12,7 @@ from inspect import signature
 from typing import Any, NamedTuple
 from unittest import mock
 
-from raylt import claim, document, files, lease, ledger, repair, store, verify
+from raylt import claim, files, lease, ledger, repair, store, sweepstate, verify
 from raylt.bucket import BucketFolder
 from raylt.files import Files, dump_json
 from raylt.folders import ArrowFolder, LocalFolder
@@ -168,11 +168,11 @@ def _clocks_compared() -> Any:
 def _epochs_replaced() -> Any:
     """An epoch goes to whoever writes its file last."""
 
-    def create_record(self: Files, path: str, record: Any) -> bool:
+    def create_record(self: Files, path: str, record: Any, sweep: str = "") -> bool:
         if "/lease/" in path:
             self.write_record(path, record)
             return True
-        return self.create(path, dump_json(files.seal(record, path)))
+        return self.create(path, dump_json(files.seal(record, files.place_of(path, sweep))))
 
     return _swap(Files, "create_record", create_record)
 
@@ -194,7 +194,7 @@ def _stages_left_lost() -> Any:
 
 def _spec_unchecked() -> Any:
     """Verify mends a damaged spec by deleting it, and believes the one that is not there."""
-    return _swap(document, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
+    return _swap(sweepstate, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
 
 
 def _claims_for_ever() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,7 @@ class Watch:
         self.kept: dict[str, bytes] = {}  # what raylt was told is on the disk, and has not been deleted by right
         self.mended: set[str] = set()  # paths that were deleted by right
         self.can_be_damaged = False  # whether anything was flipped
+        self.flips: Counter[str] = Counter()  # path -> how often it was
         self.is_timely = True  # nobody was stopped, and no request was late
         self._signs: dict[str, tuple[Any, float, bool]] = {}  # sweep -> who gave the last sign of life, when, whether to leave
         self._given: set[tuple[str, int]] = set()
@@ -80,6 +82,7 @@ class Watch:
 
     def flipped(self, path: str) -> None:
         self.can_be_damaged = True
+        self.flips[path] += 1
         self.kept.pop(path, None)
         if ONCE.match(path) and path in self.committed:
             self.committed.pop(path)
@@ -106,8 +109,9 @@ class Watch:
 
             def written(original: Any, files: Files, path: str, data: bytes) -> Any:
                 watch.intended.setdefault(path, set()).add(data)
+                flips = watch.flips[path]
                 done = original(files, path, data)
-                if done is not False and world.thread.process.is_alive:
+                if done is not False and world.thread.process.is_alive and watch.flips[path] == flips:
                     watch.kept[path] = data
                 return done
 
