@@ -11,16 +11,20 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from raylt.runs import LEDGER_TAG, RECORD_TAG
 from raylt.trackinguri import artifact_root, split_sqlite
 
 log = logging.getLogger("raylt.tracking")
+
+_TAGGED = "select run_uuid from tags where key = ?"
 
 
 def mend_places(uri: str, experiment: str) -> int:
     """Set the places of one experiment's artifacts to the folder beside its SQLite file, where they are; how many runs changed.
 
-    Only where raylt chose the place, and only where the files say that it has moved: those of a run lie here, or the old
-    folder is gone altogether. One transaction; what it does not understand it leaves. Raises `sqlite3.Error`.
+    Only where raylt chose the place, and only where it has moved: files of a run lie here, the old folder is gone altogether,
+    or has a database of its own, of which this one is a copy. One transaction; what it does not understand it leaves. Raises
+    `sqlite3.Error`.
     """
     sqlite, here = split_sqlite(uri), artifact_root(uri)
     if sqlite is None or here is None or not sqlite[1].exists():
@@ -28,7 +32,7 @@ def mend_places(uri: str, experiment: str) -> int:
     with contextlib.closing(sqlite3.connect(sqlite[1], timeout=20, isolation_level=None)) as database:
         database.execute("begin")
         try:
-            changed = _mend(database, experiment, here)
+            changed = _mend(database, experiment, here, sqlite[1].name)
             database.execute("commit")
         except BaseException:
             database.execute("rollback")
@@ -38,9 +42,9 @@ def mend_places(uri: str, experiment: str) -> int:
     return changed or 0
 
 
-def _mend(database: sqlite3.Connection, experiment: str, here: str) -> int | None:
+def _mend(database: sqlite3.Connection, experiment: str, here: str, file: str) -> int | None:
     """How many runs were changed; None where nothing has moved."""
-    if database.execute("select count(*) from sqlite_master where name in ('experiments', 'runs')").fetchone() != (2,):
+    if database.execute("select count(*) from sqlite_master where name in ('experiments', 'runs', 'tags')").fetchone() != (3,):
         return None  # yet empty, or somebody else's
     places = "select experiment_id, artifact_location from experiments where name = ?"
     found = database.execute(places, (experiment,)).fetchone()
@@ -55,9 +59,11 @@ def _mend(database: sqlite3.Connection, experiment: str, here: str) -> int | Non
     rests = {run: uri.removeprefix(start) for run, uri in runs if (uri or "").startswith(start)}
     arrived = {run for run, rest in rests.items() if (now / unquote(rest)).is_dir()}
     stayed = {run for run, rest in rests.items() if (before / unquote(rest)).is_dir()}
-    if not arrived and before.parent.exists():
+    if not arrived and before.parent.exists() and not (before.parent / file).exists():
         return None
-    mended = [run for run in rests if run in arrived or run not in stayed]
+    # In a copy, what lies in the old folder may be the original's, of a later time: of a run not recorded here it is.
+    raylts, recorded = ({run for (run,) in database.execute(_TAGGED, (tag,))} for tag in (LEDGER_TAG, RECORD_TAG))
+    mended = [run for run in rests if run in arrived or run not in stayed or run in raylts - recorded]
     database.execute("update experiments set artifact_location = ? where experiment_id = ?", (here, number))
     pairs = [(f"{here}/{rests[run]}", run) for run in mended]
     database.executemany("update runs set artifact_uri = ? where run_uuid = ?", pairs)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from types import FrameType
 from urllib.parse import urlsplit
 
 from raylt import ssh
@@ -38,16 +39,26 @@ def serve_ui(uri: str, port: int) -> int:
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for us to pass on, quietly
     try:
         return server.wait()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return getattr(stop, "exit_code", 130)
     finally:
         end_group(server)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as gentle as Ctrl-C."""
+
+    exit_code = 143
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 def _heed_signals() -> None:
-    """SIGTERM as Ctrl-C; and both where a shell put us in the background, which starts its commands without SIGINT."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+    """Both also where a shell put us in the background, which starts its commands without SIGINT."""
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _bindable(port: int) -> int:
@@ -91,5 +102,5 @@ def serve_head_ui(head: ssh.Head, port: int) -> int:
         try:
             while True:
                 signal.pause()
-        except KeyboardInterrupt:
-            return 130
+        except KeyboardInterrupt as stop:
+            return getattr(stop, "exit_code", 130)

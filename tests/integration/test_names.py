@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +126,8 @@ def artifacts_of(folder: Path) -> list[set[str]]:
 
 
 def extend(folder: Path, spec: SweepSpec, number: int) -> None:
-    """One more trial that ended, recorded in the folder."""
+    """One more trial that ended, recorded in the folder as a process of its own would."""
+    utils._artifact_repos_cache.clear()
     ledger = Ledger(Store(str(folder / "raylt-data")), spec.name, lambda: None)
     ledger.ask(TrialSpec(number, "search", "searched", 0, params=at_base(spec)))
     end = {"densities": {"mid_block": 0.5}, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 9 + number}
@@ -164,6 +167,27 @@ def test_a_copied_sweep_leaves_the_other_alone(sweep: tuple[Path, SweepSpec]) ->
     extend(new, spec, 1)
     assert sorted(path for path in old.rglob("*")) == before
     assert len(artifacts_of(new)) == 3 and len(artifacts_of(old)) == 2
+
+
+@pytest.mark.parametrize("copied", ["some", "none"])
+def test_a_copy_of_a_sweep_that_runs_writes_nothing_into_the_original(sweep: tuple[Path, SweepSpec], copied: str) -> None:
+    """Runs that had no artifacts yet when the folder was copied have some in the original by now."""
+    old, spec = sweep
+    new = shutil.copytree(old, old.with_name("b"))
+    with contextlib.closing(sqlite3.connect(new / "mlflow.db")) as database:
+        runs = [run for (run,) in database.execute("select run_uuid from runs order by name")]
+        early = runs if copied == "none" else runs[:1]
+        database.executemany("delete from tags where run_uuid = ? and key = 'raylt.record'", [(run,) for run in early])
+        database.commit()
+    for run in early:
+        shutil.rmtree(new / "mlartifacts" / run)
+    if copied == "none":
+        (new / "mlartifacts").rmdir()
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    extend(new, spec, 1)
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
+    assert len(artifacts_of(new)) == 3 and all(artifacts_of(new))
+    assert {path.name for path in (new / "mlartifacts").iterdir()} >= set(runs)
 
 
 def test_what_an_earlier_raylt_put_into_the_old_folder_stays_there(sweep: tuple[Path, SweepSpec]) -> None:

@@ -29,8 +29,8 @@ def test_a_port_that_is_taken_is_said_at_once(folder):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_what_it_started_ends_with_it(folder, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_what_it_started_ends_with_it(folder, number, code):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     shown = subprocess.Popen([*COMMAND, port], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -39,5 +39,5 @@ def test_what_it_started_ends_with_it(folder, number):
         assert shown.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     shown.send_signal(number)
-    assert shown.wait(60) == 130
+    assert shown.wait(60) == code
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
