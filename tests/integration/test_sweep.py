@@ -684,7 +684,7 @@ def test_a_ray_that_is_gone_ends_the_sweep_in_words_and_loses_nothing(new_sweep,
     driver = sweep.start("tiny.yaml", plan={4: HOLD})
     eventually(lambda: sabotage.held(sweep.folder, 4).exists() or driver.poll() is not None, "trial 4 is at work")
     (process,) = [
-        child for child in psutil.Process(driver.pid).children(recursive=True) if child.cmdline()[:1][0].endswith(part)
+        child for child in psutil.Process(driver.pid).children(recursive=True) if "".join(child.cmdline()[:1]).endswith(part)
     ]
     process.kill()
     done = sweep.end(driver)

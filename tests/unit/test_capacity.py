@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from raylt.capacity import HEAD, TYPE, Capacity, _node_types, needed, read_config
+from tests.chaos.machines import eventually
 
 CONFIG: dict[str, Any] = {
     "max_workers": 8,
@@ -104,6 +105,7 @@ def test_another_users_process_is_no_autoscaler(tmp_path: Path, monkeypatch: pyt
     words = ["python", "-c", "read line", "monitor.py", "--gcs-address=h:1", f"--autoscaling-config={tmp_path}/config.yaml"]
     with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
         try:
+            eventually(psutil.Process(process.pid).cmdline, "the process has its words")  # Linux sets them after it has begun
             monkeypatch.setattr(psutil, "process_iter", lambda: [psutil.Process(process.pid)])
             assert read_config("h:1") == {"max_workers": 3}
             monkeypatch.setattr(os, "getuid", lambda: 54321)
