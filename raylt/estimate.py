@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from heapq import heappop, heappush
+from itertools import pairwise
 
 import torch
 
@@ -99,54 +101,43 @@ def work_of(
 
 def makespan_s(trials: Sequence[Planned], seconds: Mapping[int, float], at_once: int) -> float:
     """How long trials take, `at_once` at most at a time, each after those it waits for, in the dispatcher's order."""
-    queue, now = _Queue(trials), 0.0
+    places = {item.trial.id: place for place, item in enumerate(trials)}
+    graph, now = _who_waits(trials), 0.0
+    ready: list[int] = []  # heap of places
     busy: list[tuple[float, int]] = []  # heap of (when it ends, trial)
-    while queue.ready or busy:
-        if queue.ready and len(busy) < at_once:
-            number = trials[heappop(queue.ready)].trial.id
+    graph.prepare()
+    while graph.is_active():
+        while nodes := graph.get_ready():
+            for node in nodes:
+                if node in places:
+                    heappush(ready, places[node])
+                else:
+                    graph.done(node)
+        if ready and len(busy) < at_once:
+            number = trials[heappop(ready)].trial.id
             heappush(busy, (now + seconds[number], number))
-        else:
+        elif busy:
             now, number = heappop(busy)
-            queue.end(number)
+            graph.done(number)
     return now
 
 
-class _Queue:
-    """Trials that wait for others; `ready`, a heap: the places of those that may start. All its steps together: n log n."""
-
-    def __init__(self, trials: Sequence[Planned]) -> None:
-        self.ready: list[int] = []
-        self._open = sorted((item.trial.id for item in trials), reverse=True)
-        self._ended: set[int] = set()
-        self._after_all_below: list[tuple[int, int]] = []  # heap of (trial, place): waits for all trials before that one
-        self._after: dict[int, list[int]] = defaultdict(list)  # trial -> places that wait for it
-        self._missing: dict[int, int] = {}  # place -> for how many it still waits
-        numbers = set(self._open)
-        for place, item in enumerate(trials):
-            if isinstance(item.after, range):  # of which there may be thousands, each of thousands
-                heappush(self._after_all_below, (item.after.stop, place))
-                continue
-            others = numbers.intersection(item.after)
-            self._missing[place] = len(others)
-            for other in others:
-                self._after[other].append(place)
-            if not others:
-                heappush(self.ready, place)
-        self._open_gates()
-
-    def end(self, number: int) -> None:
-        self._ended.add(number)
-        for place in self._after.pop(number, ()):
-            self._missing[place] -= 1
-            if not self._missing[place]:
-                heappush(self.ready, place)
-        self._open_gates()
-
-    def _open_gates(self) -> None:
-        while self._open and self._open[-1] in self._ended:
-            self._open.pop()
-        while self._after_all_below and (not self._open or self._after_all_below[0][0] <= self._open[-1]):
-            heappush(self.ready, heappop(self._after_all_below)[1])
+def _who_waits(trials: Sequence[Planned]) -> TopologicalSorter[int]:
+    """Trial -> those it waits for. `~n` stands for all up to n: thousands wait for thousands, by one edge each."""
+    graph: TopologicalSorter[int] = TopologicalSorter()
+    numbers = sorted(item.trial.id for item in trials)
+    known = set(numbers)
+    for before, number in pairwise(numbers):
+        graph.add(~number, number, ~before)
+    for number in numbers[:1]:
+        graph.add(~number, number)
+    for item in trials:
+        if isinstance(item.after, range):
+            lower = bisect_left(numbers, item.after.stop)
+            graph.add(item.trial.id, *([~numbers[lower - 1]] if lower else []))
+        else:
+            graph.add(item.trial.id, *(number for number in item.after if number in known))
+    return graph
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------

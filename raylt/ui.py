@@ -39,25 +39,19 @@ def serve_ui(uri: str, port: int) -> int:
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for us to pass on, quietly
     try:
         return server.wait()
-    except KeyboardInterrupt as stop:
-        return getattr(stop, "exit_code", 130)
+    except KeyboardInterrupt:
+        return 130
     finally:
         end_group(server)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as gentle as Ctrl-C."""
-
-    exit_code = 143
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _leave(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
 
 
 def _heed_signals() -> None:
-    """Both also where a shell put us in the background, which starts its commands without SIGINT."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """SIGTERM as gently as Ctrl-C; and that also where a shell put us in the background, which starts us without SIGINT."""
+    signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -102,5 +96,5 @@ def serve_head_ui(head: ssh.Head, port: int) -> int:
         try:
             while True:
                 signal.pause()
-        except KeyboardInterrupt as stop:
-            return getattr(stop, "exit_code", 130)
+        except KeyboardInterrupt:
+            return 130

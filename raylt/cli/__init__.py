@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from raylt.errors import EnvironmentFailure
+from raylt.errors import EnvironmentFailure, InputError
 
 if TYPE_CHECKING:
     from raylt.cli.commands import app
@@ -32,6 +34,14 @@ def _require_folder() -> None:
         raise EnvironmentFailure(why) from None
 
 
+def _refuse_empty(words: Sequence[str]) -> None:
+    """An unset variable of a script: as a path it would be this very folder, as an option's value the default."""
+    for before, word in pairwise(words):
+        option, is_set, value = word.partition("=")
+        if not word or (option.startswith("--") and is_set and not value):
+            raise InputError(f"{option or f'what follows {before}'}: is empty; is a variable of the shell unset?")
+
+
 def main() -> NoReturn:
     """Run a command; print errors as plain lines and leave with their exit code."""
     try:
@@ -43,6 +53,7 @@ def main() -> NoReturn:
         print_plainly()
         try:
             _require_folder()
+            _refuse_empty(sys.argv)
             from raylt.cli.commands import app
 
             code = int(app(standalone_mode=False) or 0)

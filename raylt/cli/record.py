@@ -11,7 +11,6 @@ from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_he
 from raylt.errors import InputError, LeaseHeld
 from raylt.lookup import find_sweep, is_file, load, store_root
 from raylt.sections import TrackingSpec, has_credentials
-from raylt.trackinguri import EXAMPLES
 
 
 @app.command()
@@ -29,8 +28,6 @@ def record(
 
     Where the store's own spec names another place than the default, that has to be confirmed with --uri.
     """
-    if uri == "":
-        raise InputError(f"--uri: is empty; {EXAMPLES}")
     if uri is not None and has_credentials(uri):
         raise InputError("--uri: holds a user name, password or token, and anybody can list a command; use MLFLOW_TRACKING_URI")
     ask_head(context, root, local, cluster)

@@ -155,17 +155,15 @@ def _page_of(head: Head, name: str) -> str:
 def export(
     name: NameArgument,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     root: RootOption = None,
 ) -> None:
     """Write a trial as a folder that diffusers' DDPMPipeline.from_pretrained loads, with its ticket file."""
-    if not folder:  # an unset variable, which would be this very folder
-        raise InputError("DIR is empty; the name of a new folder")
     spec, ledger, _ = find_results(name, root)
     from raylt.single import export_trial
 
-    export_trial(spec, ledger, trial, Path(folder))
-    typer.echo(folder)
+    export_trial(spec, ledger, trial, folder)
+    typer.echo(str(folder))
 
 
 @app.command()
