@@ -126,8 +126,8 @@ def _restored(store: Store, source: str, target: str) -> str:
     if kept is None:
         return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"
     if kept == lost:  # it is whole, and does not belong to the trials
-        both = f"{target.rpartition('/')[2]} and its copy"
-        return f"{target}: left as it is, for its copy is the same; put back {both}, or the trials, of one and the same backup"
+        why = "it is whole, and so is its copy, but the trials are another sweep's"
+        return f"{target}: left as it is: {why}; restore both from one backup"
     store.write_record(target, kept)
     return f"{target}: restored from {source.rpartition('/')[2]}"
 

@@ -258,7 +258,7 @@ def test_where_the_lock_is_anothers_the_trials_are_left_alone(tmp_path, tiny_spe
     found = verify(store)
     assert [error.path for error in found.damaged] == [f"sweeps/tiny/{LOCK_FILE}"]
     (line,) = repair(store, found)
-    assert "left as it is, for its copy is the same; put back spec.lock.json and its copy, or the trials" in line
+    assert "left as it is: it is whole, and so is its copy, but the trials are another sweep's" in line
     assert store.all_files("sweeps/tiny/trials") == before
     for name, data in own.items():
         store.write(f"sweeps/tiny/{name}", data)
