@@ -11,7 +11,7 @@ from raylt.files import dump_json
 from raylt.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
 from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
 from raylt.plan import SEARCHED, TrialSpec, plan
-from raylt.seals import canonical, digest_of, seal, seal_yaml
+from raylt.seals import canonical, digest_of, place_of, seal, seal_yaml
 from raylt.search.space import offsets, parameter_names
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
@@ -74,14 +74,18 @@ def write_sweep(root: Path, trials: int) -> SweepSpec:
     groups = {group: list(blocks) for group, blocks in spec.groups.items()}
     similarity = {"blocks": {}, "layers": {}, "groups": groups, "profile": PROFILE}
     folder = f"sweeps/{spec.name}"
-    for name, record in ((LOCK_FILE, lock), (LOCK_COPY, lock), (SIMILARITY_FILE, similarity)):
-        _put(root, f"{folder}/{name}", dump_json(seal(record, f"{folder}/{name}")))
+
+    def put(path: str, record: dict[str, Any], sweep: str = digest_of(lock)) -> None:
+        _put(root, path, dump_json(seal(record, place_of(path, sweep))))
+
+    for name in (LOCK_FILE, LOCK_COPY):
+        put(f"{folder}/{name}", lock, "")
+    put(f"{folder}/{SIMILARITY_FILE}", similarity)
     _put(root, f"{folder}/{SPEC_FILE}", seal_yaml(yaml, f"{folder}/{SPEC_FILE}"))
     for number in range(trials):
         trial = trial_of(spec, number)
-        _put(root, asked_path(spec.name, number), dump_json(seal(trial.dump(), asked_path(spec.name, number))))
-        path = result_path(spec.name, number)
-        _put(root, path, dump_json(seal(result_of(spec, trial), path)))
+        put(asked_path(spec.name, number), trial.dump())
+        put(result_path(spec.name, number), result_of(spec, trial))
     return spec
 
 

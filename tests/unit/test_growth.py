@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import itertools
 import random
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,7 @@ from raylt import index
 from raylt import ledger as ledger_module
 from raylt.cli import app
 from raylt.folders import LocalFolder
-from raylt.ledger import Ledger
+from raylt.ledger import Ledger, existing
 from raylt.ledgerfiles import COMPLETE
 from raylt.plan import TrialSpec
 from raylt.search import dispatch
@@ -30,8 +32,9 @@ from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec
 from raylt.specfile import dump_yaml
 from raylt.store import CODE_SCHEMA, Store
-from raylt.sweepstate import write_spec
+from raylt.sweepstate import is_complete, stored_spec, write_spec
 from raylt.tracking import Recorder
+from raylt.verify import verify
 from tests.unit.counting import CountingFolder
 
 TRIALS, EARLY, LATE = 200, range(20, 40), range(180, 200)
@@ -207,3 +210,13 @@ def outcome(trial):
         "state": COMPLETE, "cause": None, "loss": loss, "flops": 1000 + 100 * trial.params.get("gamma", 0), "broken": False,
         "fid": None, "rounds": [], "timing": None, "time_ms": 1_700_000_000_000 + trial.id,
     }  # fmt: skip
+
+
+def test_the_sweep_that_growth_is_measured_on_is_one_that_raylt_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2] / "benchmarks")])
+    from longsweep import write_stages, write_sweep
+
+    spec, store = write_sweep(tmp_path, 60), Store(str(tmp_path))
+    write_stages(tmp_path, 3)
+    assert verify(store).damaged == []
+    assert is_complete(stored_spec(store, spec.name), existing(store, spec.name))
