@@ -20,7 +20,7 @@ from longsweep import write_stages, write_sweep
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 PROPOSAL = """
 import sys, time
-from raylt.document import stored_spec
+from raylt.sweepstate import stored_spec
 from raylt.ledger import Ledger
 from raylt.search.proposal import Proposer
 from raylt.store import Store
@@ -37,7 +37,7 @@ print(sorted(times[1:])[1])
 STUDY = """
 import sys, tempfile
 from pathlib import Path
-from raylt.document import stored_spec
+from raylt.sweepstate import stored_spec
 from raylt.ledger import Ledger
 from raylt.search.study import StudyFile
 from raylt.store import Store

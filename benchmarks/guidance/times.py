@@ -12,7 +12,7 @@ from guidance.arms import ARMS, spec_of
 from raylt.ledger import COMPLETE
 from raylt.plan import SEARCHED, TrialSpec
 from raylt.search.proposal import Proposer
-from raylt.spec import SamplerName
+from raylt.sections import SamplerName
 from raylt.specfile import dump_yaml, parse_spec
 
 PROPOSALS = 5  # timed, the first of them left out: it reads the history in
