@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from raylt.diffusion.model import build_unet, layers_of, parameters_of, weight_name
+from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Compute, Trainer, TrainState
-from raylt.metrics.flops import count_flops
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
 

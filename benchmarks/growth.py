@@ -20,10 +20,10 @@ from longsweep import write_stages, write_sweep
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 PROPOSAL = """
 import sys, time
-from raylt.sweepstate import stored_spec
-from raylt.ledger import Ledger
+from raylt.store.sweep_state import stored_spec
+from raylt.store.ledger import Ledger
 from raylt.search.proposal import Proposer
-from raylt.store import Store
+from raylt.store.stages import Store
 store = Store(sys.argv[1]); spec = stored_spec(store, "long"); ledger = Ledger(store, "long")
 spec = spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": sys.argv[2]})})
 history = [(trial, ledger.results[n]) for n, trial in sorted(ledger.asked.items()) if trial.is_search]
@@ -37,18 +37,18 @@ print(sorted(times[1:])[1])
 STUDY = """
 import sys, tempfile
 from pathlib import Path
-from raylt.sweepstate import stored_spec
-from raylt.ledger import Ledger
+from raylt.store.sweep_state import stored_spec
+from raylt.store.ledger import Ledger
 from raylt.search.study import StudyFile
-from raylt.store import Store
+from raylt.store.stages import Store
 store = Store(sys.argv[1])
 with tempfile.TemporaryDirectory() as folder:
     StudyFile(stored_spec(store, "long"), Path(folder) / "study.db").sync(Ledger(store, "long"))
 """
 INDEX = """
 import sys
-from raylt.ledger import Ledger
-from raylt.store import Store
+from raylt.store.ledger import Ledger
+from raylt.store.stages import Store
 ledger = Ledger(Store(sys.argv[1]), "long", lambda: None)
 ledger._write_index()  # as the driver does after a trial
 """

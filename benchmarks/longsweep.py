@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-from raylt.files import dump_json
-from raylt.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
-from raylt.plan import SEARCHED, TrialSpec, plan
-from raylt.seals import canonical, digest_of, place_of, seal, seal_yaml
 from raylt.search.space import offsets, parameter_names
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA, KEY, MANIFEST, folder_of
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml, plan
+from raylt.spec.canonical import canonical, digest_of
+from raylt.spec.trials import SEARCHED
+from raylt.store.filesystem import dump_json
+from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.seals import place_of, seal, seal_yaml
+from raylt.store.stages import CODE_SCHEMA, KEY, MANIFEST, folder_of
 
 STARTUP = 10
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}

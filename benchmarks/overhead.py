@@ -26,9 +26,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raylt import cluster
+from raylt.cluster import ray_runtime
 
-cluster.prepare_environment(None)  # before Ray is imported
+ray_runtime.prepare_environment(None)  # before Ray is imported
 
 import optuna
 import torch
@@ -37,23 +37,20 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from raylt.diffusion.model import layers_of
-from raylt.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.progress import SweepProgress
-from raylt.search.dispatch import Dispatcher
-from raylt.search.memory import Memory
+from raylt.diffusion.tensors import pack
+from raylt.diffusion.unet import layers_of
 from raylt.search.sampler import default_startup
-from raylt.search.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 from raylt.search.space import distributions
 from raylt.search.study import StudyKeeper
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Output, Store
-from raylt.tensors import pack
-from raylt.tracking import Tracker
-from raylt.trial import MESSAGE
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Lease, Ledger, Output, Store
+from raylt.store.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
+from raylt.sweep.concurrency import Memory
+from raylt.sweep.dispatch import Dispatcher
+from raylt.sweep.progress import SweepProgress
+from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
+from raylt.tracking.tracker import Tracker
+from raylt.trial.run import MESSAGE
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 WINDOW = 20  # trials behind each median: from the 10th on, and up to the last
@@ -142,7 +139,7 @@ def template(spec: SweepSpec, store: Store) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[str, Any]:
+def run_raylt(folder: Path, trials: int, resources: ray_runtime.Resources) -> dict[str, Any]:
     """A sweep as `raylt.sweep` wires it. Times at which its trials ended, and when MLflow was up to date after the last."""
     spec, store = make_spec(trials), Store(str(folder / "store"))
     lease = Lease.acquire(store, spec.name)
@@ -171,7 +168,7 @@ def run_raylt(folder: Path, trials: int, resources: cluster.Resources) -> dict[s
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), changed)
     searcher = LedgerSearcher(dispatcher, round_done, Memory(spec.search.concurrency, progress.say))
     shared = {"template": template(spec, store)}
-    cluster.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
+    ray_runtime.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
     study.close()
     assert tracker.close("complete"), "the record is not whole"
     lag_s = time.perf_counter() - ends[-1].wall
@@ -224,7 +221,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def growth(trials: int, resources: cluster.Resources) -> dict[str, Any]:
+def growth(trials: int, resources: ray_runtime.Resources) -> dict[str, Any]:
     """One long sweep: time per trial at its 10th and at its last."""
     with folder() as place:
         run = run_raylt(place, trials, resources)
@@ -246,7 +243,7 @@ def growth_of(gaps: list[float]) -> dict[str, Any]:
     }
 
 
-def against_plain(trials: int, repeats: int, resources: cluster.Resources) -> dict[str, Any]:
+def against_plain(trials: int, repeats: int, resources: ray_runtime.Resources) -> dict[str, Any]:
     """raylt and Tune's own parts in turn. The first trials, which start actors and open databases, are left out."""
     runs: dict[str, list[list[Clock]]] = {"raylt": [], "plain": []}
     for _ in range(repeats):
@@ -290,8 +287,8 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     long, short, repeats = (100, 30, 1) if args.quick else (1000, 60, 3)
     document = json.loads(args.out.read_text()) if args.out.exists() else {}
-    with cluster.connected(None, print):
-        resources = cluster.trial_resources(make_spec(1), print)
+    with ray_runtime.connected(None, print):
+        resources = ray_runtime.trial_resources(make_spec(1), print)
         parts = {"growth": lambda: growth(long, resources), "against_plain": lambda: against_plain(short, repeats, resources)}
         for name, part in parts.items():
             if args.only in (None, name):

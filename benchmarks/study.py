@@ -39,7 +39,7 @@ def main() -> None:
 
 def results_of(name: str, root: str, other: str | None) -> dict[str, Any]:
     """What the page rests on. Trials are left out: they are in the store."""
-    from raylt.lookup import find_results
+    from raylt.report.lookup import find_results
 
     _, ledger, document = find_results(name, root)
     lock = ledger.read("spec.lock.json") or {}
@@ -54,7 +54,7 @@ def results_of(name: str, root: str, other: str | None) -> dict[str, Any]:
 
 def beside(mine: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
     """Mine - other's, paired by seed: of every rule and round that both have; of the dense model, round 0."""
-    from raylt.verdicts import JUDGED, paired
+    from raylt.report.verdicts import JUDGED, paired
 
     here, there = of_one_budget(mine), of_one_budget(others)
     both = sorted(here.keys() & there.keys(), key=lambda row: (row[1], row[0] or ""))
@@ -67,7 +67,7 @@ def beside(mine: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
 
 def of_one_budget(trials: Sequence[Row]) -> dict[tuple[str | None, int], dict[int, Row]]:
     """(rule, round) -> seed -> its numbers, without controls."""
-    from raylt.verdicts import rows_of
+    from raylt.report.verdicts import rows_of
 
     rows = rows_of(trials)
     if len({steps for steps, *_ in rows}) > 1:
@@ -76,8 +76,8 @@ def of_one_budget(trials: Sequence[Row]) -> dict[tuple[str | None, int], dict[in
 
 
 def draw(document: Row, folder: Path) -> None:
-    from raylt.figures import similarity_heat_png
-    from raylt.panels import confirmation_png
+    from raylt.report.comparison_figures import confirmation_png
+    from raylt.report.figures import similarity_heat_png
 
     if document["confirmation"]:
         (folder / f"{document['name']}-confirmation.png").write_bytes(confirmation_png(document))
@@ -96,7 +96,7 @@ def section(document: Row) -> Iterator[str]:
 
 
 def confirmation_section(document: Row) -> Iterator[str]:
-    from raylt.confirmtable import budgets, notes, plus_minus, sheets
+    from raylt.report.confirmation_tables import budgets, notes, plus_minus, sheets
 
     seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
     yield f"Fresh seeds: {', '.join(map(str, seeds))}.\n"
@@ -112,7 +112,7 @@ def confirmation_section(document: Row) -> Iterator[str]:
 
 
 def similarity_section(document: Row) -> Iterator[str]:
-    from raylt.report import SIMILARITY_HEADER, similarity_rows
+    from raylt.report.tables import SIMILARITY_HEADER, similarity_rows
 
     yield "\n### Similarity of the pilots' masks\n"
     yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
@@ -120,8 +120,8 @@ def similarity_section(document: Row) -> Iterator[str]:
 
 
 def beside_table(found: Row) -> Iterator[str]:
-    from raylt.confirmtable import plus_minus
-    from raylt.wording import shown
+    from raylt.report.confirmation_tables import plus_minus
+    from raylt.report.text import shown
 
     yield f"### Beside {found['name']}\n"
     yield f"Difference to the same rule and density of {found['name']}, paired by seed.\n"

@@ -25,8 +25,8 @@ def results(name: str, root: str | None = None) -> DataFrame:
     `name`: a sweep's name, or its spec file. `root`: the store; else `$RAYLT_ROOT`, else `./raylt-data`. Rows of protocols
     `search` and `final` do not compare, nor do those of two `train_steps`. `df.attrs["protocols"]` says what is behind a FID.
     """
-    from raylt.flat import trials_frame  # here: `import raylt` costs nothing
-    from raylt.lookup import find_results
+    from raylt.report.dataframes import trials_frame  # here: `import raylt` costs nothing
+    from raylt.report.lookup import find_results
 
     return trials_frame(find_results(str(name), root)[2])
 
@@ -37,7 +37,7 @@ def confirmation(name: str, root: str | None = None) -> DataFrame:
     One row a training budget, ticket, control and round; columns such as `loss_mean`, `loss_low`, `vs_dense_fid_verdict` and
     `vs_ticket_loss_mean`. Empty before anything was confirmed. `name` and `root` as in `results`.
     """
-    from raylt.flat import confirmation_frame
-    from raylt.lookup import find_results
+    from raylt.report.dataframes import confirmation_frame
+    from raylt.report.lookup import find_results
 
     return confirmation_frame(find_results(str(name), root)[2])

@@ -1,11 +1,17 @@
-"""What can go wrong outside raylt's own code, in words that say what to do, and the exit code of each."""
+"""What can go wrong outside raylt's own code, in words that say what to do and hold no password, and the exit code of each."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from raylt.masking import without_secrets
+MASK = "***"
+
+_CREDENTIALS = re.compile(r"(://)(?:[^/\s]+|[^/\s:]*:[^\s@]*)@")  # also a password with an unescaped slash
+_SECRET_OPTIONS = re.compile(
+    r"([?&][\w.-]*(?:password|passwd|token|secret|access_key|api_key)[\w.-]*=)([^&\s'\"]+)", re.IGNORECASE
+)
+_PASSWORD = re.compile(r"://[^/\s:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@")  # a port is none
 
 
 class RayltError(Exception):
@@ -120,3 +126,13 @@ def cause_of(error: BaseException) -> str:
     if found := _OUT_OF_MEMORY.search(text):
         text = text[: found.end()]
     return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """A text without the user names, passwords and tokens that its URLs may carry."""
+    return _SECRET_OPTIONS.sub(rf"\1{MASK}", _CREDENTIALS.sub(rf"\1{MASK}@", text))
+
+
+def has_secret(text: str) -> bool:
+    """Whether a URL in it carries a password or token; what `without_secrets` leaves has none."""
+    return bool(_PASSWORD.search(text)) or any(found[2] != MASK for found in _SECRET_OPTIONS.finditer(text))

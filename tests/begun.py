@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylt.ledger import Ledger
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA
-from raylt.sweepstate import write_spec
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Ledger
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import write_spec
 
 
 def write_begun(ledger: Ledger, spec: SweepSpec, **lock: Any) -> None:

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from raylt.confirm import Request, confirm
-from raylt.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
-from raylt.ledger import Ledger
-from raylt.plan import TrialSpec, plan
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Output, Store
+from raylt.search.confirm import Request, confirm
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml, plan
+from raylt.store import Ledger, Output, Store
+from raylt.store.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
 from tests.begun import write_begun
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]

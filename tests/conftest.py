@@ -71,9 +71,9 @@ def _warm_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the tiny spec's classifier and reference statistics: they take longer than its trials."""
     from raylt.diffusion.data import load_images
     from raylt.diffusion.train import Compute
-    from raylt.metrics.score import Scorer
     from raylt.spec import SweepSpec
     from raylt.store import Store
+    from raylt.trial.score import Scorer
 
     root = tmp_path_factory.mktemp("warm")
     spec = SweepSpec.model_validate(TINY)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE = "RAYLT_TEST_SABOTAGE"
-WATCHED = "raylt.trial"
+WATCHED = "raylt.trial.run"
 AT_STEP = 7  # of the first round that a trial trains itself
 HOLD, DIE, LOSE_GPU = "hold", "die", "lose the gpu"  # besides names of exceptions
 
@@ -74,7 +74,7 @@ class _OnceImported:
         def exec_module(module):
             load(module)
             wrap(module.TrialRun, sys.modules["raylt.diffusion.train"].Trainer, **self.settings)
-            log_commits(importlib.import_module("raylt.ledger").Ledger, Path(self.settings["folder"]))
+            log_commits(importlib.import_module("raylt.store.ledger").Ledger, Path(self.settings["folder"]))
 
         spec.loader.exec_module = exec_module
         return spec

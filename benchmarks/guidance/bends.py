@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from raylt.plan import SEARCHED, TrialSpec
+from raylt.spec import TrialSpec
+from raylt.spec.trials import SEARCHED
 
 Row = dict[str, Any]
 Profile = Mapping[str, float | None]  # block -> raw value
@@ -70,14 +71,13 @@ def _measured(job: tuple[str, int], root: Path) -> Row:
 
 
 def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
-    from raylt import preflight
     from raylt.diffusion.train import Compute
-    from raylt.ledger import Ledger
-    from raylt.search.dispatch import Dispatcher
     from raylt.search.profile import measure
-    from raylt.specfile import dump_yaml, parse_spec
-    from raylt.store import Store
-    from raylt.trial import Bench
+    from raylt.spec import dump_yaml, parse_spec
+    from raylt.store import Ledger, Store
+    from raylt.sweep import preflight
+    from raylt.sweep.dispatch import Dispatcher
+    from raylt.trial.run import Bench
 
     data, densities, base, budget = PROBLEMS[problem]
     spec = parse_spec(
@@ -115,7 +115,7 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
 
 
 def _run(trial: TrialSpec, bench: Any, store: Any) -> Row:
-    from raylt.trial import TrialRun
+    from raylt.trial.run import TrialRun
 
     run = TrialRun(trial, bench, store)
     for _ in run:
@@ -124,7 +124,7 @@ def _run(trial: TrialSpec, bench: Any, store: Any) -> Row:
 
 
 def _sizes(spec: Any) -> dict[str, int]:
-    from raylt.diffusion.model import layers_of
+    from raylt.diffusion.unet import layers_of
 
     sizes = dict.fromkeys(spec.blocks, 0)
     for layer in layers_of(spec.unet_config):

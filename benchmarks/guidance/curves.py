@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raylt import verdicts
 from raylt.intervals import CONFIDENCE
+from raylt.report import verdicts
 
 Run = Mapping[str, Any]  # start_steps, reference; trials: state, broken, loss, flops, steps
 Point = tuple[float, float]

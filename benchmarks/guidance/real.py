@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from raylt.errors import InputError
-from raylt.ledger import Ledger
-from raylt.lookup import find_results
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
+from raylt.report.lookup import find_results
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Ledger
 
 Row = dict[str, Any]
 

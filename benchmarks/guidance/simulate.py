@@ -10,16 +10,16 @@ import numpy as np
 
 from guidance.arms import GROUPS
 from guidance.surrogate import Surrogate
-from raylt.diffusion.model import layers_of
-from raylt.metrics.flops import count_flops
-from raylt.plan import SEARCHED, TrialSpec
-from raylt.search.foresight import Foresight
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.unet import layers_of
+from raylt.search.cost_model import Foresight
+from raylt.search.median_stopping import thresholds
 from raylt.search.profile import standardised
 from raylt.search.proposal import FixedProposal, Proposer
-from raylt.search.rungs import thresholds
 from raylt.search.sampler import default_startup, fixed_proposal
 from raylt.search.space import offsets
-from raylt.spec import SweepSpec
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.trials import SEARCHED
 
 Row = dict[str, Any]
 

@@ -14,13 +14,12 @@ from guidance import curves
 from guidance.arms import ARMS, GROUPS, spec_of
 from guidance.simulate import World, search
 from guidance.surrogate import NEAR, Surrogate
-from raylt.diffusion.noise import Draw, seed_of
+from raylt.diffusion.rng import Draw, seed_of
 from raylt.search.groups import grouped
 from raylt.search.profile import standardised
 from raylt.search.sampler import FIRST_GAMMA, default_startup, fixed_proposal
 from raylt.search.space import DELTA, GAMMA, at_base
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml, parse_spec
+from raylt.spec import SweepSpec, dump_yaml, parse_spec
 
 Row = dict[str, Any]
 PRIOR_SD = {GAMMA: 0.5, DELTA: 0.3}

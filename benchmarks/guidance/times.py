@@ -9,11 +9,11 @@ from typing import Any, get_args
 import numpy as np
 
 from guidance.arms import ARMS, spec_of
-from raylt.ledger import COMPLETE
-from raylt.plan import SEARCHED, TrialSpec
 from raylt.search.proposal import Proposer
-from raylt.sections import SamplerName
-from raylt.specfile import dump_yaml, parse_spec
+from raylt.spec import TrialSpec, dump_yaml, parse_spec
+from raylt.spec.sections import SamplerName
+from raylt.spec.trials import SEARCHED
+from raylt.store.ledger import COMPLETE
 
 PROPOSALS = 5  # timed, the first of them left out: it reads the history in
 

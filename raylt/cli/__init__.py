@@ -47,7 +47,7 @@ def main() -> NoReturn:
     try:
         from raylt.cli.faults import leave_with
         from raylt.cli.streams import close_stdout, make_usable
-        from raylt.terminal import print_plainly
+        from raylt.report.terminal import print_plainly
 
         make_usable()
         print_plainly()

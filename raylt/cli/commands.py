@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylt.cli import manage, record, run, stores, view
-from raylt.cli.common import app
+from raylt.cli import manage, record, show, store, sweep
+from raylt.cli.options import app
 
-__all__ = ["app", "manage", "record", "run", "stores", "view"]
+__all__ = ["app", "manage", "record", "show", "store", "sweep"]

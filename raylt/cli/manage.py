@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head
+from raylt.cli.options import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.lookup import find_results, find_sweep
+from raylt.report.lookup import find_results, find_sweep
 
 STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sync thirty
 
@@ -26,9 +26,9 @@ def logs(
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
     ask_head(context, root, local, cluster)
-    from raylt.sweepstate import state_of
-    from raylt.triallog import read_log
-    from raylt.wording import spanned
+    from raylt.report.text import spanned
+    from raylt.store.sweep_state import state_of
+    from raylt.store.trial_log import read_log
 
     spec, ledger, _ = find_results(name, root)
     if trial not in ledger.asked:
@@ -56,7 +56,7 @@ def stop(
 ) -> None:
     """Stop a running sweep, wherever its driver is: trials leave at their next step, and the same command resumes it."""
     ask_head(context, root, local, cluster)
-    from raylt.lease import has_stopped, request_stop
+    from raylt.store.lease import has_stopped, request_stop
 
     _, ledger, document = find_results(name, root)
     holder = request_stop(ledger.store, ledger.name)
@@ -93,7 +93,7 @@ def retry(
     if failed == bool(trials):
         raise InputError("which trials? Give their numbers, or --failed for all that failed")
     ask_head(context, root, local, cluster)
-    from raylt.retry import retry as ask_again
+    from raylt.sweep.retry import retry as ask_again
 
     store, name = find_sweep(name, root)
     retried = ask_again(store, name, trials or None)

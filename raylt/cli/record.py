@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.common import ClusterOption, LocalOption, RootOption, app, ask_head
+from raylt.cli.options import ClusterOption, LocalOption, RootOption, app, ask_head
 from raylt.errors import InputError, LeaseHeld
-from raylt.lookup import find_sweep, is_file, load, store_root
-from raylt.sections import TrackingSpec, has_credentials
+from raylt.report.lookup import find_sweep, is_file, load, store_root
+from raylt.spec.sections import TrackingSpec, has_credentials
 
 
 @app.command()
@@ -31,9 +31,9 @@ def record(
     if uri is not None and has_credentials(uri):
         raise InputError("--uri: holds a user name, password or token, and anybody can list a command; use MLFLOW_TRACKING_URI")
     ask_head(context, root, local, cluster)
-    from raylt.ledger import sweep_names
-    from raylt.record import record_address, record_sweep
     from raylt.store import Store
+    from raylt.store.ledger import sweep_names
+    from raylt.tracking.recorder import record_address, record_sweep
 
     if names:
         found = [(*find_sweep(name, root), uri or _own_uri(name)) for name in names]

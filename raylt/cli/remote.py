@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from raylt.errors import InputError
-from raylt.lookup import is_file
+from raylt.report.lookup import is_file
 
 if TYPE_CHECKING:
-    from raylt.jobs import Sent
-    from raylt.ssh import Head
+    from raylt.cluster.jobs import Sent
+    from raylt.cluster.ssh import Head
 
 
 def confirm_on(
@@ -20,9 +20,9 @@ def confirm_on(
     max_hours: float | None,
 ) -> int:  # fmt: skip
     """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
-    from raylt import jobs
-    from raylt.sections import has_credentials
-    from raylt.specfile import dump_yaml, load_spec
+    from raylt.cluster import jobs
+    from raylt.spec import dump_yaml, load_spec
+    from raylt.spec.sections import has_credentials
 
     counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
     bound = _bound(max_hours)
@@ -53,9 +53,10 @@ def sweep_on(
     The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
     Where the store and MLflow are, and every secret, is for the head's own environment to say.
     """
-    from raylt import jobs, ssh
-    from raylt.masking import has_secret
-    from raylt.specfile import dump_yaml, find_spec, load_spec, read_spec
+    from raylt.cluster import jobs, ssh
+    from raylt.errors import has_secret
+    from raylt.spec import dump_yaml, load_spec
+    from raylt.spec.load import find_spec, read_spec
 
     path, parsed = find_spec(source), load_spec(source, overrides or [], here=False)
     text = read_spec(path)
@@ -74,7 +75,7 @@ def sweep_on(
 
 def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:
     """Send a job, or find the one that is at it, and watch it. `again`: the command that watches it once more."""
-    from raylt import jobs
+    from raylt.cluster import jobs
 
     def say(line: str) -> None:
         typer.echo(line, err=True)

@@ -1,1 +1,1 @@
-"""The DDPM: its data, model, training and sampling. Knows nothing of tickets."""
+"""The DDPM: data, U-Net, training, sampling, FLOPs. Knows no tickets. Begin with `train`."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from raylt.diffusion.folder import check_room, read_folder
-from raylt.diffusion.notes import Note
+from raylt.diffusion.image_folder import check_room, read_folder
+from raylt.diffusion.image_notes import Note
 from raylt.errors import Problem, SpecError
-from raylt.sections import DataSpec
+from raylt.spec.sections import DataSpec
 
 DIGITS_TEST = 360  # of the 1797 digits of scikit-learn
 # What torchvision raises for files that are missing, cut off or not to be had; anything else is a fault of ours.

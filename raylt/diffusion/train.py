@@ -10,14 +10,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from raylt import preemption
+from raylt.diffusion import preemption
 from raylt.diffusion.data import to_float
 from raylt.diffusion.device import gpu_abilities, use_tf32
-from raylt.diffusion.noise import Draw, batch_indices, generator, seed_of
+from raylt.diffusion.rng import Draw, batch_indices, generator, seed_of
+from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.errors import Diverged, Preempted
-from raylt.sections import TrainSpec
 from raylt.spec import SweepSpec
-from raylt.tensors import NamedTensors, pack, unpack
+from raylt.spec.sections import TrainSpec
 
 NUM_TIMESTEPS = 1000  # T of Ho et al. 2020
 COSINE_FLOOR = 0.05  # the cosine schedule ends at this fraction of the learning rate

@@ -1,1 +1,1 @@
-"""The search over allocations: proposals from an Optuna study, guided by the similarity of pilots."""
+"""Proposes allocations with Optuna, guided by the pilots' similarity. Begin with `proposal`."""

@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from raylt.diffusion.model import Layer, layers_of
-from raylt.diffusion.noise import Draw, seed_of
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.rng import Draw, seed_of
+from raylt.diffusion.tensors import NamedTensors, unpack
 from raylt.diffusion.train import TrainState
-from raylt.layout import MASK, SIMILARITY_FILE, START, TRAINED
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import Result
-from raylt.metrics.flops import count_flops
-from raylt.presets import default_groups
+from raylt.diffusion.unet import Layer, layers_of
 from raylt.search.groups import Groups, grouped
-from raylt.spec import SweepSpec, matches
-from raylt.store import Stage, Store, stage_of
-from raylt.tensors import NamedTensors, unpack
+from raylt.spec import SweepSpec
+from raylt.spec.presets import default_groups
+from raylt.spec.schema import matches
+from raylt.store import Ledger, Stage, Store
+from raylt.store.layout import MASK, SIMILARITY_FILE, START, TRAINED
+from raylt.store.ledger_files import Result
+from raylt.store.stages import stage_of
 from raylt.ticket.find import round_0_among
 from raylt.ticket.mask import Mask
-from raylt.ticket.pairs import Comparison, Numbers
-from raylt.ticket.similarity import most_moved, movement
+from raylt.ticket.overlap import most_moved, movement
+from raylt.ticket.similarity import Comparison, Numbers
 
 log = logging.getLogger("raylt.profile")
 

@@ -9,11 +9,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED, RUNNING, Result
-from raylt.plan import TrialSpec
 from raylt.search.sampler import ATTEMPTS, Lineage, fixed_proposal, make_sampler
 from raylt.search.space import at_base, distributions
-from raylt.spec import SweepSpec
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, RUNNING, Result
 
 History = Sequence[tuple[TrialSpec, Result]]
 FixedProposal = Callable[[SweepSpec, int], Mapping[str, float] | None]

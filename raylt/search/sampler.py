@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from raylt.diffusion.noise import Draw, seed_of
+from raylt.diffusion.rng import Draw, seed_of
 from raylt.search.space import GAMMA, at_base
 from raylt.spec import SweepSpec
 

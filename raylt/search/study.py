@@ -20,15 +20,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from raylt.background import AbandonedError, Background, Pace
-from raylt.layout import SIMILARITY_FILE
-from raylt.ledger import Ledger
-from raylt.seals import digest_of
 from raylt.search.groups import settled
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
 from raylt.spec import SweepSpec
-from raylt.store import Store
-from raylt.trackinguri import sqlite_uri
+from raylt.spec.canonical import digest_of
+from raylt.spec.tracking_uri import sqlite_uri
+from raylt.store import Ledger, Store
+from raylt.store.layout import SIMILARITY_FILE
 
 log = logging.getLogger("raylt.study")
 

@@ -1,1 +1,1 @@
-"""The lottery-ticket search: masks, scores, allocations, rounds. Runs without Ray, Optuna or MLflow."""
+"""One lottery-ticket search: masks, allocations, prune-rewind-train rounds, similarity of tickets. Begin with `find`."""

@@ -22,11 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raylt.diffusion.model import Layer
+from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.unet import Layer
 from raylt.errors import InputError
-from raylt.sections import TicketSpec
-from raylt.spec import matches
-from raylt.tensors import NamedTensors
+from raylt.spec.schema import matches
+from raylt.spec.sections import TicketSpec
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, pooled_counts
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.noise import Draw, generator, seed_of
-from raylt.sections import Control, ModelSpec
-from raylt.spec import SweepSpec, matches
+from raylt.diffusion.rng import Draw, generator, seed_of
+from raylt.spec import SweepSpec
+from raylt.spec.schema import matches
+from raylt.spec.sections import Control, ModelSpec
 from raylt.store import Store
 from raylt.ticket.find import Progress, Round, TicketSearch, rewind_point, train_round
 from raylt.ticket.mask import Mask

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.model import Layer, build_unet, weight_name
-from raylt.diffusion.noise import Draw, generator
+from raylt.diffusion.rng import Draw, generator
+from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.train import Compute, Trainer, TrainState
+from raylt.diffusion.unet import Layer, build_unet, weight_name
 from raylt.errors import Diverged
-from raylt.sections import Criterion
 from raylt.spec import SweepSpec
-from raylt.tensors import NamedTensors
+from raylt.spec.sections import Criterion
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, magnitude
 from raylt.ticket.synflow import SynapticFlow

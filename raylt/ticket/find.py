@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.model import Layer, build_unet, layers_of, load_parameters, parameters_of, weight_name
+from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.diffusion.train import Compute, Trainer, TrainState, learning_rate_at, run
-from raylt.layout import MASK, START, TRAINED
-from raylt.sections import TrainSpec
+from raylt.diffusion.unet import Layer, build_unet, layers_of, load_parameters, parameters_of, weight_name
 from raylt.spec import SweepSpec
+from raylt.spec.sections import TrainSpec
 from raylt.store import Manifest, Output, Stage, Store
-from raylt.tensors import NamedTensors, pack, unpack
+from raylt.store.layout import MASK, START, TRAINED
 from raylt.ticket.allocation import Allocation, Pruning
 from raylt.ticket.criteria import AT_REWIND_POINT, CRITERIA, Scores, Survivors
 from raylt.ticket.mask import Mask

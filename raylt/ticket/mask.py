@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylt.diffusion.model import Layer, weight_name
-from raylt.tensors import NamedTensors
+from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.unet import Layer, weight_name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raylt.diffusion.model import Layer, weight_name
+from raylt.diffusion.unet import Layer, weight_name
 from raylt.ticket.mask import Mask
 
 PRUNED = -1.0  # below every score: what is pruned stays pruned

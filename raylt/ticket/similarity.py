@@ -1,187 +1,98 @@
-"""How alike tickets are, layer by layer and block by block, beyond what chance and their common start give.
-
-What two masks share is counted once a layer, as an `Overlap`; a block adds up the overlaps of its layers, so that chance
-is taken per layer: densities that layers have in common would otherwise look like agreement.
-"""
+"""Tickets of several independent searches, compared pair by pair: one record of numbers for any set of layers."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from raylt.diffusion.model import Layer, weight_name
-from raylt.errors import InputError
-from raylt.tensors import NamedTensors
+from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.unet import Layer
+from raylt.intervals import student_t
 from raylt.ticket.mask import Mask
-from raylt.ticket.prune import magnitude, top_k
+from raylt.ticket.overlap import Overlaps, Pair, compare, inherited, layer_overlap_given, mean, pooled, refuse_nested
 
-NESTED_BY_CHANCE = 1e-9  # two masks that are nested against longer odds than this are of one search
-
-Overlaps = Mapping[str, "Overlap"]  # layer -> what two masks share there
-Pair = tuple[int, int]  # positions of two tickets, the smaller first
-
-
-class NestedMasks(InputError):
-    """Masks of one search: what they share was decided by how a search prunes, not by training."""
+Numbers = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """What two masks share, against masks drawn at random with the same counts: k1 and k2 of n weights.
+class Comparison:
+    """The overlaps of P tickets that began at one rewind point: of all P (P - 1) / 2 pairs, and of each with the start."""
 
-    The null is the hypergeometric distribution of o = |A and B|, that of ticket distances in Grosse & Backes (SDM 2021).
-    All five numbers add up over layers. Every property is None where chance leaves nothing open: all of the layers full
-    or empty in one of the masks.
-    """
+    num_tickets: int
+    pairs: Mapping[Pair, Overlaps]
+    with_start: Sequence[Overlaps]  # each ticket, with the top-k of |rewind weights|
+    given_start: Mapping[Pair, Overlaps]  # within the strata of that top-k
+    by_movement: Mapping[Pair, Overlaps]  # between the masks of what moved most
 
-    both: float = 0  # o
-    chance: float = 0  # e = k1 k2 / n, the mean of o
-    most: float = 0  # min(k1, k2)
-    variance: float = 0  # k1 k2 (n - k1) (n - k2) / (n^2 (n - 1)), that of o
-    kept: float = 0  # k1 + k2
+    @staticmethod
+    def of(
+        tickets: Sequence[Mask], layers: Sequence[Layer], *, start: NamedTensors | None = None,
+        moved: Sequence[Mask] | None = None, searches: Sequence[str] | None = None,
+    ) -> Comparison:  # fmt: skip
+        """Count what the tickets share in `layers`.
 
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(*(x + y for x, y in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def is_open(self) -> bool:
-        return self.most - self.chance > 1e-9
-
-    @property
-    def kappa(self) -> float | None:
-        """(o - e) / (min(k1, k2) - e): 0 by chance, 1 where one mask contains the other.
-
-        Cohen's kappa (1960) at equal counts, Loevinger's H (1948) at unequal ones. Its standard deviation by chance is
-        sqrt(variance) / (min(k1, k2) - e).
+        `start`: the rewind weights; `moved`: the mask of what moved most for each ticket; what is left out has no numbers.
+        `searches`: see `refuse_nested`. Raises `NestedMasks`.
         """
-        return (self.both - self.chance) / (self.most - self.chance) if self.is_open else None
+        refuse_nested(tickets, searches)
+        starts = [inherited(ticket, start, layers) for ticket in tickets] if start is not None else []
+        pairs = list(itertools.combinations(range(len(tickets)), 2))
 
-    @property
-    def z(self) -> float | None:
-        """(o - e) / sqrt(variance): mean 0 and standard deviation 1 by chance. Grows with the weights, unlike kappa."""
-        return (self.both - self.chance) / math.sqrt(self.variance) if self.is_open else None
+        def given_start(i: int, j: int) -> Overlaps:
+            both = starts[i], starts[j]
+            return {layer.name: layer_overlap_given(tickets[i], tickets[j], both, layer.name) for layer in layers}
 
-    @property
-    def jaccard(self) -> float | None:
-        """|A and B| / |A or B| = o / (k1 + k2 - o): not corrected for chance, so read it beside `jaccard_chance`."""
-        return self.both / (self.kept - self.both) if self.is_open else None
+        return Comparison(
+            len(tickets),
+            {(i, j): compare(tickets[i], tickets[j], layers) for i, j in pairs},
+            [compare(ticket, mine, layers) for ticket, mine in zip(tickets, starts, strict=True)] if starts else [],
+            {(i, j): given_start(i, j) for i, j in pairs} if starts else {},
+            {(i, j): compare(moved[i], moved[j], layers) for i, j in pairs} if moved is not None else {},
+        )
 
-    @property
-    def jaccard_chance(self) -> float | None:
-        """e / (k1 + k2 - e), which is d / (2 - d) at equal densities d.
+    def numbers(self, layers: Sequence[Layer]) -> Numbers:
+        """The means over pairs (over tickets: `kappa_start`), of some layers pooled; None where there is nothing to tell.
 
-        The mean by chance is higher by about variance (k1 + k2) / (k1 + k2 - e)^3, since o is in the denominator too: by
-        0.4 % of itself where 100 of 1 000 weights are kept.
+        `z` is the mean of the pairs' z, each of variance 1 by chance. `excess` is kappa - kappa_start: of what training
+        found it errs on the low side, being below 0 where tickets follow the start each with noise of its own (-0.14 in the
+        example of `layer_overlap_given`), as `kappa_partial` errs on the high side.
         """
-        return self.chance / (self.kept - self.chance) if self.is_open else None
+        pairs = {pair: pooled(overlaps, layers) for pair, overlaps in self.pairs.items()}
+        kappa = mean(found.kappa for found in pairs.values())
+        kappa_start = mean(pooled(overlaps, layers).kappa for overlaps in self.with_start)
+        low, high = jackknife_interval({pair: found.kappa for pair, found in pairs.items()}, self.num_tickets)
+        return {
+            "kappa": kappa,
+            "kappa_low": low,
+            "kappa_high": high,
+            "kappa_start": kappa_start,
+            "excess": None if kappa is None or kappa_start is None else kappa - kappa_start,
+            "kappa_partial": mean(pooled(overlaps, layers).kappa for overlaps in self.given_start.values()),
+            "kappa_movement": mean(pooled(overlaps, layers).kappa for overlaps in self.by_movement.values()),
+            "z": mean(found.z for found in pairs.values()),
+            "jaccard": mean(found.jaccard for found in pairs.values()),
+            "jaccard_chance": mean(found.jaccard_chance for found in pairs.values()),
+            "pairs": len(pairs) if layers else 0,
+        }
 
 
-def overlap(a: Tensor, b: Tensor) -> Overlap:
-    """Overlap of two boolean tensors of one shape."""
-    n, k1, k2 = a.numel(), int(a.sum()), int(b.sum())
-    if n == 0:
-        return Overlap()
-    variance = k1 * k2 * (n - k1) * (n - k2) / (n * n * (n - 1)) if n > 1 else 0.0
-    return Overlap(int((a & b).sum()), k1 * k2 / n, min(k1, k2), variance, k1 + k2)
+def jackknife_interval(values: Mapping[Pair, float | None], num_tickets: int) -> tuple[float | None, float | None]:
+    """95 % interval of the mean over all pairs of P tickets; (None, None) for P < 3 or where a pair has no number.
 
-
-def layer_overlap(a: Mask, b: Mask, layer: str) -> Overlap:
-    """Overlap of two masks in one layer."""
-    return overlap(a.layers[layer], b.layers[layer])
-
-
-def layer_overlap_given(a: Mask, b: Mask, starts: tuple[Mask, Mask], layer: str) -> Overlap:
-    """Overlap in one layer within the strata of the start, whose `kappa` is the partial one.
-
-    `starts`: the top-k of |rewind weights| at the counts of a and of b. With one such mask S (equal counts), the chance is
-    e = k1_S k2_S / n_S + k1_N k2_N / n_N, and the most there can be min(k1_S, k2_S) + min(k1_N, k2_N), where S and N index
-    the weights in S and outside: what each mask keeps on either side is given, not counted as agreement. Unequal counts
-    have a third stratum, what one start keeps and the other does not.
-
-    kappa = sum(o - e) / sum(most - e) is 0 in expectation for masks that agree only in how much of S they keep. As a
-    measure of what training found it errs on the high side, since ranks within the strata are not seen: two top-k of
-    |start + noise|, of independent noise of half the start's spread, have kappa 0.44 and a partial one of 0.15 (d = 0.1),
-    all of it inherited.
+    Pairs that share a ticket are not independent, so neither the number of pairs nor their spread says how sure the mean is.
+    Leaving out one ticket with all its pairs gives means m_i; SE^2 = (P - 1) / P sum (m_i - m)^2 (Arvesen 1969, jackknifing
+    U-statistics), and the interval is m -+ t SE with Student's t at P - 1 degrees of freedom. The estimate of the variance is
+    too high rather than too low (Efron & Stein 1981). The tickets share a start: it covers other seeds, not other starts.
+    It is not cut off at 1.
     """
-    s, t = (start.layers[layer] for start in starts)
-    mask_a, mask_b = a.layers[layer], b.layers[layer]
-    return add_up(overlap(mask_a[stratum], mask_b[stratum]) for stratum in (s & t, s ^ t, ~(s | t)))
-
-
-def add_up(overlaps: Iterable[Overlap]) -> Overlap:
-    return sum(overlaps, Overlap())
-
-
-def pooled(overlaps: Overlaps, layers: Iterable[Layer]) -> Overlap:
-    """What two masks share in several layers."""
-    return add_up(overlaps[layer.name] for layer in layers)
-
-
-def compare(a: Mask, b: Mask, layers: Iterable[Layer]) -> Overlaps:
-    return {layer.name: layer_overlap(a, b, layer.name) for layer in layers}
-
-
-def inherited(ticket: Mask, start: NamedTensors, layers: Sequence[Layer]) -> Mask:
-    """The top-k of |rewind weights|, k being what the ticket keeps of each layer."""
-    counts = {layer.name: ticket.counts[layer.name][0] for layer in layers}
-    return top_k(magnitude(start, layers, Mask.dense(layers)), counts)
-
-
-def most_moved(ticket: Mask, start: NamedTensors, trained: NamedTensors, layers: Sequence[Layer]) -> Mask:
-    """The top-k of |w_T - w_k|, k being what the ticket keeps of each layer, of a dense training from w_k to w_T.
-
-    The weights of the ticket itself would not do: what it pruned did not move. A weight that stayed where it was is never
-    kept, so where training moves fewer than k the mask has fewer: ties would be broken alike in all of them.
-    """
-    distance = {name: trained[name] - start[name] for name in (weight_name(layer.name) for layer in layers)}
-    scores = magnitude(distance, layers, Mask.dense(layers))
-    return top_k(scores, {name: min(ticket.counts[name][0], int((score > 0).sum())) for name, score in scores.items()})
-
-
-def movement(start: NamedTensors, trained: NamedTensors, layers: Sequence[Layer]) -> float | None:
-    """||w_T - w_k|| / ||w_k|| over the prunable weights of some layers: how far training took them. Needs no pilots."""
-    names = [weight_name(layer.name) for layer in layers]
-    before = _norm([start[name] for name in names])
-    return _norm([trained[name] - start[name] for name in names]) / before if before else None
-
-
-def _norm(values: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(value.double().square().sum()) for value in values))
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are numbers."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def refuse_nested(tickets: Sequence[Mask], searches: Sequence[str] | None = None) -> None:
-    """Raises `NestedMasks` where two of the tickets are of one search.
-
-    `searches`: what tells the searches apart, one for each ticket (the digest of the dense training its masks were cut
-    from); then it alone decides, and independent tickets may be equal. Without it, two tickets are taken for one search's
-    where one contains the other in every layer, keeps fewer weights, and would do so by chance once in a billion times.
-    """
-    for i, j in itertools.combinations(range(len(tickets)), 2):
-        if _is_nested(tickets[i], tickets[j]) if searches is None else searches[i] == searches[j]:
-            raise NestedMasks(
-                f"tickets {i} and {j} come from one search: its rounds are nested by construction, so the smaller mask lies in "
-                "the larger one whatever training did; compare tickets of searches with different seeds"
-            )
-
-
-def _is_nested(a: Mask, b: Mask) -> bool:
-    small, large = sorted((a, b), key=lambda mask: mask.kept)
-    if small.kept == large.kept or not small.is_nested_in(large):
-        return False
-    # k1 weights drawn at random from n all lie among k2 with probability C(k2, k1) / C(n, k1)
-    odds = (_log_choose(large.counts[name][0], k1) - _log_choose(n, k1) for name, (k1, n) in small.counts.items())
-    return sum(odds) < math.log(NESTED_BY_CHANCE)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    known = {pair: value for pair, value in values.items() if value is not None}
+    if num_tickets < 3 or len(known) < num_tickets * (num_tickets - 1) // 2:
+        return None, None
+    middle = sum(known.values()) / len(known)
+    without = [mean(value for pair, value in known.items() if left_out not in pair) for left_out in range(num_tickets)]
+    squares = sum((value - middle) ** 2 for value in without if value is not None)
+    error = math.sqrt((num_tickets - 1) / num_tickets * squares)
+    reach = student_t(num_tickets - 1) * error
+    return middle - reach, middle + reach

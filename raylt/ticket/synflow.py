@@ -20,8 +20,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from raylt.diffusion.model import PRUNABLE_TYPES, Layer, build_unet, weight_name
-from raylt.tensors import NamedTensors
+from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.unet import PRUNABLE_TYPES, Layer, build_unet, weight_name
 from raylt.ticket.mask import Mask
 
 _NOT_LINEAR = (nn.GroupNorm, nn.LayerNorm, RMSNorm, nn.SiLU, nn.ReLU, nn.GELU, nn.Mish, nn.Dropout)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
-from raylt.runs import trial_points
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.tracking.runs import trial_points
 from tests.chaos.sweep import CHECKPOINT_EVERY, NAME, Sweep
 
 ENDED = {COMPLETE: "FINISHED", PRUNED: "FINISHED", FAIL: "FAILED"}  # state of a trial -> of its run in MLflow

@@ -14,21 +14,19 @@ import signal
 import sys
 from pathlib import Path
 
-from raylt import tracking
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute, Trainer
-from raylt.inputs import Inputs
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import read_lock
-from raylt.search.dispatch import Dispatcher, Finished
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA, Stage, Store
-from raylt.sweepstate import write_spec
-from raylt.trial import Bench, TrialRun
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Lease, Ledger, Stage, Store
+from raylt.store.ledger_files import read_lock
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import write_spec
+from raylt.sweep.dispatch import Dispatcher, Finished
+from raylt.tracking import tracker
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun
 from tests import sabotage
 from tests.conftest import TINY
 
@@ -44,7 +42,7 @@ POINTS = {
     "reported": (TrialRun, "_record"),
     "in the ledger": (Ledger, "finish"),
     "told": (StudyFile, "sync"),
-    "logged": (tracking, "record"),
+    "logged": (tracker, "record"),
 }
 
 
@@ -90,8 +88,8 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
         for _ in run:
             pass
         dispatcher.ended(trial.id, run.result)
-        tracking.record(spec, ledger, yaml, uri)
-    tracking.record(spec, ledger, yaml, uri)
+        tracker.record(spec, ledger, yaml, uri)
+    tracker.record(spec, ledger, yaml, uri)
     study.close()
     lease.release()
 

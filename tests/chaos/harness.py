@@ -28,9 +28,9 @@ import filelock
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.metrics.score import Scorer
 from raylt.spec import SweepSpec
 from raylt.store import Store
+from raylt.trial.score import Scorer
 from tests import sabotage
 from tests.chaos.checks import Findings, check
 from tests.chaos.faults import (

@@ -16,12 +16,10 @@ from typing import Any
 
 import optuna
 
-from raylt.document import results
-from raylt.ledger import Ledger
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Store
-from raylt.sweepstate import stored_spec
+from raylt.report.document import results
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Ledger, Store
+from raylt.store.sweep_state import stored_spec
 from tests import sabotage
 from tests.chaos.machines import PATIENCE_S, clean_environment, eventually
 from tests.conftest import TINY, merged

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-from raylt.cli.view import _refuse_records
-from raylt.damage import Damaged
-from raylt.document import results
+from raylt.cli.show import _refuse_records
 from raylt.errors import InputError, StoreFailure
-from raylt.layout import TICKET
-from raylt.ledger import existing
-from raylt.repair import repair
-from raylt.retry import Retried, retry
-from raylt.single import export_trial
-from raylt.store import Store, stage_of
-from raylt.sweepstate import stored_spec
-from raylt.verify import MissingStage, verify
+from raylt.report.document import results
+from raylt.store import Store
+from raylt.store.damage import Damaged
+from raylt.store.layout import TICKET
+from raylt.store.ledger import existing
+from raylt.store.repair import repair
+from raylt.store.stages import stage_of
+from raylt.store.sweep_state import stored_spec
+from raylt.store.verify import MissingStage, verify
+from raylt.sweep.retry import Retried, retry
+from raylt.sweep.single import export_trial
 from tests.chaos.test_scripted import SPEC, comparable, drive
 
 NO_RECORD = r"locks/|sweeps/tiny/(logs/|study\.db|lease|stop)|.*/claim\.json$"  # nothing is believed of these
@@ -127,7 +128,7 @@ def test_damage_to_one_sweep_does_not_keep_others_from_being_read(undisturbed, t
     folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
     shutil.copytree(folder / "root/sweeps/tiny", folder / "root/sweeps/other")
     (folder / "root/sweeps/other/trials/00002/result.json").write_text("{}")
-    from raylt.disk import Survey
+    from raylt.store.garbage import Survey
 
     survey = Survey(Store(str(folder / "root")))
     assert set(survey.damaged) == {"other"} and set(survey.usage()) == {"tiny"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from tests import sabotage
 from tests.conftest import TINY, merged
 

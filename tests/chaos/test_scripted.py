@@ -11,10 +11,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from raylt.document import results
-from raylt.ledger import Ledger
+from raylt.report.document import results
 from raylt.spec import SweepSpec
-from raylt.store import Store
+from raylt.store import Ledger, Store
 from tests.chaos.drive import main
 from tests.conftest import TINY
 
@@ -24,7 +23,9 @@ CHECKPOINT_EVERY = TINY["train"]["checkpoint_every"]
 
 # A server that has imported everything once forks a process a drive: seconds instead of half a minute each.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.chaos.drive", "mlflow.tracking", "mlflow.store.db.utils", "raylt.figures", "raylt.page"])
+FORK.set_forkserver_preload(
+    ["tests.chaos.drive", "mlflow.tracking", "mlflow.store.db.utils", "raylt.report.figures", "raylt.report.html_page"]
+)
 
 
 def drive(folder: Path, *kill: str) -> int:

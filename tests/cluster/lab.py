@@ -2,7 +2,7 @@
 
 Nothing in one can see or end what runs in another, or on the host: `ray stop` ends the Ray of its own machine alone. Each
 machine has its own home, /tmp and port 22. The Python environment of the tests takes the place of the one that
-raylt/deploy/setup.sh would install. Needs root, iproute2, util-linux, OpenSSH and rsync.
+raylt/cluster/deploy/setup.sh would install. Needs root, iproute2, util-linux, OpenSSH and rsync.
 """
 
 from __future__ import annotations

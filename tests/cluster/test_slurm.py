@@ -1,4 +1,4 @@
-"""raylt/deploy/slurm.sh with stand-ins for Slurm's commands: `srun` is SSH to the other machine, `scontrol` takes a note.
+"""deploy/slurm.sh with stand-ins for Slurm's commands: `srun` is SSH to the other machine, `scontrol` takes a note.
 
 What Slurm does itself (placing, cgroups, requeueing, the signal before the end) is not tested: there is none here.
 """

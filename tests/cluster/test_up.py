@@ -1,6 +1,6 @@
 """`ray up` of cluster-local.yaml over SSH, a sweep from the laptop, `ray down`, on the machines of a `lab`. In file order.
 
-What a machine of this lab lacks against a real one: raylt/deploy/setup.sh finds ~/venv made already, and Ray's slow starts on
+What a machine of this lab lacks against a real one: deploy/setup.sh finds ~/venv made already, and Ray's slow starts on
 a busy host are waited for (RAY_raylet_start_wait_time_s).
 """
 
@@ -87,7 +87,7 @@ def edited(text: str, root: str) -> str:
         "worker_ips:": "  worker_ips: [10.77.0.2]",
         "ssh_user:": "  ssh_user: root",
         "ssh_private_key:": "  ssh_private_key: ~/.ssh/raylt",
-        "setup.sh": f"  - bash ~/raylt/raylt/deploy/setup.sh {root}",
+        "setup.sh": f"  - bash ~/raylt/raylt/cluster/deploy/setup.sh {root}",
     }
     lines = []
     for line in text.splitlines():
@@ -215,7 +215,7 @@ def test_ray_down_ends_everything_and_leaves_the_results(site: Site):
     assert down.returncode == 0
     for machine in (site.head, site.worker):
         wait_until(lambda machine=machine: not machine.find("raylet/raylet") and not machine.find("gcs_server"), 120)
-    wait_until(lambda: not site.head.find("mlflow server") and not site.head.find("raylt.head"), 180)
+    wait_until(lambda: not site.head.find("mlflow server") and not site.head.find("raylt.tracking.head_server"), 180)
     assert results(site) == before
 
 

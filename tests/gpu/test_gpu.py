@@ -17,11 +17,11 @@ import torch
 
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.device import is_lost
-from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.sample import held_out_loss, sample_chunk
 from raylt.diffusion.train import Compute, Trainer, TrainState, run
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import cause_of
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from raylt.ticket.mask import Mask
 from tests import sabotage
 from tests.conftest import TINY, merged

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
 from tests.head import RayHead, free_ports
 

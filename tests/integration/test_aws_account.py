@@ -1,4 +1,4 @@
-"""raylt/deploy/aws_account.py on a mocked account: what cluster.yaml names is there, with the rights it needs and no more."""
+"""deploy/aws_account.py on a mocked account: what cluster.yaml names is there, with the rights it needs and no more."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from raylt.presets import PRESETS
-from raylt.specfile import load_spec
+from raylt.spec import load_spec
+from raylt.spec.presets import PRESETS
 
 UNET = {**PRESETS["ddpm-cifar10"], "block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}
 TOY = {

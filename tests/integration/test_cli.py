@@ -23,17 +23,16 @@ from diffusers import DDPMPipeline
 
 from raylt import cli
 from raylt.diffusion.data import load_images
+from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute
-from raylt.inputs import Inputs
-from raylt.layout import SAMPLES, TICKET, TRAINED
-from raylt.ledger import Ledger
-from raylt.search.dispatch import Dispatcher, Finished
-from raylt.spec import SweepSpec
-from raylt.specfile import builtin_sweeps, dump_yaml
-from raylt.store import Store
-from raylt.tensors import unpack
-from raylt.ticket.file import load_ticket
-from raylt.trial import Bench, TrialRun, failure
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.spec.load import builtin_sweeps
+from raylt.store import Ledger, Store
+from raylt.store.layout import SAMPLES, TICKET, TRAINED
+from raylt.sweep.dispatch import Dispatcher, Finished
+from raylt.ticket.ticket_file import load_ticket
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun, failure
 from tests.begun import write_begun
 from tests.conftest import TINY, merged
 from tests.unit.test_specfile import TEN_ERRORS, TEN_MESSAGES

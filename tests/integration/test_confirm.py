@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 
-from raylt.estimate import all_trials, work_of
-from raylt.ledger import Ledger
-from raylt.store import Store
-from raylt.sweepstate import stored_spec
-from raylt.ticket.file import load_ticket
+from raylt.store import Ledger, Store
+from raylt.store.sweep_state import stored_spec
+from raylt.sweep.dry_run import all_trials, work_of
+from raylt.ticket.ticket_file import load_ticket
 from tests import sabotage
 from tests.integration.test_sweep import NAME, empty_record, eventually, new_sweep
 from tests.sabotage import HOLD

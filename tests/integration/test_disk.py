@@ -11,14 +11,11 @@ from pathlib import Path
 from diffusers import DDPMPipeline
 
 from raylt.diffusion.data import load_images
-from raylt.document import results
-from raylt.footprint import footprint
-from raylt.inputs import Inputs
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Store
+from raylt.report.document import results
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Lease, Ledger, Store
+from raylt.sweep.footprint import footprint
+from raylt.trial.inputs import Inputs
 from tests.chaos.test_scripted import comparable, drive
 from tests.conftest import TINY, merged
 

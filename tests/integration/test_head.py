@@ -13,10 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from raylt.errors import InputError, LeaseHeld
-from raylt.lease import Lease, read_holder
-from raylt.ledger import Ledger
-from raylt.record import record_sweep
-from raylt.store import Store
+from raylt.store import Lease, Ledger, Store
+from raylt.store.lease import read_holder
+from raylt.tracking.recorder import record_sweep
 from tests.begun import write_begun
 from tests.integration.test_tracking import (
     answers,
@@ -99,7 +98,7 @@ def test_who_is_not_there(tmp_path: Path):
 
 @pytest.mark.parametrize("uri", ["http://0.0.0.0:5000", "http://127.0.0.1", "sqlite:///mlflow.db"])
 def test_the_heads_server_is_on_loopback_or_not_at_all(tmp_path: Path, uri: str):
-    done = command("raylt.head", HOME=str(tmp_path), RAYLT_ROOT=str(tmp_path / "root"), MLFLOW_TRACKING_URI=uri)
+    done = command("raylt.tracking.head_server", HOME=str(tmp_path), RAYLT_ROOT=str(tmp_path / "root"), MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 1
     assert done.stderr.startswith(f"raylt.head: MLFLOW_TRACKING_URI: {uri} is not on this machine's loopback")
 
@@ -110,11 +109,11 @@ def test_a_new_head_serves_what_the_store_holds(tmp_path: Path):
     server_uri = f"http://127.0.0.1:{port}"
     environment = {"HOME": str(tmp_path), "RAYLT_ROOT": store.root, "MLFLOW_TRACKING_URI": server_uri}
     with socket.create_server(("127.0.0.1", port)):
-        done = command("raylt.head", **environment)
+        done = command("raylt.tracking.head_server", **environment)
         assert done.returncode == 1
         assert done.stderr.startswith(f"raylt.head: 127.0.0.1:{port} is taken by another program")
     try:
-        done = command("raylt.head", **environment)
+        done = command("raylt.tracking.head_server", **environment)
         assert done.returncode == 0, done.stderr + (tmp_path / ".raylt" / "mlflow.log").read_text()
         assert done.stdout == "digits: recorded, 8 trials\n"
         runs = runs_of(server_uri)

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from raylt.diffusion.data import load_images
-from raylt.diffusion.model import build_unet, parameters_of
+from raylt.diffusion.tensors import pack
 from raylt.diffusion.train import Compute
-from raylt.layout import TRAINED
-from raylt.metrics.score import Scorer
-from raylt.specfile import load_spec
+from raylt.diffusion.unet import build_unet, parameters_of
+from raylt.spec import load_spec
 from raylt.store import Output, Store
-from raylt.tensors import pack
+from raylt.store.layout import TRAINED
 from raylt.ticket.find import TicketSearch, find_ticket
+from raylt.trial.score import Scorer
 
 
 @pytest.fixture(scope="module")

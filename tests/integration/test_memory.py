@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
 
 GIB = 2**30

@@ -16,18 +16,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils
 
-from raylt.document import results
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
-from raylt.plan import TrialSpec
-from raylt.runs import tracking_uri
+from raylt.report.document import results
 from raylt.search.space import at_base
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Store
-from raylt.tracking import record
-from raylt.trackinguri import split_sqlite, sqlite_uri
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml
+from raylt.spec.tracking_uri import split_sqlite, sqlite_uri
+from raylt.store import Ledger, Store
+from raylt.store.ledger_files import COMPLETE
+from raylt.tracking.runs import tracking_uri
+from raylt.tracking.tracker import record
 from tests.conftest import TINY
 from tests.nasty import NAMES
 

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
 from tests.head import NAME, Lab, own_lab
 from tests.sshd import own_sshd

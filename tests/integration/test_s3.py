@@ -19,12 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
-from raylt.document import results
-from raylt.files import Files
-from raylt.ledger import Ledger
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import Store
+from raylt.report.document import results
+from raylt.spec import SweepSpec, dump_yaml
+from raylt.store import Ledger, Store
+from raylt.store.filesystem import Files
 from tests import s3, sabotage
 from tests.chaos.test_scripted import steps_trained
 from tests.conftest import TINY, merged

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raylt.specfile import dump_yaml
+from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
 
 SECRET = "pl4nted"

@@ -23,14 +23,13 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from raylt.document import SIMILARITY_NUMBERS
-from raylt.estimate import all_trials, work_of
-from raylt.ledger import Ledger
-from raylt.presets import block_of
-from raylt.specfile import dump_yaml
-from raylt.store import Store
-from raylt.sweepstate import stored_spec
-from raylt.ticket.file import load_ticket
+from raylt.report.document import SIMILARITY_NUMBERS
+from raylt.spec import dump_yaml
+from raylt.spec.presets import block_of
+from raylt.store import Ledger, Store
+from raylt.store.sweep_state import stored_spec
+from raylt.sweep.dry_run import all_trials, work_of
+from raylt.ticket.ticket_file import load_ticket
 from tests import sabotage
 from tests.conftest import TINY, merged
 from tests.sabotage import DIE, HOLD

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from raylt.document import results
-from raylt.ledger import Ledger
+from raylt.report.document import results
 from raylt.spec import SweepSpec
-from raylt.store import Store
+from raylt.store import Ledger, Store
 from tests import s3, sabotage
 from tests.chaos.test_scripted import drive
 from tests.conftest import TINY

@@ -23,16 +23,14 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raylt.background import Pace
+from raylt.diffusion.tensors import pack
 from raylt.errors import Fenced
-from raylt.layout import GRID, RUNS_FILE, SAMPLES, SIMILARITY_FILE, TICKET
-from raylt.ledger import Ledger
-from raylt.mlflowclient import words_of
-from raylt.plan import TrialSpec, plan
-from raylt.shown import sweep_points
-from raylt.spec import SweepSpec
-from raylt.store import Output, Store
-from raylt.tensors import pack
-from raylt.tracking import Tracker, record, tracking_uri
+from raylt.spec import SweepSpec, TrialSpec, plan
+from raylt.store import Ledger, Output, Store
+from raylt.store.layout import GRID, RUNS_FILE, SAMPLES, SIMILARITY_FILE, TICKET
+from raylt.tracking.client import words_of
+from raylt.tracking.parent_run import sweep_points
+from raylt.tracking.tracker import Tracker, record, tracking_uri
 
 YAML = "schema: 1\nname: digits\n"
 FIRST_MS = 1_700_000_000_000
@@ -349,7 +347,7 @@ def test_a_driver_may_die_after_any_call(tmp_path: Path, uri: str, empty: Path, 
     ledger.finish(1, failed(1))
     client, deaths = MlflowClient(tracking_uri=uri), 0
     for calls in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16):
-        monkeypatch.setattr("raylt.tracking.connect", lambda _, calls=calls: Mortal(client, calls))
+        monkeypatch.setattr("raylt.tracking.tracker.connect", lambda _, calls=calls: Mortal(client, calls))
         with contextlib.suppress(KilledError):
             record(spec, ledger, YAML, uri)
             break

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from raylt.files import AT_ONCE
-from raylt.folders import Found
+from raylt.store.filesystem import AT_ONCE
+from raylt.store.folders import Found
 
 PAGE = 1000  # objects in one answer to a listing
 READ = 2  # requests of a read: pyarrow asks for the size first

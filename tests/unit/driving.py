@@ -6,13 +6,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from raylt.confirm import Request
-from raylt.ledger import Ledger
-from raylt.plan import TrialSpec
-from raylt.search.dispatch import Dispatcher, Finished, Wait
+from raylt.search.confirm import Request
 from raylt.search.sampler import default_startup
-from raylt.spec import SweepSpec
-from raylt.store import Store
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.store import Ledger, Store
+from raylt.sweep.dispatch import Dispatcher, Finished, Wait
 
 
 def drive(

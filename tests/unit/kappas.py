@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from raylt.diffusion.model import Layer
-from raylt.tensors import NamedTensors
+from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.unet import Layer
 from raylt.ticket.mask import Mask
-from raylt.ticket.similarity import compare, inherited, mean, pooled, refuse_nested
+from raylt.ticket.overlap import compare, inherited, mean, pooled, refuse_nested
 
 
 def pooled_kappa(a: Mask, b: Mask, layers: Sequence[Layer]) -> float | None:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from raylt.diffusion.model import Layer, layers_of
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.unet import Layer, layers_of
 from raylt.errors import InputError
-from raylt.metrics.flops import count_flops
-from raylt.presets import PRESETS
-from raylt.sections import TicketSpec
-from raylt.spec import matches
+from raylt.spec.presets import PRESETS
+from raylt.spec.schema import matches
+from raylt.spec.sections import TicketSpec
 from raylt.ticket.allocation import BASES, Allocation, Pruning, bend, lamp, smallest_density
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, top_k

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raylt.capacity import HEAD, TYPE, Capacity, _node_types, needed, read_config
+from raylt.cluster.capacity import HEAD, TYPE, Capacity, _node_types, needed, read_config
 from tests.chaos.machines import eventually
 
 CONFIG: dict[str, Any] = {

@@ -6,27 +6,26 @@ import optuna
 import pytest
 import torch
 
-from raylt import preflight
-from raylt.ceilings import is_feasible, violations
-from raylt.diffusion.model import build_unet, layers_of, parameters_of
+from raylt.diffusion.flops import count_flops, weight_costs
 from raylt.diffusion.train import Compute, TrainState
-from raylt.document import results, trial_record
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import SpecError
-from raylt.ledgerfiles import COMPLETE
-from raylt.metrics.flops import count_flops, weight_costs
-from raylt.plan import plan
-from raylt.report import state_text, why_no_front
-from raylt.search import dispatch
-from raylt.search.foresight import Foresight
+from raylt.report.document import results, trial_record
+from raylt.report.tables import state_text, why_no_front
+from raylt.search.cost_model import Foresight
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
+from raylt.spec import plan
+from raylt.spec.ceilings import is_feasible, violations
 from raylt.store import Store
-from raylt.sweepstate import pareto_of
+from raylt.store.ledger_files import COMPLETE
+from raylt.store.sweep_state import pareto_of
+from raylt.sweep import dispatch, preflight
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.file import Ticket
 from raylt.ticket.find import TicketSearch, cut
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude
+from raylt.ticket.ticket_file import Ticket
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from raylt import claim
-from raylt.claim import CLAIM, Busy, Claim, read_claim
 from raylt.errors import Fenced
-from raylt.store import Output, Store
+from raylt.store import Output, Store, stage_lock
+from raylt.store.stage_lock import CLAIM, Busy, Claim, read_claim
 
 KEY = {"kind": "test", "value": 1}
 
@@ -76,16 +75,16 @@ def test_a_lost_nodes_trial_finds_its_checkpoint_at_once_wherever_it_goes_on(roo
     assert read_claim(Store(root), Store(root).stage(KEY).path).owner == "sweep/3"
     began = time.monotonic()
     found, manifest = finish(root, "sweep/3")
-    assert time.monotonic() - began < claim.STALE_AFTER_S / 2
+    assert time.monotonic() - began < stage_lock.STALE_AFTER_S / 2
     assert (found, manifest.owner) == ([b"half"], "sweep/3")
     names = Store(root).names(Store(root).stage(KEY).path)
     assert names == ["key.json", "manifest.json"]  # no checkpoint, no claim
 
 
 def test_another_trial_waits_for_a_living_maker_and_takes_over_from_a_dead_one(s3_root, start_maker, monkeypatch):
-    monkeypatch.setattr(claim, "STALE_AFTER_S", 3.0)
-    monkeypatch.setattr(claim, "POLL_S", 0.1)
-    monkeypatch.setattr(claim, "HEARTBEAT_EVERY_S", 0.5)
+    monkeypatch.setattr(stage_lock, "STALE_AFTER_S", 3.0)
+    monkeypatch.setattr(stage_lock, "POLL_S", 0.1)
+    monkeypatch.setattr(stage_lock, "HEARTBEAT_EVERY_S", 0.5)
     store = Store(s3_root, "sweep/1")
     released, ended = threading.Event(), []
 
@@ -124,11 +123,11 @@ def test_a_maker_that_fails_lets_go_at_once_and_its_stage_remains_its(root):
     assert read_claim(store, store.stage(KEY).path).owner == "sweep/1"
     began = time.monotonic()
     found, _ = finish(root, "sweep/2")
-    assert found == [b"half"] and time.monotonic() - began < claim.STALE_AFTER_S / 2
+    assert found == [b"half"] and time.monotonic() - began < stage_lock.STALE_AFTER_S / 2
 
 
 def test_several_makers_at_once_leave_one_whole_stage(root, monkeypatch):
-    monkeypatch.setattr(claim, "SETTLE_S", 1.0)  # on a loaded machine a thread may sleep for longer than 0.2 s
+    monkeypatch.setattr(stage_lock, "SETTLE_S", 1.0)  # on a loaded machine a thread may sleep for longer than 0.2 s
     made = []
 
     def compute(stage):

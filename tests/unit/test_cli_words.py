@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raylt.cli import app, common
-from raylt.specfile import dump_yaml
+from raylt.cli import app, options
+from raylt.spec import dump_yaml
 
 
 @pytest.mark.parametrize(
@@ -28,15 +28,15 @@ from raylt.specfile import dump_yaml
 )
 def test_the_head_is_sent_the_very_command(typed, sent, monkeypatch):
     ran = []
-    monkeypatch.setattr(common, "head_to_ask", lambda root, local, cluster: "the head" if cluster == "c.yaml" else None)
-    monkeypatch.setattr("raylt.ssh.run", lambda head, words: ran.append((head, " ".join(words))) or 7)
+    monkeypatch.setattr(options, "head_to_ask", lambda root, local, cluster: "the head" if cluster == "c.yaml" else None)
+    monkeypatch.setattr("raylt.cluster.ssh.run", lambda head, words: ran.append((head, " ".join(words))) or 7)
     assert CliRunner().invoke(app, typed.split()).exit_code == 7
     assert ran == [("the head", sent)]
 
 
 def test_what_is_confirmed_lies_in_the_store_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """--root comes before RAYLT_ROOT, for a sweep that comes with raylt, for a file, and for one that was begun."""
-    from raylt.cli.stored import spec_to_confirm
+    from raylt.cli.stored_spec import spec_to_confirm
     from tests.confirmed import begun
 
     root = tmp_path / "here"

@@ -6,15 +6,14 @@ import json
 
 import pytest
 
-from raylt.confirm import FIRST_SEED, Request, finalists
-from raylt.document import results
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL
-from raylt.plan import plan
-from raylt.retry import retry
-from raylt.search import dispatch
-from raylt.store import Store
-from raylt.sweepstate import is_complete, pareto_of
+from raylt.report.document import results
+from raylt.search.confirm import FIRST_SEED, Request, finalists
+from raylt.spec import plan
+from raylt.store import Ledger, Store
+from raylt.store.ledger_files import COMPLETE, FAIL
+from raylt.store.sweep_state import is_complete, pareto_of
+from raylt.sweep import dispatch
+from raylt.sweep.retry import retry
 from tests.begun import write_begun
 from tests.unit.driving import asked, drive
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raylt.cli import app
-from raylt.cli.common import print_confirmation
-from raylt.confirmtable import confirmation_tables, interval, plus_minus, rows_at
-from raylt.document import results
+from raylt.cli.options import print_confirmation
 from raylt.errors import InputError, RayltError
-from raylt.report import selected, trials_tables
-from raylt.verdicts import confirmation
+from raylt.report.confirmation_tables import confirmation_tables, interval, plus_minus, rows_at
+from raylt.report.document import results
+from raylt.report.tables import selected, trials_tables
+from raylt.report.verdicts import confirmation
 from tests.confirmed import begun, confirmed
 
 SPEC = {"confirm": {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rounds": [1, 2]}}

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from raylt.diffusion.data import load_images
-from raylt.diffusion.model import build_unet, layers_of, parameters_of
-from raylt.diffusion.noise import Draw, generator
+from raylt.diffusion.flops import count_flops, narrower_unet
+from raylt.diffusion.rng import Draw, generator
 from raylt.diffusion.train import Compute, TrainState
-from raylt.layout import START
-from raylt.metrics.flops import count_flops, narrower_unet
-from raylt.presets import PRESETS
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of
+from raylt.spec.presets import PRESETS
 from raylt.store import Store
+from raylt.store.layout import START
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round, random_within_blocks, shuffled_within_layers

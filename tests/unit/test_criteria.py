@@ -10,15 +10,15 @@ from diffusers import DDPMScheduler
 from torch.func import functional_call
 
 from raylt.diffusion.data import load_images, to_float
-from raylt.diffusion.model import build_unet, layers_of, parameters_of, weight_name
-from raylt.diffusion.noise import Draw, batch_indices, generator
+from raylt.diffusion.flops import count_flops, weight_costs
+from raylt.diffusion.rng import Draw, batch_indices, generator
 from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.errors import Diverged
-from raylt.inputs import Inputs
-from raylt.layout import START
-from raylt.metrics.flops import count_flops, weight_costs
-from raylt.plan import SEARCHED, TrialSpec
+from raylt.spec import TrialSpec
+from raylt.spec.trials import SEARCHED
 from raylt.store import Store
+from raylt.store.layout import START
 from raylt.ticket import criteria, find
 from raylt.ticket.allocation import Allocation, Pruning
 from raylt.ticket.criteria import CRITERIA, Survivors
@@ -26,7 +26,8 @@ from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, top_k
 from raylt.ticket.synflow import SynapticFlow
-from raylt.trial import Bench, search_of
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, search_of
 
 
 def noisy(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:

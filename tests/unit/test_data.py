@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raylt.diffusion.data import ImageSet, data_root, load_images, resize, to_float, to_uint8
 from raylt.errors import SpecError
-from raylt.sections import DataSpec
+from raylt.spec.sections import DataSpec
 
 # Seen equal in several processes: it is part of the stages' keys, so a change makes every store start again.
 DIGITS_DIGEST = "f70896925b299d5a1cbbd3740212c3feafb0b1e48c5314015c4fd41cea8a931f"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from raylt import trial as trial_module
-from raylt.actor import TrialActor
 from raylt.diffusion.data import load_images
 from raylt.diffusion.device import exact, is_lost, use_tf32
 from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, EnvironmentFailure, cause_of
-from raylt.inputs import Inputs
-from raylt.metrics import features
-from raylt.metrics.score import Scorer
-from raylt.plan import TrialSpec
+from raylt.spec import TrialSpec
 from raylt.store import Store
-from raylt.trial import MESSAGE, Bench, TrialRun
+from raylt.sweep.actor import TrialActor
+from raylt.trial import features
+from raylt.trial import run as trial_module
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import MESSAGE, Bench, TrialRun
+from raylt.trial.score import Scorer
 
 MULTIPLIERS = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
 
@@ -186,9 +186,9 @@ def test_a_want_of_memory_is_one_cause_whatever_its_sizes(one, other, cause):
 
 
 def test_five_equal_wants_of_memory_end_the_sweep(tiny_spec, tmp_path):
-    from raylt.ledger import Ledger
-    from raylt.search.dispatch import MAX_EQUAL_FAILURES, Dispatcher
-    from raylt.trial import failure
+    from raylt.store import Ledger
+    from raylt.sweep.dispatch import MAX_EQUAL_FAILURES, Dispatcher
+    from raylt.trial.run import failure
 
     spec = tiny_spec()
     dispatcher = Dispatcher(spec, Ledger(Store(str(tmp_path)), "tiny", lambda: None), 1, lambda trial, result: None)

@@ -7,14 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
-from raylt import claim
-from raylt.claim import CLAIM, Claim
-from raylt.disk import Survey, delete
 from raylt.errors import in_units
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.plan import TrialSpec
-from raylt.store import Output, Store
+from raylt.spec import TrialSpec
+from raylt.store import Lease, Ledger, Output, Store, stage_lock
+from raylt.store.garbage import Survey, delete
+from raylt.store.stage_lock import CLAIM, Claim
 
 
 def made(root: str, owner: str, **key) -> str:
@@ -50,7 +47,7 @@ def write_sweep(root: str, name: str, data: str, results: dict[int, tuple[str, l
 @pytest.fixture
 def stages(root, monkeypatch) -> dict[str, str]:
     """Two sweeps on one data set and what may lie around them; name -> address."""
-    monkeypatch.setattr(claim, "SETTLE_S", 0.0)  # nobody else is there
+    monkeypatch.setattr(stage_lock, "SETTLE_S", 0.0)  # nobody else is there
     found = {
         "good": made(root, "one/0", kind="train", n=0),
         "shared": made(root, "one/1", kind="train", n=1),

@@ -7,19 +7,18 @@ import json
 import optuna
 import pytest
 
-from raylt.document import results
-from raylt.layout import SIMILARITY_FILE
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
-from raylt.plan import plan
-from raylt.runs import group_params
-from raylt.search import dispatch
-from raylt.search.dispatch import Dispatcher, Finished, Wait
+from raylt.report.document import results
 from raylt.search.sampler import default_startup
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
-from raylt.store import Store
-from raylt.sweepstate import is_complete, pareto_of
+from raylt.spec import plan
+from raylt.store import Ledger, Store
+from raylt.store.layout import SIMILARITY_FILE
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.sweep_state import is_complete, pareto_of
+from raylt.sweep import dispatch
+from raylt.sweep.dispatch import Dispatcher, Finished, Wait
+from raylt.tracking.runs import group_params
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}

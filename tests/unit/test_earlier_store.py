@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from raylt import ledger as ledger_module
-from raylt.confirm import Request
-from raylt.damage import Damaged
-from raylt.document import results
 from raylt.errors import InputError
-from raylt.ledger import existing
-from raylt.resume import begin
-from raylt.retry import retry
+from raylt.report.document import results
+from raylt.search.confirm import Request
 from raylt.store import Store
-from raylt.sweepstate import stored_spec
-from raylt.verify import verify
+from raylt.store import ledger as ledger_module
+from raylt.store.damage import Damaged
+from raylt.store.ledger import existing
+from raylt.store.sweep_state import stored_spec
+from raylt.store.verify import verify
+from raylt.sweep.resume import begin
+from raylt.sweep.retry import retry
 
 DATA = Path(__file__).parents[1] / "data" / "sweep-of-code-schema-1"
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylt.confirm import Request, confirm
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.estimate import all_trials, describe, held_here, makespan_s, work_of
-from raylt.inputs import Inputs
-from raylt.ledger import Ledger
-from raylt.made import made_for
-from raylt.plan import SEARCHED, Planned, TrialSpec, plan
-from raylt.speed import Speed, _seconds_per_image
-from raylt.store import Store
-from raylt.trial import Bench, TrialRun
+from raylt.search.confirm import Request, confirm
+from raylt.spec import TrialSpec, plan
+from raylt.spec.trials import SEARCHED, Planned
+from raylt.store import Ledger, Store
+from raylt.sweep.completed_trainings import made_for
+from raylt.sweep.dry_run import all_trials, describe, held_here, makespan_s, work_of
+from raylt.sweep.step_time import Speed, _seconds_per_image
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun
 from tests.confirmed import begun, end
 
 
@@ -201,8 +201,8 @@ def test_what_a_machine_holds_at_once(tiny_spec, monkeypatch, resources, device,
 
 
 def test_in_words(tiny_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("raylt.estimate.measure", lambda *_: Speed(step_s=100.0, image_s=1.0, batch=2))
-    monkeypatch.setattr("raylt.estimate.os.cpu_count", lambda: 3)
+    monkeypatch.setattr("raylt.sweep.dry_run.measure", lambda *_: Speed(step_s=100.0, image_s=1.0, batch=2))
+    monkeypatch.setattr("raylt.sweep.dry_run.os.cpu_count", lambda: 3)
     spec = tiny_spec(search={"rungs": True}, resources={"cpus": 2})
     said = {line.split()[0]: line for line in lines(spec, unbegun(tmp_path))}
     assert "left" not in said

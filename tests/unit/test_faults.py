@@ -25,16 +25,14 @@ import pytest
 import typer
 
 import raylt.cli.commands
-from raylt import preflight
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
 from raylt.diffusion.train import Compute
-from raylt.ledger import Ledger
-from raylt.plan import plan
-from raylt.specfile import dump_yaml
-from raylt.store import Store
-from raylt.trial import Bench, TrialRun
-from raylt.triallog import TrialLog
+from raylt.spec import dump_yaml, plan
+from raylt.store import Ledger, Store
+from raylt.store.trial_log import TrialLog
+from raylt.sweep import preflight
+from raylt.trial.run import Bench, TrialRun
 from tests.begun import write_begun
 from tests.confirmed import LOCK
 from tests.conftest import TINY, merged
@@ -88,11 +86,11 @@ def _imported() -> None:
     import mlflow  # noqa: F401
     import ray.tune  # noqa: F401
 
-    import raylt.actor
-    import raylt.page
-    import raylt.record
-    import raylt.single
-    import raylt.sweep  # noqa: F401
+    import raylt.report.html_page
+    import raylt.sweep.actor
+    import raylt.sweep.driver
+    import raylt.sweep.single
+    import raylt.tracking.recorder  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from raylt.diffusion.data import ImageSet, load_images, to_float
+from raylt.diffusion.tensors import pack, unpack
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.metrics.features import CnnFeatures, FeatureExtractor, InceptionFeatures, SmallCnn, train_small_cnn
-from raylt.metrics.fid import fid, kid, statistics
-from raylt.sections import DataSpec
-from raylt.tensors import pack, unpack
+from raylt.spec.sections import DataSpec
+from raylt.trial.features import CnnFeatures, FeatureExtractor, InceptionFeatures, SmallCnn, train_small_cnn
+from raylt.trial.fid import fid, kid, statistics
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_classifier_takes_every_size_it_is_used_for(size: int) -> None:
 
 
 def test_classifier_sees_at_most_20_000_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raylt.metrics.features.CNN_IMAGES", 64)
+    monkeypatch.setattr("raylt.trial.features.CNN_IMAGES", 64)
     labels_N = torch.arange(100) % 10
     images = ImageSet(_noise(100, 1, 8, 8), _noise(2, 1, 8, 8), labels_N, labels_N[:2])
     head = ImageSet(images.train_NCHW[:64], images.test_NCHW, labels_N[:64], labels_N[:2])

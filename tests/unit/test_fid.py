@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from raylt.diffusion.data import load_images
-from raylt.metrics.features import INCEPTION_FILE, InceptionFeatures
-from raylt.metrics.fid import Statistics, fid, kid, statistics
-from raylt.sections import DataSpec
+from raylt.spec.sections import DataSpec
+from raylt.trial.features import INCEPTION_FILE, InceptionFeatures
+from raylt.trial.fid import Statistics, fid, kid, statistics
 
 
 def _features(seed: int, num: int = 400, dims: int = 32, shift: float = 0.0, scale: float = 1.0) -> Tensor:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from raylt import files as module
 from raylt.errors import EnvironmentFailure, InputError, StoreFailure
-from raylt.files import Files, Found
-from raylt.resume import refuse_read_only
 from raylt.store import Store
+from raylt.store import filesystem as module
+from raylt.store.filesystem import Files, Found
+from raylt.sweep.resume import refuse_read_only
 from tests import s3
 
 
@@ -104,7 +104,7 @@ def test_a_password_in_a_spec_is_refused_by_validate_without_showing_it(tmp_path
 
 
 def test_who_stands_in_other_addresses_is_no_secret():
-    from raylt.sections import has_credentials
+    from raylt.spec.sections import has_credentials
 
     assert not has_credentials("abfs://container@account.dfs.core.windows.net/x")
     assert not has_credentials("/home/me@work:here/x")

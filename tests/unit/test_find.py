@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from raylt.diffusion.data import load_images
-from raylt.diffusion.model import build_unet, layers_of, parameters_of
 from raylt.diffusion.train import Compute, TrainState, learning_rate_at
+from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import Diverged
-from raylt.layout import START
 from raylt.store import Store
+from raylt.store.layout import START
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.file import Ticket, load_ticket
 from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
+from raylt.ticket.ticket_file import Ticket, load_ticket
 
 
 def search_for(spec, rule="erk", seed=0):

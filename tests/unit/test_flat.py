@@ -13,11 +13,10 @@ import pandas
 import pytest
 
 import raylt
-from raylt.document import results
-from raylt.flat import confirmation_frame, csv_text, trials_frame
-from raylt.ledger import Ledger
-from raylt.plan import TrialSpec
-from raylt.store import Store
+from raylt.report.dataframes import confirmation_frame, csv_text, trials_frame
+from raylt.report.document import results
+from raylt.spec import TrialSpec
+from raylt.store import Ledger, Store
 from tests.confirmed import begun, confirmed
 
 FLOATS = [
@@ -89,7 +88,10 @@ def test_the_csv_has_a_row_a_trial_with_its_protocol_and_budget(tiny_spec, tmp_p
     ]
 
 
-@pytest.mark.parametrize("first", ["raylt", "raylt.document", "raylt.lookup, raylt.flat, raylt.report, raylt.page, raylt.cli"])
+@pytest.mark.parametrize(
+    "first",
+    ["raylt", "raylt.report.document", "raylt.report.lookup, raylt.report.dataframes, raylt.report.html_page, raylt.cli"],
+)
 def test_raylt_results_is_the_function_whatever_was_imported(first, tiny_spec, tmp_path):
     begun(tmp_path, tiny_spec())
     code = (

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raylt.diffusion.model import build_unet, layers_of
-from raylt.metrics.flops import count_flops
-from raylt.presets import PRESETS
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.unet import build_unet, layers_of
+from raylt.spec.presets import PRESETS
 from raylt.ticket.mask import Mask
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from raylt.diffusion import folder as folder_module
+from raylt.diffusion import image_folder as folder_module
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.errors import SpecError
-from raylt.sections import DataSpec
+from raylt.spec.sections import DataSpec
 
 
 def picture(value: int, wide: bool = False) -> Image.Image:

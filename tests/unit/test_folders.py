@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raylt.folders import Disk, LocalFolder
 from raylt.store import Output, Store
+from raylt.store.folders import Disk, LocalFolder
 
 
 class Noted(Disk):

@@ -17,24 +17,22 @@ import pytest
 import sqlalchemy
 from typer.testing import CliRunner
 
-from raylt import index
-from raylt import ledger as ledger_module
 from raylt.cli import app
-from raylt.folders import LocalFolder
-from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import COMPLETE
-from raylt.plan import TrialSpec
-from raylt.search import dispatch
-from raylt.search.dispatch import Dispatcher
 from raylt.search.proposal import Proposer
 from raylt.search.sampler import GENERATION, NSGAIISampler
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA, Store
-from raylt.sweepstate import is_complete, stored_spec, write_spec
-from raylt.tracking import Recorder
-from raylt.verify import verify
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml
+from raylt.store import Ledger, Store, index
+from raylt.store import ledger as ledger_module
+from raylt.store.folders import LocalFolder
+from raylt.store.ledger import existing
+from raylt.store.ledger_files import COMPLETE
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import is_complete, stored_spec, write_spec
+from raylt.store.verify import verify
+from raylt.sweep import dispatch
+from raylt.sweep.dispatch import Dispatcher
+from raylt.tracking.tracker import Recorder
 from tests.unit.counting import CountingFolder
 
 TRIALS, EARLY, LATE = 200, range(20, 40), range(180, 200)
@@ -98,7 +96,7 @@ def counts(monkeypatch):
 def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypatch, counts):
     spec = tiny_spec(search={"trials": TRIALS, "concurrency": 1, "pilots": 0, "baselines": []})
     monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
-    monkeypatch.setattr("raylt.tracking.connect", lambda uri: Client(lambda name: counts.update([name])))
+    monkeypatch.setattr("raylt.tracking.tracker.connect", lambda uri: Client(lambda name: counts.update([name])))
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr(index, "PART", PART)
     monkeypatch.setattr(ledger_module, "PART", PART)

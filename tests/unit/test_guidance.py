@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from guidance import curves
 from guidance.arms import ARMS, arm_specs, design_specs
 
-from raylt.specfile import dump_yaml, parse_spec
+from raylt.spec import dump_yaml, parse_spec
 
 POINT = st.tuples(st.integers(0, 12), st.integers(0, 12))
 

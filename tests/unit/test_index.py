@@ -6,16 +6,15 @@ import shutil
 
 import pytest
 
-from raylt import index, ledger
-from raylt.index import Part, part_path
-from raylt.layout import asked_path, result_path
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL
-from raylt.plan import TrialSpec
-from raylt.repair import repair
-from raylt.store import CODE_SCHEMA, Store
-from raylt.sweepstate import states_of
-from raylt.verify import verify
+from raylt.spec import TrialSpec
+from raylt.store import Ledger, Store, index, ledger
+from raylt.store.index import Part, part_path
+from raylt.store.layout import asked_path, result_path
+from raylt.store.ledger_files import COMPLETE, FAIL
+from raylt.store.repair import repair
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import states_of
+from raylt.store.verify import verify
 
 PART, TRIALS = 5, 13  # two parts, and a tail of three
 
@@ -34,8 +33,8 @@ def result_of(number, **changes):
 
 @pytest.fixture
 def store(tmp_path, tiny_spec) -> Store:
-    from raylt.specfile import dump_yaml
-    from raylt.sweepstate import write_spec
+    from raylt.spec import dump_yaml
+    from raylt.store.sweep_state import write_spec
 
     store = Store(str(tmp_path))
     driver = Ledger(store, "tiny", lambda: None)

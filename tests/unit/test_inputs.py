@@ -14,17 +14,18 @@ import torch
 from rich.console import Console
 from torchvision.datasets import CIFAR10
 
-from raylt import inputs
+from raylt.cluster.place import Place
 from raylt.diffusion.data import ImageSet
 from raylt.errors import EnvironmentFailure, InputError, SpecError
-from raylt.files import Files
-from raylt.inputs import FILE, Address, Inputs, gather, get
-from raylt.metrics.features import InceptionFeatures, load_inception
-from raylt.sections import StorageSpec
-from raylt.single import run_ticket
-from raylt.store import CODE_SCHEMA, Output, Store
-from raylt.sweep import describe_sweep, run_sweep
-from raylt.where import Place
+from raylt.spec.sections import StorageSpec
+from raylt.store import Output, Store
+from raylt.store.filesystem import Files
+from raylt.store.stages import CODE_SCHEMA
+from raylt.sweep.driver import describe_sweep, run_sweep
+from raylt.sweep.single import run_ticket
+from raylt.trial import inputs
+from raylt.trial.features import InceptionFeatures, load_inception
+from raylt.trial.inputs import FILE, Address, Inputs, gather, get
 from tests.unit.test_features import inception_file, inception_state  # noqa: F401  (fixtures)
 from tests.unit.test_folder import write_images
 
@@ -70,7 +71,7 @@ def test_the_digest_of_inception_is_what_it_was(inception_file):  # noqa: F811
     """It is in the keys of reference stages that lie in users' stores."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from raylt.metrics.features import weights_digest
+    from raylt.trial.features import weights_digest
 
     whole = FeatureExtractorInceptionV3("inception", ["2048"], str(inception_file)).state_dict()
     kept = {k: v for k, v in whole.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
@@ -193,7 +194,7 @@ class TestResume:
         def no_ray(*_: object) -> None:
             raise EnvironmentFailure("this test starts no Ray")
 
-        monkeypatch.setattr("raylt.sweep.cluster.connected", no_ray)
+        monkeypatch.setattr("raylt.sweep.driver.ray_runtime.connected", no_ray)
         out = io.StringIO()
         with pytest.raises(EnvironmentFailure, match="starts no Ray"):
             run_sweep(spec, place=Place("told"), console=Console(file=out, width=60))
@@ -202,7 +203,7 @@ class TestResume:
         def no_bench(*_: object) -> None:
             raise EnvironmentFailure("this test trains nothing")
 
-        monkeypatch.setattr("raylt.single.Bench.open", no_bench)
+        monkeypatch.setattr("raylt.sweep.single.Bench.open", no_bench)
         out = io.StringIO()
         with pytest.raises(EnvironmentFailure, match="trains nothing"):
             run_ticket(spec, "uniform", None, Console(file=out, width=60))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from raylt import jobs, ssh
 from raylt.cli import remote
+from raylt.cluster import jobs, ssh
+from raylt.cluster.ssh import Head
 from raylt.errors import EnvironmentFailure
-from raylt.ssh import Head
 
 HEAD = Head("10.0.0.5", "me", None, None, "lab", 8265)
 

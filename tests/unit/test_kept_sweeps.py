@@ -16,17 +16,16 @@ import pytest
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import results
-from raylt.inputs import Inputs
-from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import COMPLETE, PRUNED, read_lock
-from raylt.plan import TrialSpec
-from raylt.search.dispatch import Dispatcher, Finished
-from raylt.spec import SweepSpec
-from raylt.store import Store
-from raylt.sweepstate import is_complete, stored_spec
-from raylt.trial import Bench, TrialRun
-from raylt.verify import verify
+from raylt.report.document import results
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.store import Ledger, Store
+from raylt.store.ledger import existing
+from raylt.store.ledger_files import COMPLETE, PRUNED, read_lock
+from raylt.store.sweep_state import is_complete, stored_spec
+from raylt.store.verify import verify
+from raylt.sweep.dispatch import Dispatcher, Finished
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun
 
 DATA = Path(__file__).parents[1] / "data" / "kept"
 SWEEPS = ("finished", "half")

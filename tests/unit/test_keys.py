@@ -22,17 +22,16 @@ import pytest
 import torch
 
 from raylt.diffusion.data import load_images
+from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.train import Compute, TrainState
-from raylt.inputs import Inputs
-from raylt.metrics import score
-from raylt.plan import TrialSpec
-from raylt.seals import digest_of
-from raylt.spec import SweepSpec
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.canonical import digest_of
 from raylt.store import Stage, Store
-from raylt.tensors import NamedTensors
 from raylt.ticket import criteria, find
 from raylt.ticket.prune import magnitude
-from raylt.trial import Bench, TrialRun
+from raylt.trial import score
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun
 from tests.conftest import TINY, merged
 
 GOLDEN = Path(__file__).parents[1] / "data" / "stage-keys.json"

@@ -14,14 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raylt import lease as lease_module
 from raylt.errors import Fenced, LeaseHeld
-from raylt.layout import epoch_path, lease_path
-from raylt.lease import Holder, Lease, guard_for, has_stopped, read_holder, request_stop
-from raylt.ledger import Ledger
-from raylt.plan import TrialSpec
-from raylt.processes import Life
-from raylt.store import Store
+from raylt.spec import TrialSpec
+from raylt.store import Lease, Ledger, Store
+from raylt.store import lease as lease_module
+from raylt.store.layout import epoch_path, lease_path
+from raylt.store.lease import Holder, guard_for, has_stopped, read_holder, request_stop
+from raylt.store.processes import Life
 
 ENDED = {"rounds": [], "stages": {}, "time_ms": 0}
 
@@ -274,7 +273,7 @@ def test_an_asked_file_without_its_content_did_not_happen(store, tmp_path):
 
 
 def test_a_driver_hears_once_that_it_is_to_stop_and_its_successor_does_not(store, monkeypatch):
-    monkeypatch.setattr("raylt.lease.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("raylt.store.lease.LOOK_EVERY_S", 0.01)
     heard = []
     mine = Lease.acquire(store, "s", lambda: heard.append("first"))
     holder = request_stop(store, "s")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from raylt.damage import Damaged
-from raylt.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import origin_of, read_asked, read_lock, require_lock
-from raylt.plan import TrialSpec
-from raylt.store import Store
+from raylt.spec import TrialSpec
+from raylt.store import Ledger, Store
+from raylt.store.damage import Damaged
+from raylt.store.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
+from raylt.store.ledger_files import origin_of, read_asked, read_lock, require_lock
 
 LOCK = {"code_schema": 2, "startup": 1}
 ENDED = {"state": "COMPLETE", "rounds": [], "stages": {}, "time_ms": 0}

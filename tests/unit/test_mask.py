@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raylt.diffusion.model import Layer
+from raylt.diffusion.unet import Layer
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, pooled_counts, top_k
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from raylt.cli import remote
-from raylt.errors import InputError, SpecError
-from raylt.masking import has_secret, without_secrets
-from raylt.sections import has_credentials
-from raylt.specfile import load_spec, parse_spec
-from raylt.ssh import Head
+from raylt.cluster.ssh import Head
+from raylt.errors import InputError, SpecError, has_secret, without_secrets
+from raylt.spec import load_spec, parse_spec
+from raylt.spec.sections import has_credentials
 
 WITH = [
     "http://me:hunter2@host:5000", "https://hunter2@host", "http://me:hun/ter2@host", "http://:hunter2@host/x",

@@ -14,19 +14,18 @@ import pytest
 from PIL import Image
 
 import raylt
-from raylt.document import results
-from raylt.figures import pareto_png, small_grid_png
-from raylt.grids import sample_grids
-from raylt.ledger import Ledger
-from raylt.page import html_page, sweep_page
-from raylt.panels import allocated, allocations_png, confirmation_png
-from raylt.plan import TrialSpec
-from raylt.runs import sweep_files
-from raylt.store import Store
-from raylt.verdicts import confirmation
+from raylt.report.comparison_figures import allocated, allocations_png, confirmation_png
+from raylt.report.document import results
+from raylt.report.figures import pareto_png, small_grid_png
+from raylt.report.html_page import html_page, sweep_page
+from raylt.report.sample_grids import sample_grids
+from raylt.report.verdicts import confirmation
+from raylt.spec import TrialSpec
+from raylt.store import Ledger, Store
+from raylt.tracking.runs import sweep_files
 from tests.confirmed import LOCK, begun, confirmed
 
-STYLE = (Path(raylt.__file__).parent / "templates/report.css").read_text()
+STYLE = (Path(raylt.__file__).parent / "report/templates/report.css").read_text()
 VOID = {"meta", "img", "br"}
 
 

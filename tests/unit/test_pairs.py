@@ -10,11 +10,11 @@ import statistics
 import pytest
 import torch
 
-from raylt.diffusion.model import Layer
+from raylt.diffusion.unet import Layer
 from raylt.ticket.mask import Mask
-from raylt.ticket.pairs import Comparison, jackknife_interval
+from raylt.ticket.overlap import NestedMasks, inherited
 from raylt.ticket.prune import top_k
-from raylt.ticket.similarity import NestedMasks, inherited
+from raylt.ticket.similarity import Comparison, jackknife_interval
 from tests.unit.kappas import kappa_between, kappa_with_start
 
 LAYERS = [Layer("mid_block.a", (50, 40)), Layer("mid_block.b", (30, 20, 3, 3))]

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 from raylt.cli import app
 from raylt.errors import InputError, SpecError
-from raylt.layout import SPEC_FILE
-from raylt.ledger import Ledger
-from raylt.lookup import find_sweep, load, name_of
-from raylt.pathwords import expanded, literal, root_problem
-from raylt.resume import with_free_name
-from raylt.sections import StorageSpec
-from raylt.specfile import dump_yaml, load_spec, parse_again, parse_spec, read_spec
-from raylt.store import Store
-from raylt.sweepstate import stored_spec
-from raylt.trackinguri import absolute_uri, sqlite_uri
+from raylt.report.lookup import find_sweep, load, name_of
+from raylt.spec import dump_yaml, load_spec, parse_spec
+from raylt.spec.load import parse_again, read_spec
+from raylt.spec.paths import expanded, literal, root_problem
+from raylt.spec.sections import StorageSpec
+from raylt.spec.tracking_uri import absolute_uri, sqlite_uri
+from raylt.store import Ledger, Store
+from raylt.store.layout import SPEC_FILE
+from raylt.store.sweep_state import stored_spec
+from raylt.sweep.resume import with_free_name
 from tests.begun import write_begun
 from tests.conftest import TINY
 from tests.nasty import NAMES
@@ -188,7 +188,7 @@ def test_group_names_fit_into_params_of_mlflow(tiny_spec: Any) -> None:
 
 
 def test_paths_of_ssh_are_not_read_for_tokens(monkeypatch: Any, tmp_path: Path) -> None:
-    from raylt.ssh import Head
+    from raylt.cluster.ssh import Head
 
     monkeypatch.setenv("HOME", str(tmp_path / "job%h"))
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/ssh")
@@ -210,8 +210,8 @@ def test_the_default_store_is_known_once() -> None:
 
 
 def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path: Path, tiny_spec: Any, capsys: Any) -> None:
-    from raylt.cli.run import _print_end
-    from raylt.sweep import Ended
+    from raylt.cli.sweep import _print_end
+    from raylt.sweep.driver import Ended
 
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
     store = Store(spec.storage.root)

@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
-from raylt import preemption
-from raylt.diffusion.model import build_unet, parameters_of
+from raylt.diffusion import preemption
 from raylt.diffusion.train import TrainState, run
+from raylt.diffusion.unet import build_unet, parameters_of
 from raylt.errors import Diverged, Preempted
 from tests.unit.test_train import NOWHERE, trainer_for
 

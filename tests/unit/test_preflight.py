@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from raylt.diffusion.data import load_images
-from raylt.diffusion.model import layers_of
-from raylt.footprint import _Sizes
-from raylt.inputs import Inputs
-from raylt.layout import SIMILARITY_FILE
-from raylt.ledger import Ledger
-from raylt.metrics.flops import count_flops
-from raylt.preflight import Preflight, _budget_words, _density_problems, _group_lines
-from raylt.store import Store
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.unet import layers_of
+from raylt.store import Ledger, Store
+from raylt.store.layout import SIMILARITY_FILE
+from raylt.sweep.footprint import _Sizes
+from raylt.sweep.preflight import Preflight, _budget_words, _density_problems, _group_lines
+from raylt.trial.inputs import Inputs
 
 
 @pytest.mark.parametrize("budget", ["density", "flops"])

@@ -9,22 +9,20 @@ import numpy as np
 import pytest
 
 from raylt.diffusion.data import load_images
-from raylt.diffusion.model import layers_of
+from raylt.diffusion.flops import count_flops
+from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute, TrainState
-from raylt.document import SIMILARITY_NUMBERS, results
-from raylt.layout import SIMILARITY_FILE, START, TRAINED
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
-from raylt.metrics.flops import count_flops
-from raylt.plan import TrialSpec, plan
+from raylt.diffusion.unet import layers_of
+from raylt.report.document import SIMILARITY_NUMBERS, results
 from raylt.search.groups import grouped, settled
 from raylt.search.profile import load_mask, measure
-from raylt.spec import SweepSpec
-from raylt.store import Store
-from raylt.tensors import unpack
+from raylt.spec import SweepSpec, TrialSpec, plan
+from raylt.store import Ledger, Store
+from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
+from raylt.store.ledger_files import COMPLETE
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
-from raylt.ticket.similarity import NestedMasks, movement
+from raylt.ticket.overlap import NestedMasks, movement
 from tests.unit.kappas import kappa_between, kappa_with_start
 
 KEPT_DENSE = ("conv_in", "conv_out")

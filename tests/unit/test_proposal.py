@@ -7,11 +7,11 @@ import random
 import optuna
 import pytest
 
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
-from raylt.plan import TrialSpec
 from raylt.search.proposal import Proposer, frozen
 from raylt.search.sampler import make_sampler
 from raylt.search.space import at_base, distributions
+from raylt.spec import TrialSpec
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
 
 STARTUP = 5
 

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from raylt.diffusion.model import layers_of
 from raylt.diffusion.train import Compute
+from raylt.diffusion.unet import layers_of
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
 from raylt.ticket.allocation import Allocation, least_kept

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayTaskError, RuntimeEnvSetupError
 from ray.tune import TuneError
 
-from raylt import raystart
+from raylt.cluster import ray_start
 from raylt.errors import EnvironmentFailure, InputError
 
 LATE = Exception(
@@ -66,7 +66,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch):
 )
 def test_any_refusal_is_a_line_with_a_remedy(refusing, error, tries, remedy):
     calls, said = refusing(error), []
-    with pytest.raises(EnvironmentFailure) as caught, raystart.running(None, said.append):
+    with pytest.raises(EnvironmentFailure) as caught, ray_start.running(None, said.append):
         raise AssertionError("not reached")
     assert remedy in str(caught.value)
     assert str(caught.value).startswith("Ray does not start on this machine: ")
@@ -76,7 +76,7 @@ def test_any_refusal_is_a_line_with_a_remedy(refusing, error, tries, remedy):
 
 def test_a_cluster_that_refuses_is_named(refusing):
     calls = refusing(ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"))
-    with pytest.raises(EnvironmentFailure, match=r"^no Ray at 10.0.0.1:6379: "), raystart.running("10.0.0.1:6379", print):
+    with pytest.raises(EnvironmentFailure, match=r"^no Ray at 10.0.0.1:6379: "), ray_start.running("10.0.0.1:6379", print):
         raise AssertionError("not reached")
     assert "object_store_memory" not in calls[0] and "_temp_dir" not in calls[0]  # Ray refuses these beside an address
 
@@ -91,7 +91,7 @@ def test_a_busy_machine_is_tried_again_and_what_was_half_up_is_ended(refusing, m
         start(**given)
 
     monkeypatch.setattr(ray, "init", init)
-    with raystart.running(None, said.append):
+    with ray_start.running(None, said.append):
         assert left[0].wait(10) < 0 and left[1].poll() is None
     left[1].kill()
     left[1].wait()
@@ -113,7 +113,7 @@ def test_a_busy_machine_is_tried_again_and_what_was_half_up_is_ended(refusing, m
 @pytest.mark.parametrize("is_wrapped", [False, True])
 def test_what_ray_fails_with_later_is_a_line_too(refusing, error, words, is_wrapped):
     refusing(error, times=0)
-    with pytest.raises(EnvironmentFailure) as caught, raystart.running(None, print):
+    with pytest.raises(EnvironmentFailure) as caught, ray_start.running(None, print):
         if not is_wrapped:
             raise error
         try:
@@ -127,7 +127,7 @@ def test_what_ray_fails_with_later_is_a_line_too(refusing, error, words, is_wrap
 @pytest.mark.parametrize("error", [InputError("yours"), KeyError("ours"), KeyboardInterrupt()], ids=repr)
 def test_what_is_not_rays_passes(refusing, error):
     refusing(error, times=0)
-    with pytest.raises(type(error)), raystart.running(None, print):
+    with pytest.raises(type(error)), ray_start.running(None, print):
         raise error
 
 
@@ -136,10 +136,10 @@ def test_a_tmpdir_too_long_for_sockets_is_said_and_another_one_taken(refusing, t
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(long))
     calls, said = refusing(LATE, times=0), []
-    with raystart.running(None, said.append):
+    with ray_start.running(None, said.append):
         folder = Path(calls[0]["_temp_dir"])
         assert folder.is_dir() and folder.stat().st_mode & 0o077 == 0
-        assert len(os.fsencode(folder / raystart._LONGEST_SOCKET)) <= raystart.SOCKET_BYTES
+        assert len(os.fsencode(folder / ray_start._LONGEST_SOCKET)) <= ray_start.SOCKET_BYTES
     assert not folder.exists()
     assert f"{long} is too long" in said[0] and str(folder) in said[0]
 
@@ -147,7 +147,7 @@ def test_a_tmpdir_too_long_for_sockets_is_said_and_another_one_taken(refusing, t
 def test_rays_own_check_of_a_socket_agrees(tmp_path):
     from ray._private.utils import validate_socket_filepath
 
-    name = str(tmp_path) + "/" + "x" * (raystart.SOCKET_BYTES - len(str(tmp_path)) - 1)
+    name = str(tmp_path) + "/" + "x" * (ray_start.SOCKET_BYTES - len(str(tmp_path)) - 1)
     validate_socket_filepath(name)
     with pytest.raises(OSError, match="AF_UNIX"):
         validate_socket_filepath(f"{name}x")
@@ -158,12 +158,12 @@ def test_a_real_ray_starts_below_a_long_tmpdir(tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
     code = (
-        "import glob; from raylt import cluster, raystart\n"
-        "with cluster.connected(None, print):\n"
+        "import glob; from raylt.cluster import ray_runtime, ray_start\n"
+        "with ray_runtime.connected(None, print):\n"
         "    import ray; folder = ray._private.worker._global_node.get_session_dir_path()\n"
         "    sockets = glob.glob(f'{folder}/sockets/*')\n"
         "    longest = max(len(name) - len(folder.rpartition('/')[0]) - 1 for name in sockets)\n"
-        "    print('longest', longest <= len(raystart._LONGEST_SOCKET), sockets)\n"
+        "    print('longest', longest <= len(ray_start._LONGEST_SOCKET), sockets)\n"
     )
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"TMPDIR": str(long)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)

@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from raylt import raywatch
+from raylt.cluster import ray_watch
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     for name, seconds in {"LOOK_EVERY_S": 0.02, "GONE_AFTER_S": 0.2, "LEAVES_WITHIN_S": 0.2}.items():
-        monkeypatch.setattr(raywatch, name, seconds)
+        monkeypatch.setattr(ray_watch, name, seconds)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ class Driver:
         self.gone, self.was_told, self.is_stuck = [], threading.Event(), threading.Event()
 
     def watched(self, endpoints):
-        return raywatch.watched(endpoints, lambda what: (self.gone.append(what), self.was_told.set()), self.is_stuck.set)
+        return ray_watch.watched(endpoints, lambda what: (self.gone.append(what), self.was_told.set()), self.is_stuck.set)
 
 
 def probe(server):
@@ -76,8 +76,8 @@ def test_a_raylet_listens_or_does_not(tmp_path):
     with socket.socket(socket.AF_UNIX) as raylet:
         raylet.bind(str(path))
         raylet.listen()
-        assert raywatch._listens(str(path))
-        raywatch._expect_listening(str(path))
-    assert not raywatch._listens(str(path))
+        assert ray_watch._listens(str(path))
+        ray_watch._expect_listening(str(path))
+    assert not ray_watch._listens(str(path))
     with pytest.raises(OSError, match="raylet"):
-        raywatch._expect_listening(str(path))
+        ray_watch._expect_listening(str(path))

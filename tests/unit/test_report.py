@@ -17,20 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from raylt.document import results
-from raylt.figures import allocation_png, pareto_png, samples_png, similarity_heat_png, similarity_png
-from raylt.flat import csv_text
-from raylt.ledger import Ledger
-from raylt.masking import without_secrets
-from raylt.page import html_page
-from raylt.pareto import pareto_ids
-from raylt.plan import TrialSpec, plan
-from raylt.report import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
-from raylt.spec import SweepSpec
-from raylt.store import Store
-from raylt.tables import FittedTable
-from raylt.trackinguri import split_sqlite
-from raylt.wording import in_forward_order
+from raylt.errors import without_secrets
+from raylt.report.dataframes import csv_text
+from raylt.report.document import results
+from raylt.report.figures import allocation_png, pareto_png, samples_png, similarity_heat_png, similarity_png
+from raylt.report.fitted_table import FittedTable
+from raylt.report.html_page import html_page
+from raylt.report.tables import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
+from raylt.report.text import in_forward_order
+from raylt.spec import SweepSpec, TrialSpec, plan
+from raylt.spec.tracking_uri import split_sqlite
+from raylt.store import Ledger, Store
+from raylt.store.pareto import pareto_ids
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 KAPPAS = ["kappa", "kappa_start", "kappa_partial", "kappa_movement"]

@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from raylt.document import results
 from raylt.errors import LeaseHeld
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import FAIL
-from raylt.retry import retry
-from raylt.search import dispatch
-from raylt.specfile import dump_yaml
-from raylt.store import CODE_SCHEMA, Store
-from raylt.sweepstate import failed_trials, is_complete, write_spec
+from raylt.report.document import results
+from raylt.spec import dump_yaml
+from raylt.store import Lease, Ledger, Store
+from raylt.store.ledger_files import FAIL
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import failed_trials, is_complete, write_spec
+from raylt.sweep import dispatch
+from raylt.sweep.retry import retry
 from tests.unit.test_dispatch import PROFILE, asked, outcome, run
 
 

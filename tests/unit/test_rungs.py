@@ -9,19 +9,18 @@ from hypothesis import strategies as st
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
-from raylt.document import trial_record
-from raylt.index import Results
-from raylt.inputs import Inputs
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, FAIL, PRUNED
-from raylt.plan import TrialSpec
-from raylt.search import dispatch
-from raylt.search.rungs import MIN_SEEN, thresholds
+from raylt.report.document import trial_record
+from raylt.search.median_stopping import MIN_SEEN, thresholds
 from raylt.search.study import StudyFile
-from raylt.speccheck import cross_key_problems
-from raylt.store import Store
-from raylt.sweepstate import is_complete, pareto_of
-from raylt.trial import Bench, TrialRun
+from raylt.spec import TrialSpec
+from raylt.spec.checks import cross_key_problems
+from raylt.store import Ledger, Store
+from raylt.store.index import Results
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.sweep_state import is_complete, pareto_of
+from raylt.sweep import dispatch
+from raylt.trial.inputs import Inputs
+from raylt.trial.run import Bench, TrialRun
 from tests.unit.driving import asked, drive
 
 TICKET = {"rounds": 4, "shared_rounds": 1}  # rungs: rounds 2 and 3

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 
 import raylt
+from raylt.diffusion.tensors import unpack
 from raylt.store import Output, Store
-from raylt.tensors import unpack
-from raylt.ticket.file import load_ticket
+from raylt.ticket.ticket_file import load_ticket
 
 SOURCES = sorted(Path(raylt.__file__).parent.rglob("*.py"))
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -10,15 +10,15 @@ import torch
 
 from raylt.diffusion import sample
 from raylt.diffusion.data import load_images
+from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute
-from raylt.layout import GRID, SAMPLES
-from raylt.metrics import score as score_module
-from raylt.metrics.fid import fid, statistics
-from raylt.metrics.score import Scorer
 from raylt.store import Store
-from raylt.tensors import unpack
+from raylt.store.layout import GRID, SAMPLES
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import TicketSearch, find_ticket
+from raylt.trial import score as score_module
+from raylt.trial.fid import fid, statistics
+from raylt.trial.score import Scorer
 
 
 def rounds_of(spec, store):

@@ -13,13 +13,13 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raylt import nodes
+from raylt.cluster import nodes
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
-from raylt.plan import TrialSpec
-from raylt.search.dispatch import Finished
-from raylt.search.memory import MAX_KILLS, SUFFICES_AFTER_S, Memory
-from raylt.search.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
-from raylt.trial import MESSAGE
+from raylt.spec import TrialSpec
+from raylt.sweep.concurrency import MAX_KILLS, SUFFICES_AFTER_S, Memory
+from raylt.sweep.dispatch import Finished
+from raylt.sweep.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
+from raylt.trial.run import MESSAGE
 
 TRIAL = TrialSpec(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
@@ -89,7 +89,7 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
 
 
 def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
-    monkeypatch.setattr("raylt.nodes._cause_of_death", lambda actor_id: "process")
+    monkeypatch.setattr("raylt.cluster.nodes._cause_of_death", lambda actor_id: "process")
     causes = set()
     for error in [CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]:
         tune = Tune()

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylt.diffusion.model import Layer
+from raylt.diffusion.unet import Layer
 from raylt.errors import InputError
 from raylt.ticket.mask import Mask
-from raylt.ticket.prune import magnitude, top_k
-from raylt.ticket.similarity import (
+from raylt.ticket.overlap import (
     NestedMasks,
     Overlap,
     add_up,
@@ -28,6 +27,7 @@ from raylt.ticket.similarity import (
     pooled,
     refuse_nested,
 )
+from raylt.ticket.prune import magnitude, top_k
 from tests.unit.kappas import kappa_between, kappa_with_start, pooled_kappa
 
 LAYERS = [Layer("mid_block.a", (50, 40)), Layer("mid_block.b", (30, 20, 3, 3))]

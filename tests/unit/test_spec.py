@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylt.presets import PRESETS
-from raylt.sections import PresetName, TicketSpec
-from raylt.spec import SweepSpec, flatten
-from raylt.speccheck import cross_key_problems
-from raylt.specfile import load_spec
+from raylt.spec import SweepSpec, load_spec
+from raylt.spec.checks import cross_key_problems
+from raylt.spec.presets import PRESETS
+from raylt.spec.schema import flatten
+from raylt.spec.sections import PresetName, TicketSpec
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from raylt.damage import Damaged
 from raylt.errors import Problem, SpecError
-from raylt.specfile import builtin_sweeps, dump_yaml, load_spec, parse_spec
+from raylt.spec import dump_yaml, load_spec, parse_spec
+from raylt.spec.load import builtin_sweeps
+from raylt.spec.yaml_text import read_yaml
 from raylt.store import Store
-from raylt.sweepstate import stored_spec
-from raylt.yamltext import read_yaml
+from raylt.store.damage import Damaged
+from raylt.store.sweep_state import stored_spec
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 HEAD = "schema: 1\nname: x\n"
@@ -277,8 +278,8 @@ def test_a_sweep_that_was_begun_is_read_although_its_keys_would_contradict_each_
 def test_reading_needs_no_torch_and_little_time() -> None:
     code = (
         "import sys, time; start = time.process_time()\n"
-        "import raylt.specfile\n"
-        "raylt.specfile.load_spec('digits')\n"
+        "import raylt.spec\n"
+        "raylt.spec.load_spec('digits')\n"
         "assert not {'torch', 'ray', 'optuna', 'mlflow', 'diffusers', 'numpy'} & set(sys.modules)\n"
         "print(time.process_time() - start)"
     )

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylt.errors import InputError, SpecError
-from raylt.spec import SweepSpec
-from raylt.specfile import builtin_sweeps, dump_yaml, find_spec, load_spec, parse_spec
-from raylt.yamltext import read_yaml
+from raylt.spec import SweepSpec, dump_yaml, load_spec, parse_spec
+from raylt.spec.load import builtin_sweeps, find_spec
+from raylt.spec.yaml_text import read_yaml
 
 DIGITS = (Path(__file__).parents[2] / "sweeps" / "digits.yaml").read_text()
 HEAD = "schema: 1\nname: x\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from raylt.spot import notice
+from raylt.cluster.spot import notice
 
 NOTICE = {"action": "terminate", "time": "2026-01-01T00:02:00Z"}
 
@@ -79,8 +79,8 @@ time.sleep(300)
 
 
 def watched(url: str, *command: str) -> subprocess.Popen[str]:
-    """`python -m raylt.spot COMMAND`, asking at `url` twice a second, with proxies that would break it."""
-    script = "import sys; from raylt.spot import run; sys.exit(run(sys.argv[2:], sys.argv[1], 0.5))"
+    """`python -m raylt.cluster.spot COMMAND`, asking at `url` twice a second, with proxies that would break it."""
+    script = "import sys; from raylt.cluster.spot import run; sys.exit(run(sys.argv[2:], sys.argv[1], 0.5))"
     environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen([sys.executable, "-c", script, url, *command], stdout=-1, stderr=-1, text=True, env=environment)
 

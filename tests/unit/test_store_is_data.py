@@ -16,17 +16,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from raylt import inputs
 from raylt.cli import app
-from raylt.cli.stored import spec_to_confirm
+from raylt.cli.stored_spec import spec_to_confirm
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.errors import EnvironmentFailure, InputError, SpecError
-from raylt.inputs import FILE, IMAGES, Address, Inputs, gather
-from raylt.record import record_address
-from raylt.sections import DataSpec
-from raylt.specfile import dump_yaml, load_spec, parse_spec
+from raylt.spec import dump_yaml, load_spec, parse_spec
+from raylt.spec.sections import DataSpec
 from raylt.store import Store
-from raylt.sweepstate import write_spec
+from raylt.store.sweep_state import write_spec
+from raylt.tracking.recorder import record_address
+from raylt.trial import inputs
+from raylt.trial.inputs import FILE, IMAGES, Address, Inputs, gather
 from tests.confirmed import begun
 
 DEFAULT = "sqlite:///mlflow.db"
@@ -103,7 +103,7 @@ class TestTheRecordsPlace:
     def test_the_option_and_the_users_own_spec_file_count(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stored(folder, "tracking.uri=http://attacker:5000")
         places: list[str] = []
-        monkeypatch.setattr("raylt.record.record_sweep", lambda store, name, uri: places.append(uri) or 1)
+        monkeypatch.setattr("raylt.tracking.recorder.record_sweep", lambda store, name, uri: places.append(uri) or 1)
         own = load_spec("digits", ["search.trials=1", "tracking.uri=http://mine:5000"])
         (folder / "mine.yaml").write_text(dump_yaml(own.dump()))
         for words in (["record", "--uri", "http://a:1"], ["record", "digits", "--uri=http://b:1"], ["record", "mine.yaml"]):
@@ -117,7 +117,7 @@ class TestTheRecordsPlace:
     def test_of_all_sweeps_none_is_recorded_where_one_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stored(folder)
         begun(folder / "raylt-data", load_spec("digits", ["name=z", "tracking.uri=http://attacker:5000"]))
-        monkeypatch.setattr("raylt.record.record_sweep", pytest.fail)
+        monkeypatch.setattr("raylt.tracking.recorder.record_sweep", pytest.fail)
         assert isinstance(CliRunner().invoke(app, ["record"]).exception, InputError)
 
 

@@ -10,12 +10,11 @@ import optuna
 import pytest
 
 from raylt.background import Pace
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE
-from raylt.plan import TrialSpec
 from raylt.search.space import at_base
 from raylt.search.study import StudyFile, StudyKeeper, _is_passing
-from raylt.store import Store
+from raylt.spec import TrialSpec
+from raylt.store import Ledger, Store
+from raylt.store.ledger_files import COMPLETE
 
 QUICK = Pace(between_s=0.01, first_retry_s=0.05, last_retry_s=0.1)
 

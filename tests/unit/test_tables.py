@@ -13,12 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raylt.cli import app
-from raylt.confirmtable import confirmation_tables
-from raylt.document import results
-from raylt.ledger import Ledger
-from raylt.report import cost_table, pareto_table, similarity_table, trials_tables
-from raylt.store import Output, Store
-from raylt.tables import WORDS, FittedTable
+from raylt.report.confirmation_tables import confirmation_tables
+from raylt.report.document import results
+from raylt.report.fitted_table import WORDS, FittedTable
+from raylt.report.tables import cost_table, pareto_table, similarity_table, trials_tables
+from raylt.store import Ledger, Output, Store
 from tests.begun import write_begun
 from tests.confirmed import confirmed
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from raylt.tensors import pack, unpack
+from raylt.diffusion.tensors import pack, unpack
 
 CODE = """
 import hashlib, torch
-from raylt.tensors import pack
+from raylt.diffusion.tensors import pack
 data = pack({name: name * 3 for name in "abcdefgh"}, w={"x": torch.arange(7.0), "y": torch.ones(2, 3, dtype=torch.uint8)})
 print(hashlib.sha256(data).hexdigest())
 """

@@ -16,7 +16,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from raylt.terminal import plain, plain_console, print_plainly
+from raylt.report.terminal import plain, plain_console, print_plainly
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b5m\rover\u202eback\u2066\x7f\x08\x00"
 SHOWN = r"\u001b]0;owned\u0007\u001b[2J\u001b[31mred\u009b5m\u000dover\u202eback\u2066\u007f\u0008\u0000"
@@ -96,11 +96,9 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose trial failed for a cause with sequences in it, beside a sweep with such a name."""
     from dataclasses import replace
 
-    from raylt.ledger import Ledger
-    from raylt.ledgerfiles import FAIL
-    from raylt.plan import plan
-    from raylt.specfile import dump_yaml, load_spec
-    from raylt.store import Store
+    from raylt.spec import dump_yaml, load_spec, plan
+    from raylt.store import Ledger, Store
+    from raylt.store.ledger_files import FAIL
 
     root = tmp_path_factory.mktemp("evil")
     spec = load_spec("digits", ["name=evil"])

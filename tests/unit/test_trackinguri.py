@@ -17,12 +17,11 @@ from typer.testing import CliRunner
 from raylt.background import Pace
 from raylt.cli import app
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.ledger import Ledger
-from raylt.mlflowclient import check
-from raylt.runs import given_uri, tracking_uri
-from raylt.store import Store
-from raylt.tracking import Tracker
-from raylt.trackinguri import uri_problem
+from raylt.spec.tracking_uri import uri_problem
+from raylt.store import Ledger, Store
+from raylt.tracking.client import check
+from raylt.tracking.runs import given_uri, tracking_uri
+from raylt.tracking.tracker import Tracker
 
 NEVER = {  # -> what the message must suggest
     "./mlruns": "sqlite:///mlflow.db", "mlruns": "sqlite:///mlflow.db", "file:///x/mlruns": "sqlite:///mlflow.db",
@@ -86,7 +85,9 @@ def test_a_plugin_of_mlflow_may_know_more(monkeypatch: Any) -> None:
     class Entry:
         name = "azureml"
 
-    monkeypatch.setattr("raylt.trackinguri.entry_points", lambda group: [Entry] if group == "mlflow.tracking_store" else [])
+    monkeypatch.setattr(
+        "raylt.spec.tracking_uri.entry_points", lambda group: [Entry] if group == "mlflow.tracking_store" else []
+    )
     assert uri_problem("azureml://x") is None and uri_problem("other://x") is not None
 
 
@@ -171,9 +172,9 @@ def test_a_file_that_is_no_database_is_found_before_the_start(tmp_path: Path) ->
 
 
 def test_a_sweep_and_a_record_ask_before_they_start(server: str, tmp_path: Path, tiny_spec: Any, monkeypatch: Any) -> None:
-    from raylt.record import record_address
-    from raylt.sweep import run_sweep
-    from raylt.where import Place
+    from raylt.cluster.place import Place
+    from raylt.sweep.driver import run_sweep
+    from raylt.tracking.recorder import record_address
 
     spec = tiny_spec(storage={"root": str(tmp_path / "root")})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server}/404/html")
@@ -185,7 +186,7 @@ def test_a_sweep_and_a_record_ask_before_they_start(server: str, tmp_path: Path,
     assert not (tmp_path / "root").exists()
     store = Store(spec.storage.root)
     Ledger(store, spec.name, lambda: None).write("spec.lock.json", {})
-    from raylt.specfile import dump_yaml
+    from raylt.spec import dump_yaml
 
     store.write(f"sweeps/{spec.name}/spec.yaml", dump_yaml(spec.dump()).encode())
     with pytest.raises(InputError, match="http://localhost:5000"):
@@ -211,12 +212,12 @@ def test_a_fault_that_cannot_pass_is_said_once_and_not_tried_again(tmp_path: Pat
 def test_the_last_line_of_a_sweep_without_a_record_says_how_to_make_it(
     tmp_path: Path, tiny_spec: Any, monkeypatch: Any
 ) -> None:
-    from raylt.sweep import Ended
+    from raylt.sweep.driver import Ended
 
     monkeypatch.chdir(tmp_path)
     spec = tiny_spec(storage={"root": str(tmp_path / "a b")})
     for is_recorded in (True, False):
-        monkeypatch.setattr("raylt.sweep.run_sweep", lambda *_, **__: Ended(spec, 0, is_recorded))  # noqa: B023
+        monkeypatch.setattr("raylt.sweep.driver.run_sweep", lambda *_, **__: Ended(spec, 0, is_recorded))  # noqa: B023
         done = CliRunner().invoke(app, ["sweep", "digits", "--local"])
         assert done.exit_code == 0
         says = done.output.splitlines()[-1:] == [

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from raylt import triallog
-from raylt.store import Store
-from raylt.triallog import TrialLog, read_log
+from raylt.store import Store, trial_log
+from raylt.store.trial_log import TrialLog, read_log
 
 
 def test_each_line_is_in_the_store_at_once_and_attempts_follow_each_other(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     clock = iter([1000.0, 2000.0])
-    monkeypatch.setattr(triallog.time, "time", lambda: next(clock))
+    monkeypatch.setattr(trial_log.time, "time", lambda: next(clock))
     first = TrialLog(store, "s", 7)
     first.trained(1, 200, 0.25)
     assert "round 1 step 200 training loss 0.2500\n" in "".join(read_log(store, "s", 7))
@@ -35,7 +34,7 @@ def test_a_failure_leaves_its_traceback(tmp_path):
 
 
 def test_following_yields_what_is_added_until_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(triallog, "POLL_S", 0)
+    monkeypatch.setattr(trial_log, "POLL_S", 0)
     store = Store(str(tmp_path))
     log = TrialLog(store, "s", 0)
     looks = iter([False, False, True])

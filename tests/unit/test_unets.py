@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raylt.diffusion.model import build_unet, layers_of
-from raylt.diffusion.rehearsal import rehearse
+from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Compute
+from raylt.diffusion.unet import build_unet, layers_of
+from raylt.diffusion.unet_rehearsal import rehearse
 from raylt.errors import InputError, SpecError
-from raylt.footprint import batch_bytes, refuse_too_large, training_bytes
-from raylt.metrics.flops import count_flops
-from raylt.modelcheck import KNOWN_KEYS, config_problems
-from raylt.presets import PRESETS
-from raylt.specfile import dump_yaml, parse_spec
+from raylt.spec import dump_yaml, parse_spec
+from raylt.spec.presets import PRESETS
+from raylt.spec.unet_checks import KNOWN_KEYS, config_problems
+from raylt.sweep.footprint import batch_bytes, refuse_too_large, training_bytes
 from tests.conftest import TINY, merged
 
 SHAPE = {"sample_size": 8, "in_channels": 1, "out_channels": 1}

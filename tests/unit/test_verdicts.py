@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylt.intervals import student_t
-from raylt.verdicts import confirmation, paired, summary, verdict
+from raylt.report.verdicts import confirmation, paired, summary, verdict
 
 
 def trial(number, seed, losses, *, rule=None, control=None, confirms=0, steps=100, broken=False, **changes):

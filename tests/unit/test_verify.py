@@ -8,25 +8,23 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from raylt import index
-from raylt import lease as lease_module
-from raylt import ledger as ledger_module
-from raylt.confirm import Request, confirm
-from raylt.damage import Damaged
-from raylt.document import results
 from raylt.errors import Fenced, LeaseHeld
-from raylt.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, epoch_path, lease_path, result_path
-from raylt.lease import Holder, Lease, guard_for, newest_epoch
-from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import missing_trials
-from raylt.plan import TrialSpec
-from raylt.repair import repair
-from raylt.search import dispatch
-from raylt.specfile import dump_yaml
-from raylt.store import Output, Store
-from raylt.sweep import _Driver
-from raylt.sweepstate import next_free_id, stored_spec, write_spec
-from raylt.verify import verify
+from raylt.report.document import results
+from raylt.search.confirm import Request, confirm
+from raylt.spec import TrialSpec, dump_yaml
+from raylt.store import Lease, Ledger, Output, Store, index
+from raylt.store import lease as lease_module
+from raylt.store import ledger as ledger_module
+from raylt.store.damage import Damaged
+from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, epoch_path, lease_path, result_path
+from raylt.store.lease import Holder, guard_for, newest_epoch
+from raylt.store.ledger import existing
+from raylt.store.ledger_files import missing_trials
+from raylt.store.repair import repair
+from raylt.store.sweep_state import next_free_id, stored_spec, write_spec
+from raylt.store.verify import verify
+from raylt.sweep import dispatch
+from raylt.sweep.driver import _Driver
 from tests import confirmed
 from tests.begun import write_begun
 from tests.unit.driving import drive

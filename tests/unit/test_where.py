@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from raylt import clusterfile, where
-from raylt.clusterfile import find_head, read_cluster_file, was_brought_up
+from raylt.cluster import cluster_file, place
+from raylt.cluster.cluster_file import find_head, read_cluster_file, was_brought_up
+from raylt.cluster.own_files import read_own
+from raylt.cluster.place import decide
+from raylt.cluster.ssh import Head
 from raylt.errors import EnvironmentFailure, InputError
-from raylt.ownfiles import read_own
-from raylt.ssh import Head
-from raylt.where import decide
 
 OWN = """\
 cluster_name: mine
@@ -102,7 +102,7 @@ def ray_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> No
     """`python -m ray.scripts.scripts ...` as a shell script, which writes down what it was asked."""
     program = _write(tmp_path / "python", f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{script}\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(clusterfile.sys, "executable", str(program))
+    monkeypatch.setattr(cluster_file.sys, "executable", str(program))
 
 
 class TestOrder:
@@ -183,19 +183,19 @@ class TestHeadOnThisMachine:
         with socket.create_server(("127.0.0.1", 0)) as server:
             gone = f"127.0.0.1:{server.getsockname()[1]}"
         _write(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", gone)
-        assert (where.head_on_this_machine(), address) == (None, head_here)
+        assert (place.head_on_this_machine(), address) == (None, head_here)
 
     def test_another_user_took_its_port(self, head_here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server answers there, but no raylet of this user's is of its cluster: it would be sent token and code."""
-        assert where.head_on_this_machine() == head_here
+        assert place.head_on_this_machine() == head_here
         monkeypatch.setattr(psutil, "process_iter", list)
-        assert where.head_on_this_machine() is None
+        assert place.head_on_this_machine() is None
 
     @pytest.mark.parametrize("record", ["10.255.255.1:6379", "", "nonsense", "127.0.0.1:", "127.0.0.1:port"])
     def test_not_ours(self, record: str) -> None:
         """A worker's record names another machine; the rest is none."""
         _write(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster", record)
-        assert where.head_on_this_machine() is None
+        assert place.head_on_this_machine() is None
 
 
 def _given_away(path: Path) -> None:
@@ -228,9 +228,9 @@ class TestSomebodyElsesFiles:
     """What lies in a temporary folder is believed where this user alone can have written it; else it is not there."""
 
     def test_rays_record_of_the_last_cluster(self, head_here: str, spoil: Any) -> None:
-        assert where.head_on_this_machine() == head_here
+        assert place.head_on_this_machine() == head_here
         spoil(Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster")
-        assert where.head_on_this_machine() is None
+        assert place.head_on_this_machine() is None
 
     def test_the_local_providers_state(self, folder: Path, spoil: Any) -> None:
         _write(folder / "cluster.yaml", OWN)
@@ -372,7 +372,7 @@ class TestCloud:
         ):
             decide()
         ray_says(monkeypatch, tmp_path, "exec sleep 60")
-        monkeypatch.setattr(clusterfile, "ASK_WITHIN_S", 0.5)
+        monkeypatch.setattr(cluster_file, "ASK_WITHIN_S", 0.5)
         with pytest.raises(EnvironmentFailure, match=r"^\./cluster.yaml: no answer within 0.5 s about its head.*; --local"):
             decide()
 
@@ -391,6 +391,6 @@ class TestCloud:
 def test_deciding_imports_nothing_heavy(folder: Path, tmp_path: Path) -> None:
     _write(folder / "cluster.yaml", CLOUD)
     heavy = {"ray", "torch", "mlflow", "boto3"}
-    code = f"import sys; from raylt.where import decide; decide(); print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; from raylt.cluster.place import decide; decide(); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

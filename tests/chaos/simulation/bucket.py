@@ -13,7 +13,7 @@ from typing import Any
 from botocore.exceptions import ClientError, ReadTimeoutError
 from pyarrow import fs as pafs
 
-from raylt.bucket import BucketFolder
+from raylt.store.bucket import BucketFolder
 from tests.chaos.simulation.disk import Committed
 from tests.chaos.simulation.faults import Operations
 

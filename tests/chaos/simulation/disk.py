@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from raylt.folders import Disk
+from raylt.store.folders import Disk
 from tests.chaos.simulation.faults import Operations
 
 Committed = Callable[[str, bytes | None, bool], None]

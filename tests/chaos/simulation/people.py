@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raylt.confirm import Request
-from raylt.damage import Damaged
-from raylt.document import results
 from raylt.errors import Diverged, EnvironmentFailure, Fenced, InputError, LeaseHeld, RayltError, StoreFailure
-from raylt.lease import Lease, guard_for, request_stop
-from raylt.ledger import Ledger, existing
-from raylt.ledgerfiles import read_lock, require_lock
-from raylt.repair import repair
-from raylt.search.dispatch import Dispatcher, Finished, Wait
-from raylt.store import CODE_SCHEMA, Output
-from raylt.sweepstate import is_complete, stored_spec, write_spec
-from raylt.trial import failure
-from raylt.verify import verify
+from raylt.report.document import results
+from raylt.search.confirm import Request
+from raylt.store import Lease, Ledger, Output
+from raylt.store.damage import Damaged
+from raylt.store.lease import guard_for, request_stop
+from raylt.store.ledger import existing
+from raylt.store.ledger_files import read_lock, require_lock
+from raylt.store.repair import repair
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import is_complete, stored_spec, write_spec
+from raylt.store.verify import verify
+from raylt.sweep.dispatch import Dispatcher, Finished, Wait
+from raylt.trial.run import failure
 from tests.chaos.simulation.work import Run, measure, yaml_of
 from tests.chaos.simulation.world import Event, Host, Killed, Process, Thread
 

@@ -12,15 +12,13 @@ from inspect import signature
 from typing import Any, NamedTuple
 from unittest import mock
 
-from raylt import claim, files, lease, ledger, repair, store, sweepstate, verify
-from raylt.bucket import BucketFolder
-from raylt.files import Files, dump_json
-from raylt.folders import ArrowFolder, LocalFolder
-from raylt.lease import Holder
-from raylt.ledger import Ledger
-from raylt.processes import Life
-from raylt.seals import SUM
-from raylt.store import Stage
+from raylt.store import Ledger, Stage, filesystem, lease, ledger, repair, stage_lock, stages, sweep_state, verify
+from raylt.store.bucket import BucketFolder
+from raylt.store.filesystem import Files, dump_json
+from raylt.store.folders import ArrowFolder, LocalFolder
+from raylt.store.lease import Holder
+from raylt.store.processes import Life
+from raylt.store.seals import SUM
 from tests.chaos.simulation import disk
 from tests.chaos.simulation.faults import TARGETS
 from tests.chaos.simulation.simulate import outcome_of
@@ -123,7 +121,7 @@ def _manifests_replaced() -> Any:
     """The last of two makers is the one that counts."""
 
     def create(self: Files, path: str, data: bytes) -> bool:
-        if path.endswith(store.MANIFEST):
+        if path.endswith(stages.MANIFEST):
             self.write(path, data)
             return True
         return really(self, path, data)
@@ -138,7 +136,7 @@ def _checksums_ignored() -> Any:
     def unseal(record: Any, path: str) -> tuple[dict[str, Any], bool]:
         return {key: value for key, value in record.items() if key != SUM}, SUM in record
 
-    return _all(_swap(files, "unseal", unseal), _swap(store, "unseal", unseal))
+    return _all(_swap(filesystem, "unseal", unseal), _swap(stages, "unseal", unseal))
 
 
 def _stage_files_unchecked() -> Any:
@@ -153,7 +151,7 @@ def _stage_files_unchecked() -> Any:
 
 def _checkpoints_unchecked() -> Any:
     """A checkpoint is taken as it is."""
-    return _swap(store, "unseal_bytes", lambda data, path: data.partition(b"\n")[2])
+    return _swap(stages, "unseal_bytes", lambda data, path: data.partition(b"\n")[2])
 
 
 def _clocks_compared() -> Any:
@@ -172,7 +170,7 @@ def _epochs_replaced() -> Any:
         if "/lease/" in path:
             self.write_record(path, record)
             return True
-        return self.create(path, dump_json(files.seal(record, files.place_of(path, sweep))))
+        return self.create(path, dump_json(filesystem.seal(record, filesystem.place_of(path, sweep))))
 
     return _swap(Files, "create_record", create_record)
 
@@ -194,12 +192,12 @@ def _stages_left_lost() -> Any:
 
 def _spec_unchecked() -> Any:
     """Verify mends a damaged spec by deleting it, and believes the one that is not there."""
-    return _swap(sweepstate, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
+    return _swap(sweep_state, "unseal_yaml", lambda data, path: (data.decode(errors="replace"), True))
 
 
 def _claims_for_ever() -> Any:
     """A claim on a stage is never taken over."""
-    return _swap(claim, "_may_take", lambda held, owner, unchanged_s: False)
+    return _swap(stage_lock, "_may_take", lambda held, owner, unchanged_s: False)
 
 
 def _foreign_errors() -> Any:

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from raylt import files, sweepstate
-from raylt.claim import CLAIM
-from raylt.damage import Damaged
-from raylt.folders import LocalFolder
-from raylt.layout import LOCK_COPY, LOCK_FILE
-from raylt.ledger import Ledger
-from raylt.seals import canonical
-from raylt.search import dispatch
-from raylt.store import CHECKPOINT, Store
-from raylt.sweepstate import is_complete
+from raylt.spec.canonical import canonical
+from raylt.store import Ledger, Store, filesystem, sweep_state
+from raylt.store.damage import Damaged
+from raylt.store.folders import LocalFolder
+from raylt.store.layout import LOCK_COPY, LOCK_FILE
+from raylt.store.stage_lock import CLAIM
+from raylt.store.stages import CHECKPOINT
+from raylt.store.sweep_state import is_complete
+from raylt.sweep import dispatch
 from tests.chaos.simulation import people, work
 from tests.chaos.simulation.bucket import Bucket, BucketFault
 from tests.chaos.simulation.disk import SimulatedDisk
@@ -207,8 +206,8 @@ class Simulation:
 
     def run(self) -> Outcome:
         measured, dispatch.measure = dispatch.measure, work.measure
-        at_once, files.AT_ONCE = files.AT_ONCE, 1  # threads of the system know nothing of ours
-        parse, sweepstate.parse_spec = sweepstate.parse_spec, work.parsed
+        at_once, filesystem.AT_ONCE = filesystem.AT_ONCE, 1  # threads of the system know nothing of ours
+        parse, sweep_state.parse_spec = sweep_state.parse_spec, work.parsed
         try:
             with simulated(self.world, self.locks, self.known), self.watch.watching():
                 try:
@@ -224,7 +223,7 @@ class Simulation:
                     ended_at = self.world.now
                     self.world.end()
         finally:
-            dispatch.measure, sweepstate.parse_spec, files.AT_ONCE = measured, parse, at_once
+            dispatch.measure, sweep_state.parse_spec, filesystem.AT_ONCE = measured, parse, at_once
         struck = [fault for fault in self.all_faults if fault.struck]
         world = self.world
         return Outcome(

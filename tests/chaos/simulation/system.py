@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from raylt import bucket, claim, files, folders, lease, processes, store, trial
-from raylt.processes import Life
+from raylt.store import bucket, filesystem, folders, lease, processes, stage_lock, stages
+from raylt.store.processes import Life
+from raylt.trial import run
 from tests.chaos.simulation.world import Event, Process, Thread, World
 
 
@@ -112,8 +113,8 @@ def simulated(world: World, locks: Locks, known: list[Process]) -> Iterator[None
             "own_start": lambda: (world.thread.process.ticks, host().wall()),
             "life_of": lambda machine, pid, ticks, started: _life_of(world, machine, pid, ticks, known),
         },
-        claim: {"time": clock, "threading": threads, "uuid": unique, "filelock": locks.module()},
-        files: {"time": clock}, store: {"time": clock}, trial: {"time": clock},
+        stage_lock: {"time": clock, "threading": threads, "uuid": unique, "filelock": locks.module()},
+        filesystem: {"time": clock}, stages: {"time": clock}, run: {"time": clock},
         folders: {"uuid": unique}, bucket: {"uuid": unique}, processes: {},
     }  # fmt: skip
     before = [(module, name, getattr(module, name)) for module, names in replaced.items() for name in names]

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from raylt import lease as lease_module
-from raylt.damage import Damaged
-from raylt.files import Files
-from raylt.layout import result_path
-from raylt.lease import Lease
-from raylt.ledger import Ledger
-from raylt.seals import SUM, canonical, seal_bytes
-from raylt.store import CHECKPOINT, MANIFEST, Stage
+from raylt.spec.canonical import canonical
+from raylt.store import Lease, Ledger, Stage
+from raylt.store import lease as lease_module
+from raylt.store.damage import Damaged
+from raylt.store.filesystem import Files
+from raylt.store.layout import result_path
+from raylt.store.seals import SUM, seal_bytes
+from raylt.store.stages import CHECKPOINT, MANIFEST
 from tests.chaos.simulation.world import World
 
 KINDS = ("lost", "twice", "believed", "false alarm", "stuck", "traceback")

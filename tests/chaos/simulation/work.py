@@ -11,14 +11,12 @@ from functools import lru_cache
 from typing import Any
 
 from raylt.errors import Diverged
-from raylt.layout import SIMILARITY_FILE
-from raylt.ledger import Ledger
-from raylt.ledgerfiles import COMPLETE, Result
-from raylt.plan import TrialSpec
-from raylt.seals import digest_of
-from raylt.spec import SweepSpec
-from raylt.specfile import dump_yaml, parse_spec
-from raylt.store import Manifest, Output, Stage, Store, stage_of
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml, parse_spec
+from raylt.spec.canonical import digest_of
+from raylt.store import Ledger, Manifest, Output, Stage, Store
+from raylt.store.layout import SIMILARITY_FILE
+from raylt.store.ledger_files import COMPLETE, Result
+from raylt.store.stages import stage_of
 from tests.chaos.simulation.world import World
 from tests.conftest import TINY, merged
 

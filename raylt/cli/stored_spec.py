@@ -1,0 +1,42 @@
+"""What a command takes from a sweep that a store has, and what it does not: a store is data, and somebody else may write it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from raylt.report.lookup import find_sweep, is_file, load
+
+if TYPE_CHECKING:
+    from raylt.spec import SweepSpec
+
+
+def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> tuple[SweepSpec, bool]:
+    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take.
+
+    And whether it is the store alone that names `data.root`, where then nothing is read. Raises `InputError` where the
+    store alone names where the record goes.
+    """
+    from raylt.spec.load import builtin_sweeps, parse_again
+    from raylt.spec.paths import literal
+    from raylt.spec.sections import StorageSpec
+    from raylt.store.ledger import existing, sweep_names
+    from raylt.store.sweep_state import stored_spec
+    from raylt.tracking.recorder import record_address
+
+    store, begun = find_sweep(name, root)
+    if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
+        parsed = load(name, overrides)
+        return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=store.root)}), False
+    spec = stored_spec(existing(store, begun).store, begun)
+    if not _names(overrides, "tracking.uri"):
+        record_address(store, begun, None, "--set tracking.uri=")
+    own = [f"storage.root={json.dumps(literal(store.root))}", f"name={json.dumps(begun)}"]
+    parsed = parse_again(spec, name, [*(overrides or []), *own])
+    return parsed, spec.data.root is not None and not _names(overrides, "data.root")
+
+
+def _names(overrides: list[str] | None, key: str) -> bool:
+    """Whether `--set` gives a key, or the section that it is in."""
+    given = [override.partition("=")[0].strip() for override in overrides or []]
+    return key in given or key.partition(".")[0] in given

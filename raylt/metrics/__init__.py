@@ -1,1 +1,0 @@
-"""What a trained ticket is worth: features, FID, KID, held-out loss, FLOPs, bytes."""

@@ -1,0 +1,101 @@
+"""Whether a sweep can be gone on with, and under which name it begins: decided from the store, before anything starts."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from raylt.errors import InputError
+from raylt.search.confirm import Request, extend
+from raylt.spec import SweepSpec
+from raylt.spec.sections import NAME_LENGTH
+from raylt.store import Ledger, Store
+from raylt.store.layout import SPEC_FILE
+from raylt.store.ledger import was_begun
+from raylt.store.ledger_files import code_schema_of, read_lock, require_lock
+from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_state import is_complete, stored_spec
+from raylt.trial.inputs import Address
+
+
+def begun_with(spec: SweepSpec, store: Store) -> Address | None:
+    """The inputs of a sweep of this name, where one was begun."""
+    lock = read_lock(store, spec.name)
+    return None if lock is None or "data_sha256" not in lock else Address(lock["data_sha256"], lock.get("inception_sha256"))
+
+
+def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
+    """NAME, or NAME-2, NAME-3 ... where sweeps of those names exist: `--new` deletes nothing."""
+    name, number = spec.name, 1
+    while was_begun(store, name) or store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
+        number += 1
+        name = f"{spec.name}-{number}"
+    if len(name) > NAME_LENGTH:
+        raise InputError(f"--new: {name} would have more than {NAME_LENGTH} characters; give another name with --set name=NAME")
+    return spec.model_copy(update={"name": name})
+
+
+def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
+    """Raises `InputError`, naming the keys that differ, where a sweep of this name asks for something else."""
+    require_lock(store, spec.name)
+    lock = read_lock(store, spec.name)
+    if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
+        if lock is not None and lock.get("digest", spec.digest) != spec.digest:
+            raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
+        return
+    before = stored_spec(store, spec.name)
+    if before.digest == spec.digest:
+        return
+    old, new = before.identity(), spec.identity()
+    changed = [f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}:", *changed]))
+
+
+def _restore_or_new(spec: SweepSpec) -> str:
+    return f"restore the spec, or start {spec.name}-2 beside it with `raylt sweep --new`"
+
+
+def refuse_other_numbers(store: Store, name: str) -> None:
+    """Raises `InputError` for a sweep of an earlier raylt: its numbers could not be continued.
+
+    What it has stays readable: `status`, `results`, `report`, `export`.
+    """
+    lock = read_lock(store, name)
+    begun = CODE_SCHEMA if lock is None else code_schema_of(lock)
+    if begun != CODE_SCHEMA:
+        raise InputError(
+            f"sweep {name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
+            f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
+            f"start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
+        )
+
+
+def refuse_read_only(store: Store) -> None:
+    """Raises `StoreFailure` where this process could not write into a local store: for who only asks what would be done."""
+    if not store.is_local:
+        return
+    root = store.local_path("")
+    folder = next(folder for folder in (root, *root.parents) if folder.exists())
+    with store.in_words("write", ""):
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def has_more_to_confirm(spec: SweepSpec, ledger: Ledger, request: Request | None) -> bool:
+    """Whether a confirmation asks for trials that are not planned yet."""
+    known = ledger.confirmations()
+    return request is not None and len(extend(spec, ledger, known, request)) > len(known)
+
+
+def begin(spec: SweepSpec, store: Store, *, new: bool = False, confirm: Request | None = None) -> SweepSpec:
+    """The spec under the name that it runs by. Raises `InputError` where it cannot be begun, or gone on with."""
+    spec = with_free_name(spec, store) if new else spec
+    refuse_changed_identity(spec, store)
+    ledger = Ledger(store, spec.name)
+    if not is_complete(spec, ledger) or has_more_to_confirm(spec, ledger, confirm):
+        refuse_other_numbers(store, spec.name)
+    return spec

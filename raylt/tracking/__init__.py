@@ -1,0 +1,1 @@
+"""Mirrors the ledger in MLflow, and serves its page. Begin with `recorder`."""

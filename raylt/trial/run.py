@@ -1,0 +1,239 @@
+"""One trial from its spec to its result: find_ticket(), then score() after every round. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raylt.diffusion.data import ImageSet
+from raylt.diffusion.flops import count_flops, narrower_unet, weight_costs
+from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.unet import layers_of
+from raylt.errors import Diverged, RayltError, cause_of
+from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.ceilings import violations
+from raylt.spec.trials import SEARCHED
+from raylt.store import Manifest, Output, Stage, Store
+from raylt.store.layout import START, TICKET
+from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, Result
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.controls import control_round
+from raylt.ticket.find import Progress, Round, TicketSearch, find_ticket
+from raylt.ticket.mask import Mask
+from raylt.ticket.ticket_file import Ticket, block_counts
+from raylt.trial.inputs import Inputs
+from raylt.trial.score import Scorer
+
+MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
+
+
+@dataclass
+class Bench:
+    """What trials of one sweep share in one process: images on hand, features, reference statistics."""
+
+    spec: SweepSpec
+    compute: Compute
+    inputs: Inputs
+    scorers: dict[str, Scorer] = field(default_factory=dict)
+
+    @staticmethod
+    def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> Bench:
+        compute.use()  # whatever this machine has: as the sweep was begun
+        return Bench(spec, compute, inputs)
+
+    @property
+    def images(self) -> ImageSet:
+        return self.inputs.images
+
+    def scorer(self, protocol: Any) -> Scorer:
+        if protocol not in self.scorers:
+            self.scorers[protocol] = Scorer(self.spec, self.compute, self.images, protocol, self.inputs.inception)
+        return self.scorers[protocol]
+
+
+def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
+    """The ticket search that a trial asks for; of a control, that of its ticket."""
+    train = bench.spec.train
+    own = {"seed": train.seed if trial.start_seed is None else trial.start_seed, "steps": trial.steps or train.steps}
+    spec = bench.spec.model_copy(update={"train": train.model_copy(update=own)})
+    if trial.rule is None:
+        allocation = None
+    elif trial.rule == SEARCHED:
+        allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
+    else:
+        allocation = Allocation(trial.rule)
+    return TicketSearch(spec, bench.compute, allocation, trial.seed, weight_costs(spec))
+
+
+class TrialRun:
+    """A trial at work: iterate over its rounds, then take its `result`. Stages in the store are used, never made again."""
+
+    def __init__(self, trial: TrialSpec, bench: Bench, store: Store, progress: Progress | None = None) -> None:
+        self.trial, self.bench, self.store = trial, bench, store
+        self.search = search_of(bench, trial)
+        self.rounds: list[dict[str, Any]] = []
+        self.numbers: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._manifests: dict[str, Manifest] = {}
+        self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Train and score round after round; yields each round's numbers."""
+        for trained in self._rounds():
+            self.bench.compute.release_memory()  # training and scoring want different pieces of it
+            report = self._score(trained)
+            self.bench.compute.release_memory()
+            yield report
+            if self.has_ended:
+                return
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last scored round was the trial's last: of all, or the rung that it did not pass."""
+        return bool(self.rounds) and (self.rounds[-1]["round"] == self.last_round or self._stopped_by is not None)
+
+    @property
+    def _stopped_by(self) -> str | None:
+        """Why the trial ends at the last scored round, if it does."""
+        scored = self.rounds[-1]
+        threshold = self.trial.thresholds.get(str(scored["round"]))
+        if threshold is None:
+            return None
+        is_poor = scored["broken"] or scored["loss"] is None or scored["loss"] > threshold
+        loss = "no loss" if scored["loss"] is None else f"loss {scored['loss']:.6g}{' (broken)' if scored['broken'] else ''}"
+        return f"stopped at round {scored['round']}: {loss}, above {threshold:.6g}, the median there" if is_poor else None
+
+    @property
+    def last_round(self) -> int:
+        return max(self.trial.control_rounds) if self.trial.control is not None else self.search.num_rounds - 1
+
+    def _rounds(self) -> Iterator[Round]:
+        """The search's rounds; of a control, the dense round and then the control of each of its rounds."""
+        for ticket in find_ticket(self.search, self.bench.images, self.store, self._progress):
+            self._count_round(ticket)
+            if self.trial.control is None or ticket.index == 0:
+                yield ticket
+            elif ticket.index in self.trial.control_rounds:
+                control = control_round(
+                    self.trial.control, self.search, ticket, self.bench.images, self.store, _narrower, self._progress
+                )
+                self._count_round(control)
+                yield control
+            if ticket.index == self.last_round:
+                return
+
+    def _count_round(self, trained: Round) -> None:
+        self._count(trained.start, trained.start.whole())
+        self._count(trained.stage, trained.manifest)
+        if trained.mask_stage is not None:
+            self._count(trained.mask_stage, trained.mask_stage.whole())
+
+    def _count(self, stage: Stage, manifest: Manifest) -> None:
+        self._manifests[stage.digest] = manifest
+        if "steps" in manifest.values:
+            self._steps[stage.digest] = (manifest.values["steps"], manifest.owner)
+
+    def _score(self, trained: Round) -> dict[str, Any]:
+        scores = self.bench.scorer(self.trial.protocol).score(trained, self.store)
+        ticket, manifest = self._ticket_stage(trained)
+        for stage in (scores.loss_stage, scores.sample_stage, ticket):
+            self._count(stage, stage.whole())
+        report = {
+            "round": trained.index,
+            "shared": trained.manifest.owner != self.store.owner,  # found in the store, trained by another trial
+            "density": trained.mask.density,
+            "loss": _finite(scores.loss),
+            "fid": _finite(scores.fid),
+            "kid": _finite(scores.kid),
+            "kid_sd": _finite(scores.kid_sd),
+            "broken": scores.broken,
+            "flops": count_flops(trained.unet_config).of(trained.mask.counts),
+            "ticket_bytes": manifest.values["bytes"],
+            # when the last of the round's stages became whole: the time of its metric points in every replay
+            "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
+        }
+        self.rounds.append(report)
+        dense = count_flops(self.bench.spec.unet_config).dense
+        self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": dense}
+        self.numbers["violations"] = violations(self.bench.spec, self.numbers)
+        if trained.unet_config != self.bench.spec.unet_config:
+            self.numbers["unet_config"] = dict(trained.unet_config)
+        self.numbers |= {
+            "start_stage": trained.start.digest, "final_stage": trained.stage.digest,
+            "sample_stage": scores.sample_stage.digest, "ticket_stage": ticket.digest,
+        }  # fmt: skip
+        return report
+
+    def _mask_numbers(self, trained: Round) -> dict[str, Any]:
+        layers = layers_of(trained.unet_config)
+        blocks = block_counts(trained.mask, layers, self.bench.spec.blocks)
+        return {
+            "densities": {block: kept / total for block, (kept, total) in blocks.items()},
+            "kept": {block: list(counts) for block, counts in blocks.items()},
+            "layers": {layer: list(counts) for layer, counts in trained.mask.counts.items()},
+            "ticket": trained.mask.digest,
+        }
+
+    def _ticket_stage(self, trained: Round) -> tuple[Stage, Manifest]:
+        def compute(stage: Stage) -> Output:
+            state = TrainState.from_bytes(trained.start.read(START))
+            data = Ticket(trained.unet_config, trained.mask, state).to_bytes()
+            return Output({"bytes": len(data)}, {TICKET: data})
+
+        stage = self.store.stage({"kind": "ticket", "start": trained.start.digest, "mask": trained.mask.digest})
+        return stage, stage.make(compute)
+
+    @property
+    def result(self) -> Result:
+        """What the ledger keeps of a trial that ran to its end; of one stopped at a rung, its rounds and why.
+
+        The numbers of a rung are of another density, and so no result of the trial.
+        """
+        if self._stopped_by is not None:
+            return {"state": PRUNED, "cause": self._stopped_by, **self._record()}
+        values = [self.numbers[objective] for objective in self.bench.spec.search.objectives]
+        if any(value is None for value in values):
+            return self.failed(
+                RayltError(f"an objective is not finite: {dict(zip(self.bench.spec.search.objectives, values, strict=True))}")
+            )
+        return {"state": COMPLETE, "cause": None, **self.numbers, **self._record()}
+
+    def failed(self, error: BaseException) -> Result:
+        """What the ledger keeps of a trial that an error ended: the cause, and the rounds before it."""
+        return {**failure(error), **self._record()}
+
+    def _record(self) -> dict[str, Any]:
+        mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
+        asked = sum(steps for steps, _ in self._steps.values())
+        return {
+            "rounds": self.rounds,
+            "steps": {"asked": asked, "trained": mine, "shared": asked - mine},
+            "stages": {stage: manifest.digest for stage, manifest in self._manifests.items()},
+            "timing": {"wall_s": round(time.monotonic() - self._began, 3), "stages_s": self._stage_seconds()},
+            "time_ms": max((manifest.time_ms for manifest in self._manifests.values()), default=int(time.time() * 1000)),
+        }
+
+    def _stage_seconds(self) -> float:
+        own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
+        return round(sum(own), 3)
+
+
+def _narrower(config: Mapping[str, Any], mask: Mask) -> Mapping[str, Any]:
+    return narrower_unet(config, count_flops(config).of(mask.counts))
+
+
+def failure(error: BaseException) -> Result:
+    """The result of a trial that failed before it had any numbers."""
+    now = int(time.time() * 1000)
+    diverged = {"diverged": error.stage} if isinstance(error, Diverged) else {}  # what `raylt retry` forgets
+    ended = {"state": FAIL, "cause": cause_of(error), **diverged}
+    return {**ended, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON and a comparison cannot take: NaN and the infinities."""
+    return value if value is not None and math.isfinite(value) else None
