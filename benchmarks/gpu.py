@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute, Trainer, TrainState
+from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
@@ -31,10 +31,8 @@ PEAK_TFLOPS = {"H100": {"fp32": 67, "tf32": 495, "bf16": 989}, "H200": {"fp32": 
 def trainer_of(spec: SweepSpec, images_NCHW: torch.Tensor, compute: Compute) -> Trainer:
     model = build_unet(spec.unet_config, 0)
     masks = {weight_name(name): keep for name, keep in Mask.dense(layers_of(spec.unet_config)).layers.items()}
-    return Trainer(
-        model, images_NCHW, spec.train, flip=True, seed=0, compute=compute, masks=masks,
-        state=TrainState.fresh(parameters_of(model)),
-    )  # fmt: skip
+    recipe = Recipe(spec.train, compute, seed=0, flip=True, masks=masks)
+    return Trainer(model, images_NCHW, recipe, TrainState.fresh(parameters_of(model)))
 
 
 def seconds(work: Callable[[], Any], times: int) -> float:
@@ -48,7 +46,7 @@ def seconds(work: Callable[[], Any], times: int) -> float:
 
 @torch.no_grad()
 def denoise(trainer: Trainer, x_NCHW: torch.Tensor, t: torch.Tensor) -> None:
-    with trainer.compute.autocast():
+    with trainer.recipe.compute.autocast():
         trainer.model(x_NCHW, t)
 
 

@@ -12,7 +12,7 @@ from guidance.arms import GROUPS
 from guidance.surrogate import Surrogate
 from raylt.diffusion.flops import count_flops
 from raylt.diffusion.unet import layers_of
-from raylt.search.cost_model import Foresight
+from raylt.search.cost_model import CostModel
 from raylt.search.median_stopping import thresholds
 from raylt.search.profile import standardised
 from raylt.search.proposal import FixedProposal, Proposer
@@ -49,7 +49,7 @@ class World:
     def __init__(self, surrogate: Surrogate, runs: Mapping[str, Sequence[Row]], spec: SweepSpec) -> None:
         """`runs`: arm -> its real runs, one a training seed."""
         self.spec, self.surrogate, self.runs = spec, surrogate, runs
-        self.flops = Foresight(spec, None).flops
+        self.flops = CostModel(spec, None).flops
         some = runs["similarity"]
         self.base_loss = float(np.mean([run["trials"][0]["loss"] for run in some]))
         self.rung_loss = float(np.mean([run["trials"][0]["losses"][2] for run in some]))

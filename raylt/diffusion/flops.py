@@ -13,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylt.diffusion.unet import build_unet, layers_of
-from raylt.spec import SweepSpec
 from raylt.spec.canonical import canonical
 
 
@@ -38,12 +37,10 @@ def count_flops(config: Mapping[str, Any]) -> Flops:
     return _count(canonical(dict(config)))
 
 
-def weight_costs(spec: SweepSpec) -> dict[str, int]:
-    """Layer -> FLOPs of one weight, 2 for every position it is applied at; empty where a sweep's budget counts weights."""
-    if spec.search.budget == "density":
-        return {}
-    flops = count_flops(spec.unet_config).layers
-    return {layer.name: flops[layer.name] // layer.size for layer in layers_of(spec.unet_config)}
+def weight_costs(config: Mapping[str, Any]) -> dict[str, int]:
+    """Layer -> FLOPs of one weight: 2 for every position it is applied at."""
+    flops = count_flops(config).layers
+    return {layer.name: flops[layer.name] // layer.size for layer in layers_of(config)}
 
 
 @lru_cache(maxsize=16)

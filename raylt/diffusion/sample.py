@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,25 +45,33 @@ def chunk_size(shape_CHW: Sequence[int]) -> int:
     return max(1, min(250, CHUNK_VALUES // math.prod(shape_CHW)))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled: what decides them, beside the model."""
+
+    sampler: str
+    steps: int
+    beta_schedule: str
+    compute: Compute
+    spacing: Spacing | None = None
+    protocol: Protocol = "search"  # whose noise
+
+
 @torch.no_grad()
-def sample_chunk(
-    model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, *,
-    sampler: str, steps: int, beta_schedule: str, compute: Compute, spacing: Spacing | None = None,
-    protocol: Protocol = "search",
-) -> Tensor:  # fmt: skip
+def sample_chunk(model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, how: Sampling) -> Tensor:
     """Chunk `index` of the images that every ticket of this shape starts from the same noise: `count` of them, uint8 NCHW.
 
     The noise comes from a CPU generator, so that it is the same on every device; each protocol has its own.
     """
-    draw = generator(NOISE_SEEDS[protocol], Draw.SAMPLES, index)
-    scheduler = scheduler_of(sampler, beta_schedule, spacing)
-    scheduler.set_timesteps(steps)
-    extra = {"generator": draw} if sampler == "ddpm" else {}
-    x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(compute.device)
+    draw = generator(NOISE_SEEDS[how.protocol], Draw.SAMPLES, index)
+    scheduler = scheduler_of(how.sampler, how.beta_schedule, how.spacing)
+    scheduler.set_timesteps(how.steps)
+    extra = {"generator": draw} if how.sampler == "ddpm" else {}
+    x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(how.compute.device)
     x_NCHW = x_NCHW * scheduler.init_noise_sigma
-    for t in scheduler.timesteps[:steps]:  # diffusers' trailing has one too many for some: 61 steps end at timestep -1
-        with compute.autocast():
-            noise_NCHW = model(x_NCHW, t.to(compute.device)).sample
+    for t in scheduler.timesteps[: how.steps]:  # diffusers' trailing has one too many for some: 61 steps end at timestep -1
+        with how.compute.autocast():
+            noise_NCHW = model(x_NCHW, t.to(how.compute.device)).sample
         x_NCHW = scheduler.step(noise_NCHW.float(), t, x_NCHW, **extra).prev_sample
     return to_uint8(x_NCHW).cpu()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DDPMScheduler
@@ -120,17 +120,25 @@ def noise_schedule(beta_schedule: str) -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=beta_schedule)
 
 
-class Trainer:
-    """A model on its device, its optimizer and its mask; `step()` trains one step and holds the mask."""
+@dataclass(frozen=True)
+class Recipe:
+    """What decides every step of a training, beside the weights it starts from and the images."""
 
-    def __init__(
-        self, model: nn.Module, images_NCHW: Tensor, train: TrainSpec, *, flip: bool, seed: int, compute: Compute,
-        masks: Mapping[str, Tensor], state: TrainState, learning_rate: Callable[[TrainSpec, int], float] = learning_rate_at,
-    ) -> None:  # fmt: skip
-        """`images_NCHW`: uint8. `masks`: parameter name -> boolean tensor; weights and moments of `state` obey it."""
-        device = torch.device(compute.device)
-        self.train, self.flip, self.seed, self.compute, self.device = train, flip, seed, compute, device
-        self.learning_rate = learning_rate
+    train: TrainSpec
+    compute: Compute
+    seed: int  # orders batches, noise and timesteps
+    flip: bool = False
+    masks: Mapping[str, Tensor] = field(default_factory=dict)  # parameter name -> boolean tensor, True where a weight is kept
+    learning_rate: Callable[[TrainSpec, int], float] = learning_rate_at
+
+
+class Trainer:
+    """A model on its device, its optimizer and its mask; `run_step()` trains one step and holds the mask."""
+
+    def __init__(self, model: nn.Module, images_NCHW: Tensor, recipe: Recipe, state: TrainState) -> None:
+        """`images_NCHW`: uint8. Weights and moments of `state` obey the recipe's masks."""
+        self.recipe, train, masks = recipe, recipe.train, recipe.masks
+        self.device = device = torch.device(recipe.compute.device)
         self.model = model.to(device).train()
         self.images_NCHW = images_NCHW.to(device)
         self.alpha_bars_T = noise_schedule(train.beta_schedule).alphas_cumprod.to(device)
@@ -168,19 +176,19 @@ class Trainer:
     def run_step(self) -> Tensor:
         """One step; returns the loss, on the device. Pruned weights, moments and EMA are zero before and after."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.train, self.step)
+            group["lr"] = self.recipe.learning_rate(self.recipe.train, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(self.step)
         torch.autograd.backward(loss)
         if self.masked:  # before clipping: pruned coordinates would inflate the norm, 100x at 99 % sparsity
             _multiply([p.grad for p in self.masked if p.grad is not None], self.masks)
-        if self.train.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.train.gradient_clip)
+        if self.recipe.train.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.gradient_clip)
         self.optimizer.step()
         with torch.no_grad():
             if self.masked:
                 _multiply(self.masked, self.masks)
-            torch._foreach_lerp_(self.ema, self.parameters, 1 - ema_decay_at(self.train, self.ema_updates))
+            torch._foreach_lerp_(self.ema, self.parameters, 1 - ema_decay_at(self.recipe.train, self.ema_updates))
         self.step, self.ema_updates, self.moment_updates = self.step + 1, self.ema_updates + 1, self.moment_updates + 1
         return loss.detach()
 
@@ -193,17 +201,18 @@ class Trainer:
 
     def _loss(self, step: int) -> Tensor:
         """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
-        draw = generator(self.seed, Draw.STEP, step, self.device)
-        torch.manual_seed(seed_of(self.seed, Draw.DROPOUT, step))  # dropout draws from the global generator
-        indices = batch_indices(self.seed, step, self.train.batch_size, len(self.images_NCHW)).to(self.device)
+        seed, batch_size = self.recipe.seed, self.recipe.train.batch_size
+        draw = generator(seed, Draw.STEP, step, self.device)
+        torch.manual_seed(seed_of(seed, Draw.DROPOUT, step))  # dropout draws from the global generator
+        indices = batch_indices(seed, step, batch_size, len(self.images_NCHW)).to(self.device)
         x0_BCHW = to_float(self.images_NCHW[indices])
-        if self.flip:
+        if self.recipe.flip:
             flip_B = torch.rand(len(x0_BCHW), generator=draw, device=self.device) < 0.5
             x0_BCHW = torch.where(flip_B[:, None, None, None], x0_BCHW.flip(-1), x0_BCHW)
         t_B = torch.randint(NUM_TIMESTEPS, (len(x0_BCHW),), generator=draw, device=self.device)
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=draw, device=self.device)
         x_t_BCHW = add_noise(x0_BCHW, noise_BCHW, self.alpha_bars_T[t_B])
-        with self.compute.autocast():
+        with self.recipe.compute.autocast():
             predicted_BCHW = self.model(x_t_BCHW, t_B).sample
         return nn.functional.mse_loss(predicted_BCHW.float(), noise_BCHW)
 
@@ -242,7 +251,7 @@ def _run(trainer: Trainer, stop: int, save: Callable[[bytes], None], progress: C
     while trainer.step < stop:
         losses.append(trainer.run_step())
         notice = preemption.notice()
-        at_checkpoint = notice is not None or trainer.step % trainer.train.checkpoint_every == 0
+        at_checkpoint = notice is not None or trainer.step % trainer.recipe.train.checkpoint_every == 0
         if at_checkpoint or trainer.step == stop:
             _check_finite(torch.stack(losses), first)
             if progress is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from raylt.diffusion.train import Compute
 from raylt.errors import Diverged, InputError
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.trials import SEARCHED
-from raylt.store import Ledger, Manifest, Output, Stage, Store
-from raylt.store.stages import CODE_SCHEMA
+from raylt.store import Ledger
+from raylt.store.read_only import NotComplete, ReadOnlyStore
 from raylt.sweep.trainings import Training, trainings_of
 from raylt.ticket.find import find_ticket
 from raylt.trial.inputs import Inputs
@@ -20,7 +19,7 @@ from raylt.trial.run import Bench, search_of
 
 
 @dataclass
-class Made:
+class CompletedTrainings:
     trained: set[Training] = field(default_factory=set)
     scored: set[tuple[str, Training]] = field(default_factory=set)  # under a protocol
 
@@ -30,47 +29,30 @@ class Made:
             self.scored.add((trial.protocol, training))
 
 
-class _NotWhole(Exception):
-    """A stage would have to be made."""
-
-
-class _Whole(Stage):
-    def make(self, compute: Callable[[Stage], Output]) -> Manifest:
-        found = self.manifest()
-        if found is None:
-            raise _NotWhole
-        return found
-
-
-class _Glass(Store):
-    """A store through which a search sees what is there; nothing is made in it."""
-
-    def stage(self, key: Mapping[str, Any]) -> Stage:
-        return _Whole(self, {"schema": CODE_SCHEMA, **key})
-
-
-def made_for(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute, trials: Iterable[TrialSpec]) -> Made:
+def completed_trainings(
+    spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute, trials: Iterable[TrialSpec]
+) -> CompletedTrainings:
     """What ended trials have, and what is there for `trials`, whoever made it. `compute`: as the sweep's keys have it."""
-    made = Made()
+    made = CompletedTrainings()
     for number, result in ledger.results.items():
         trial, last = ledger.asked[number], max((row["round"] for row in result["rounds"]), default=-1)
         for training in trainings_of(spec, trial):  # of a trial that failed or was stopped: its reported rounds
             if (training.round or 0) <= last:
                 made.add(trial, training, is_scored=True)
-    bench, glass = Bench(spec, compute, inputs), _Glass(ledger.store.root)
+    bench, store = Bench(spec, compute, inputs), ReadOnlyStore(ledger.store.root)
     for trial in trials:
         if trial.rule != SEARCHED or trial.params:
-            _look(spec, trial, bench, glass, made)
+            _look(spec, trial, bench, store, made)
     return made
 
 
-def _look(spec: SweepSpec, trial: TrialSpec, bench: Bench, glass: Store, made: Made) -> None:
+def _look(spec: SweepSpec, trial: TrialSpec, bench: Bench, store: ReadOnlyStore, made: CompletedTrainings) -> None:
     """As far as the search's trainings are whole; the last may have to be scored yet. A control's own count as not made."""
     found: list[int | None] = []
     try:
-        for ticket in find_ticket(search_of(bench, trial), bench.images, glass):
+        for ticket in find_ticket(search_of(bench, trial), bench.images, store):
             found += [ticket.index] if found else [None, ticket.index]
-    except (_NotWhole, Diverged, InputError):
+    except (NotComplete, Diverged, InputError):
         pass
     by_round = {training.round: training for training in trainings_of(spec, trial) if not _is_controls(trial, training)}
     for index, after in pairwise([*found, None]):

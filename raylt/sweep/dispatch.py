@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.search.confirm import Request, confirm
-from raylt.search.cost_model import Foresight
+from raylt.search.cost_model import CostModel
 from raylt.search.groups import settled
 from raylt.search.median_stopping import thresholds
 from raylt.search.profile import measure
@@ -57,11 +57,11 @@ class Dispatcher:
     _planned: list[Planned] = field(init=False)
     _confirming: list[Planned] | None = None
     _proposer: Proposer | None = None  # made for the first proposal: before, the groups may not have been chosen
-    _foresight: Foresight = field(init=False)
+    _cost_model: CostModel = field(init=False)
 
     def __post_init__(self) -> None:
         self._planned = plan(self.spec)
-        self._foresight = Foresight(self.spec, self.ledger)
+        self._cost_model = CostModel(self.spec, self.ledger)
 
     def next_trial(self, live: Collection[int]) -> TrialSpec | Wait | Finished:
         """The next trial to start, given those that run right now."""
@@ -121,12 +121,12 @@ class Dispatcher:
             self._proposer = Proposer(settled(self.spec, measured), self.startup)
         spec, profile = self._proposer.spec, measured["profile"]
         params, attrs = self._proposer.propose(
-            number, history, lambda drawn: self._foresight.violation(offsets(spec, drawn, profile))
+            number, history, lambda drawn: self._cost_model.violation(offsets(spec, drawn, profile))
         )
         bend = offsets(spec, params, profile)
-        self._warn_of_ceiling(self._foresight.violation(bend))
+        self._warn_of_ceiling(self._cost_model.violation(bend))
         ended = [result for _, result in [*self.ledger.complete("baseline"), *history]]
-        limits = thresholds(spec, ended, lambda rung: self._foresight.flops(bend, rung))
+        limits = thresholds(spec, ended, lambda rung: self._cost_model.flops(bend, rung))
         return TrialSpec(
             trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits
         )

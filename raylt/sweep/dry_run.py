@@ -20,7 +20,7 @@ from raylt.spec.trials import Planned
 from raylt.store import Ledger
 from raylt.store.layout import LOCK_FILE
 from raylt.store.sweep_state import next_free_id
-from raylt.sweep.completed_trainings import Made, made_for
+from raylt.sweep.completed_trainings import CompletedTrainings, completed_trainings
 from raylt.sweep.step_time import Speed, measure
 from raylt.sweep.trainings import Training, proposals, trainings_of
 from raylt.trial.inputs import Inputs
@@ -76,10 +76,11 @@ def _waits_for(spec: SweepSpec, trial: TrialSpec, num_planned: int) -> range:
 
 
 def work_of(
-    spec: SweepSpec, trials: Iterable[TrialSpec], made: Made | None = None, speed: Speed | None = None, num_held_out: int = 0
-) -> Work:
+    spec: SweepSpec, trials: Iterable[TrialSpec], made: CompletedTrainings | None = None, speed: Speed | None = None,
+    num_held_out: int = 0,
+) -> Work:  # fmt: skip
     """What trials ask for, each running to its end. `num_held_out`: images that losses are measured on."""
-    work, known = Work(), Made() if made is None else Made(set(made.trained), set(made.scored))
+    work, known = Work(), CompletedTrainings() if made is None else CompletedTrainings(set(made.trained), set(made.scored))
     for trial in trials:
         part = held_out_part(num_held_out, trial.protocol)
         losses = HELD_OUT_DRAWS * (part.stop - part.start)
@@ -148,7 +149,7 @@ def describe(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) 
     trials, speed = all_trials(spec, ledger), measure(spec, inputs.images, compute)
     whole = work_of(spec, (item.trial for item in trials))
     still_open = [item for item in trials if item.trial.id not in ledger.results]
-    made = made_for(spec, ledger, inputs, _compute_of(ledger) or compute, [item.trial for item in still_open])
+    made = completed_trainings(spec, ledger, inputs, _compute_of(ledger) or compute, [item.trial for item in still_open])
     left = work_of(spec, (item.trial for item in still_open), made, speed, len(inputs.images.test_NCHW))
     at_most = "at most " if spec.search.rungs else ""
     lines = [

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.flops import Flops, count_flops, weight_costs
+from raylt.diffusion.flops import Flops, count_flops
 from raylt.diffusion.unet import Layer, layers_of
 from raylt.diffusion.unet_rehearsal import rehearse
 from raylt.errors import Problem, SpecError, in_units
@@ -16,7 +16,7 @@ from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.sweep_state import groups_of
 from raylt.sweep.footprint import footprint
-from raylt.ticket.allocation import cost_of, demands, least_kept, smallest_density
+from raylt.ticket.budget import cost_of, costs_of, demands, least_kept, smallest_density
 from raylt.trial.inputs import Address, Inputs, gather
 
 
@@ -55,7 +55,7 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
         for i, pattern in enumerate(ticket.keep_dense)
         if not any(matches(name, [pattern]) for name in names)
     ]
-    costs, rules = weight_costs(spec), spec.search.baselines
+    costs, rules = costs_of(spec), spec.search.baselines
     total = cost_of({layer.name: layer.size for layer in layers}, costs)
     key = "ticket.densities" if ticket.densities is not None else "ticket.density"
     if round(ticket.final_density * total) < cost_of(least_kept(layers, ticket, rules), costs):
@@ -68,7 +68,7 @@ def _density_problems(spec: SweepSpec, layers: list[Layer]) -> list[Problem]:
 def _ceiling_problems(spec: SweepSpec, layers: list[Layer], flops: Flops) -> list[Problem]:
     """Ceilings that no ticket of the final density keeps."""
     limits = spec.search.constraints
-    if weight_costs(spec):  # a budget of FLOPs is met whatever the allocation, and with how many weights is not known
+    if costs_of(spec):  # a budget of FLOPs is met whatever the allocation, and with how many weights is not known
         return []
     least: dict[str, tuple[float | None, float]] = {
         "flops": (limits.flops, math.ceil(_least_flops(spec, layers, flops) / flops.dense * 1e4) / 1e4),
@@ -170,7 +170,7 @@ def _ceiling_lines(spec: SweepSpec) -> list[str]:
 
 
 def _budget_words(spec: SweepSpec, found: Preflight, rounds: str) -> str:
-    sizes, costs = {layer.name: layer.size for layer in found.layers}, weight_costs(spec)
+    sizes, costs = {layer.name: layer.size for layer in found.layers}, costs_of(spec)
     left = spec.ticket.final_density * cost_of(sizes, costs)
     if costs:
         return f"{rounds} of the prunable layers' FLOPs ({left / 1e6:,.4g} MFLOPs at the end)"

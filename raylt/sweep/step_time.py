@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from raylt.diffusion.data import ImageSet, to_float
 from raylt.diffusion.sample import chunk_size
-from raylt.diffusion.train import Compute, Trainer, TrainState
+from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
@@ -36,7 +36,8 @@ def measure(spec: SweepSpec, images: ImageSet, compute: Compute) -> Speed:
         trainer = _trainer(spec, images, compute)
 
         def train(size: int) -> None:
-            trainer.train = spec.train.model_copy(update={"batch_size": size})
+            smaller = spec.train.model_copy(update={"batch_size": size})
+            trainer.recipe = replace(trainer.recipe, train=smaller)
             float(trainer.run_step())  # waits for the device
 
         train_s, batch = _seconds_per_image(train, spec.train.batch_size)
@@ -51,10 +52,8 @@ def _trainer(spec: SweepSpec, images: ImageSet, compute: Compute) -> Trainer:
     """With a mask that keeps everything: it costs what any other does."""
     model = build_unet(spec.unet_config, spec.train.seed)
     masks = {weight_name(name): keep for name, keep in Mask.dense(layers_of(spec.unet_config)).layers.items()}
-    return Trainer(
-        model, images.train_NCHW, spec.train, flip=spec.data.flip, seed=spec.train.seed, compute=compute, masks=masks,
-        state=TrainState.fresh(parameters_of(model)),
-    )  # fmt: skip
+    recipe = Recipe(spec.train, compute, spec.train.seed, spec.data.flip, masks)
+    return Trainer(model, images.train_NCHW, recipe, TrainState.fresh(parameters_of(model)))
 
 
 @torch.no_grad()
@@ -62,7 +61,7 @@ def _denoise(trainer: Trainer, size: int) -> None:
     """One step of sampling, of images of which only the shape matters."""
     trainer.model.eval()
     t = torch.tensor(0, device=trainer.device)
-    with trainer.compute.autocast():
+    with trainer.recipe.compute.autocast():
         float(trainer.model(to_float(trainer.images_NCHW[:size]), t).sample.sum())
 
 

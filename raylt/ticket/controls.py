@@ -15,46 +15,36 @@ of a rewound ticket are the dense training's): a control is never given less tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from raylt.diffusion.data import ImageSet
+from raylt.diffusion.flops import count_flops, narrower_unet
 from raylt.diffusion.rng import Draw, generator, seed_of
-from raylt.spec import SweepSpec
 from raylt.spec.schema import matches
-from raylt.spec.sections import Control, ModelSpec
-from raylt.store import Store
-from raylt.ticket.find import Progress, Round, TicketSearch, rewind_point, train_round
+from raylt.spec.sections import Control
+from raylt.ticket.find import Round, TicketRunner
 from raylt.ticket.mask import Mask
-
-Narrower = Callable[[Mapping[str, Any], Mask], Mapping[str, Any]]  # a smaller config of the FLOPs of a masked one
+from raylt.ticket.ticket_search import TicketSearch
 
 FROM_SCRATCH = ("reinit", "small-dense")  # trained 0 .. T in the table above, not from the rewind point
 
 
-def control_round(
-    control: Control, search: TicketSearch, ticket: Round, images: ImageSet, store: Store, narrower: Narrower,
-    progress: Progress | None = None,
-) -> Round:  # fmt: skip
-    """The control of a ticket's round, trained; its index is the ticket's."""
+def control_round(runner: TicketRunner, ticket: Round, control: Control) -> Round:
+    """The control of a ticket that the runner found, trained; its index is the ticket's."""
+    search, mask = runner.search, ticket.mask
     draw = generator(search.seed, Draw.CONTROL, ticket.index)
-    mask = ticket.mask
     if control == "reinit":
-        search = replace(search, spec=_from_scratch(search.spec, seed_of(search.seed, Draw.CONTROL, 0) % 2**32))
+        search = replace(search, start_seed=seed_of(search.seed, Draw.CONTROL, 0) % 2**32, rewinds_to=0)
     elif control == "shuffled":
         mask = shuffled_within_layers(mask, draw)
     elif control == "random":
         mask = random_within_blocks(search, mask, draw)
     else:
-        spec = _from_scratch(search.spec, search.spec.train.seed)
-        model = ModelSpec(config=dict(narrower(spec.unet_config, mask)))
-        search = TicketSearch(spec.model_copy(update={"model": model}), search.compute, None, search.seed)
+        smaller = narrower_unet(search.unet_config, count_flops(search.unet_config).of(mask.counts))
+        search = replace(search, allocation=None, rewinds_to=0, smaller_unet=smaller)
         mask = Mask.dense(search.layers)
-    start = rewind_point(search, images, store)
-    return train_round(search, images, store, start, ticket.index, mask, None, progress)
+    return TicketRunner(search, runner.images, runner.store, runner.progress).train(ticket.index, mask, None)
 
 
 def shuffled_within_layers(mask: Mask, draw: torch.Generator) -> Mask:
@@ -78,9 +68,3 @@ def random_within_blocks(search: TicketSearch, mask: Mask, draw: torch.Generator
         parts = torch.split(pool[torch.randperm(len(pool), generator=draw)], [layer.size for layer in layers])
         keep |= {layer.name: part.reshape(layer.shape) for layer, part in zip(layers, parts, strict=True)}
     return Mask(keep)
-
-
-def _from_scratch(spec: SweepSpec, seed: int) -> SweepSpec:
-    """The spec of a training that begins at an initialisation of its own."""
-    train = spec.train.model_copy(update={"seed": seed})
-    return spec.model_copy(update={"train": train, "ticket": spec.ticket.model_copy(update={"rewind_step": 0})})

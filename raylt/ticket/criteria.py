@@ -6,104 +6,97 @@ was trained since, and are baselines. What is pruned already scores `PRUNED`, be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.rng import Draw, generator
 from raylt.diffusion.tensors import NamedTensors
-from raylt.diffusion.train import Compute, Trainer, TrainState
-from raylt.diffusion.unet import Layer, build_unet, weight_name
+from raylt.diffusion.train import Recipe, Trainer, TrainState
+from raylt.diffusion.unet import build_unet, weight_name
 from raylt.errors import Diverged
-from raylt.spec import SweepSpec
 from raylt.spec.sections import Criterion
 from raylt.ticket.mask import Mask
-from raylt.ticket.prune import PRUNED, magnitude
+from raylt.ticket.prune import PRUNED, Scores, magnitude
 from raylt.ticket.synflow import SynapticFlow
+from raylt.ticket.ticket_search import TicketSearch
 
 SNIP_BATCHES = 32  # training batches behind SNIP's gradient; one is too noisy: a batch has few of the 1 000 timesteps
 SYNFLOW_STEPS = 100  # prunings of a round, as in the paper
 
-Scores = dict[str, Tensor]  # layer -> scores of its weight's shape
-
 
 @dataclass(frozen=True)
-class Survivors:
-    """The weights that survive so far, and what a criterion may ask about them. Tensors are read when they are asked for."""
+class PruningContext:
+    """What a criterion may look at. Tensors are read when they are asked for."""
 
-    spec: SweepSpec
-    compute: Compute
+    search: TicketSearch
     images: ImageSet
-    layers: Sequence[Layer]
-    mask: Mask  # the previous round's
-    seed: int  # the search's
+    mask: Mask  # the previous round's: the weights that survive so far
     round_index: int  # of the mask that is being made
+    choose: Callable[[float, Scores], Mask]  # what the search's allocation keeps at a density, by given scores
     trained: Callable[[], Mapping[str, NamedTensors]]  # the previous round's groups `weights` and `ema`
     rewound: Callable[[], NamedTensors]  # weights of the rewind point, dense
-    choose: Callable[[float, Scores], Mask]  # what the search's allocation keeps at a density, by given scores
 
 
-def weights(found: Survivors) -> Scores:
+def weights(context: PruningContext) -> Scores:
     """magnitude: |w| of the trained weights (Han et al. 2015, arXiv 1506.02626)."""
-    return magnitude(found.trained()["weights"], found.layers, found.mask)
+    return magnitude(context.trained()["weights"], context.search.layers, context.mask)
 
 
-def averaged_weights(found: Survivors) -> Scores:
+def averaged_weights(context: PruningContext) -> Scores:
     """magnitude-ema: |w| of the EMA, which is what samples are drawn with (Ho et al. 2020, arXiv 2006.11239, appendix B)."""
-    return magnitude(found.trained()["ema"], found.layers, found.mask)
+    return magnitude(context.trained()["ema"], context.search.layers, context.mask)
 
 
-def movement(found: Survivors) -> Scores:
+def movement(context: PruningContext) -> Scores:
     """movement: |w - w_k|, how far a weight went from the rewind point (Zhou et al. 2019, arXiv 1905.01067, "movement").
 
     Not the movement pruning of Sanh et al. 2020, which sums -w dL/dw while it trains.
     """
-    end, start = found.trained()["weights"], found.rewound()
-    moved = {name: end[name].double() - start[name].double() for name in map(weight_name, found.mask.layers)}
-    return magnitude(moved, found.layers, found.mask)
+    end, start = context.trained()["weights"], context.rewound()
+    moved = {name: end[name].double() - start[name].double() for name in map(weight_name, context.mask.layers)}
+    return magnitude(moved, context.search.layers, context.mask)
 
 
-def random(found: Survivors) -> Scores:
+def random(context: PruningContext) -> Scores:
     """random: uniform on [0, 1), drawn for (search seed, round) (Liu et al. 2022, arXiv 2202.02643)."""
-    draw = generator(found.seed, Draw.CRITERION, found.round_index)
-    drawn = {weight_name(la.name): torch.rand(la.shape, generator=draw, dtype=torch.float64) for la in found.layers}
-    return magnitude(drawn, found.layers, found.mask)
+    draw = generator(context.search.seed, Draw.CRITERION, context.round_index)
+    drawn = {weight_name(la.name): torch.rand(la.shape, generator=draw, dtype=torch.float64) for la in context.search.layers}
+    return magnitude(drawn, context.search.layers, context.mask)
 
 
-def snip(found: Survivors) -> Scores:
+def snip(context: PruningContext) -> Scores:
     """snip: |w dL/dw| of the dense network at the rewind point (Lee et al. 2019, arXiv 1810.02340, eq. 4 and 5).
 
     The gradient is the mean over the first `SNIP_BATCHES` batches that the ticket will be trained on. The paper divides by
     the sum over all weights, which changes no order. Single-shot: every round ranks the same scores, so that under rule
     global the last ticket is the paper's at the last density. Raises `Diverged` where a gradient is not finite.
     """
-    start, step = found.rewound(), found.spec.ticket.rewind_step
-    trainer = Trainer(
-        build_unet(found.spec.unet_config, found.spec.train.seed), found.images.train_NCHW, found.spec.train,
-        flip=found.spec.data.flip, seed=found.seed, compute=found.compute, masks={}, state=TrainState.fresh(start, step),
-    )  # fmt: skip
+    search, start = context.search, context.rewound()
+    step, recipe = search.rewind_step, Recipe(search.train, search.compute, search.seed, search.spec.data.flip)
+    model = build_unet(search.unet_config, search.train.seed)
+    trainer = Trainer(model, context.images.train_NCHW, recipe, TrainState.fresh(start, step))
     gradient = trainer.gradient(range(step, step + SNIP_BATCHES))
-    sensitivity = {name: start[name].double() * gradient[name] for name in map(weight_name, found.mask.layers)}
+    sensitivity = {name: start[name].double() * gradient[name] for name in map(weight_name, context.mask.layers)}
     if not all(bool(torch.isfinite(value).all()) for value in sensitivity.values()):
         raise Diverged("snip: the loss at the rewind point has a gradient that is not finite")
-    return magnitude(sensitivity, found.layers, found.mask)
+    return magnitude(sensitivity, context.search.layers, context.mask)
 
 
-def synflow(found: Survivors) -> Scores:
+def synflow(context: PruningContext) -> Scores:
     """synflow: theta dR/dtheta with R = 1^T prod |theta_l| 1, no data (Tanaka et al. 2020, arXiv 2006.05467, algorithm 1).
 
     Iterative: `SYNFLOW_STEPS` prunings down from the previous round's density, evenly spaced in its logarithm, each by the
     scores of what the one before left. The search's allocation says how many each keeps; the paper's is rule global. The
     last pruning is the caller's: the scores are those it is made by. How the U-Net is made linear: see `synflow.py`.
     """
-    flow = SynapticFlow(found.spec.unet_config, found.rewound(), found.layers)
-    before, after = (found.spec.ticket.density_of(index) for index in (found.round_index - 1, found.round_index))
-    mask = found.mask
+    search, index, mask = context.search, context.round_index, context.mask
+    flow = SynapticFlow(search.unet_config, context.rewound(), search.layers)
+    before, after = (search.spec.ticket.density_of(i) for i in (index - 1, index))
     for step in range(1, SYNFLOW_STEPS):
-        mask = found.choose(before * (after / before) ** (step / SYNFLOW_STEPS), _within(mask, flow.scores(mask)))
+        mask = context.choose(before * (after / before) ** (step / SYNFLOW_STEPS), _within(mask, flow.scores(mask)))
     return _within(mask, flow.scores(mask))
 
 
@@ -111,7 +104,7 @@ def _within(mask: Mask, scores: Scores) -> Scores:
     return {name: torch.where(keep, scores[name], PRUNED) for name, keep in mask.layers.items()}
 
 
-CRITERIA: dict[Criterion, Callable[[Survivors], Scores]] = {
+CRITERIA: dict[Criterion, Callable[[PruningContext], Scores]] = {
     "magnitude": weights,
     "magnitude-ema": averaged_weights,
     "movement": movement,

@@ -12,8 +12,10 @@ from raylt.ticket.mask import Mask
 
 PRUNED = -1.0  # below every score: what is pruned stays pruned
 
+Scores = dict[str, Tensor]  # layer -> scores of its weight's shape
 
-def magnitude(weights: Mapping[str, Tensor], layers: Sequence[Layer], within: Mask) -> dict[str, Tensor]:
+
+def magnitude(weights: Mapping[str, Tensor], layers: Sequence[Layer], within: Mask) -> Scores:
     """|w| of each layer (Han et al. 2015, arXiv 1506.02626), in float64; pruned weights score below all others."""
     return {
         layer.name: torch.where(within.layers[layer.name], weights[weight_name(layer.name)].double().abs(), PRUNED)

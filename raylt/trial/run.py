@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.flops import count_flops, narrower_unet, weight_costs
+from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Compute, TrainState
 from raylt.diffusion.unet import layers_of
 from raylt.errors import Diverged, RayltError, cause_of
@@ -21,9 +21,9 @@ from raylt.store.layout import START, TICKET
 from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, Result
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round
-from raylt.ticket.find import Progress, Round, TicketSearch, find_ticket
-from raylt.ticket.mask import Mask
+from raylt.ticket.find import Progress, Round, TicketRunner
 from raylt.ticket.ticket_file import Ticket, block_counts
+from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.inputs import Inputs
 from raylt.trial.score import Scorer
 
@@ -56,16 +56,14 @@ class Bench:
 
 def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
     """The ticket search that a trial asks for; of a control, that of its ticket."""
-    train = bench.spec.train
-    own = {"seed": train.seed if trial.start_seed is None else trial.start_seed, "steps": trial.steps or train.steps}
-    spec = bench.spec.model_copy(update={"train": train.model_copy(update=own)})
+    spec = bench.spec
     if trial.rule is None:
         allocation = None
     elif trial.rule == SEARCHED:
         allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
     else:
         allocation = Allocation(trial.rule)
-    return TicketSearch(spec, bench.compute, allocation, trial.seed, weight_costs(spec))
+    return TicketSearch(spec, bench.compute, allocation, trial.seed, trial.start_seed, trial.steps)
 
 
 class TrialRun:
@@ -73,13 +71,12 @@ class TrialRun:
 
     def __init__(self, trial: TrialSpec, bench: Bench, store: Store, progress: Progress | None = None) -> None:
         self.trial, self.bench, self.store = trial, bench, store
-        self.search = search_of(bench, trial)
+        self.runner = TicketRunner(search_of(bench, trial), bench.images, store, progress)
         self.rounds: list[dict[str, Any]] = []
         self.numbers: dict[str, Any] = {}
         self._began = time.monotonic()
         self._manifests: dict[str, Manifest] = {}
         self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
-        self._progress = progress
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Train and score round after round; yields each round's numbers."""
@@ -109,18 +106,16 @@ class TrialRun:
 
     @property
     def last_round(self) -> int:
-        return max(self.trial.control_rounds) if self.trial.control is not None else self.search.num_rounds - 1
+        return max(self.trial.control_rounds) if self.trial.control is not None else self.runner.search.num_rounds - 1
 
     def _rounds(self) -> Iterator[Round]:
         """The search's rounds; of a control, the dense round and then the control of each of its rounds."""
-        for ticket in find_ticket(self.search, self.bench.images, self.store, self._progress):
+        for ticket in self.runner.rounds():
             self._count_round(ticket)
             if self.trial.control is None or ticket.index == 0:
                 yield ticket
             elif ticket.index in self.trial.control_rounds:
-                control = control_round(
-                    self.trial.control, self.search, ticket, self.bench.images, self.store, _narrower, self._progress
-                )
+                control = control_round(self.runner, ticket, self.trial.control)
                 self._count_round(control)
                 yield control
             if ticket.index == self.last_round:
@@ -220,10 +215,6 @@ class TrialRun:
     def _stage_seconds(self) -> float:
         own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
         return round(sum(own), 3)
-
-
-def _narrower(config: Mapping[str, Any], mask: Mask) -> Mapping[str, Any]:
-    return narrower_unet(config, count_flops(config).of(mask.counts))
 
 
 def failure(error: BaseException) -> Result:

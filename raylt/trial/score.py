@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.sample import chunk_size, held_out_loss, sample_chunk
+from raylt.diffusion.sample import Sampling, chunk_size, held_out_loss, sample_chunk
 from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import build_unet, load_parameters
@@ -107,12 +107,11 @@ class Scorer:
 
     def _sample(self, stage: Stage, trained: Round, store: Store) -> Output:
         model, protocol = self._model(trained), self.protocol
+        beta_schedule = self.spec.train.beta_schedule
+        how = Sampling(protocol.sampler, protocol.steps, beta_schedule, self.compute, protocol.spacing, self.name)
 
         def chunk(index: int, count: int) -> Tensor:
-            return sample_chunk(
-                model, self.shape_CHW, index, count, sampler=protocol.sampler, steps=protocol.steps, spacing=protocol.spacing,
-                beta_schedule=self.spec.train.beta_schedule, compute=self.compute, protocol=self.name,
-            )  # fmt: skip
+            return sample_chunk(model, self.shape_CHW, index, count, how)
 
         keep = protocol.samples > SAVE_SAMPLES_ABOVE
         images_NCHW = in_parts(stage, "images", protocol.samples, chunk_size(self.shape_CHW), chunk, keep=keep)

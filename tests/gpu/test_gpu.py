@@ -17,8 +17,8 @@ import torch
 
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.device import is_lost
-from raylt.diffusion.sample import held_out_loss, sample_chunk
-from raylt.diffusion.train import Compute, Trainer, TrainState, run
+from raylt.diffusion.sample import Sampling, held_out_loss, sample_chunk
+from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState, run
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import cause_of
 from raylt.spec import dump_yaml
@@ -68,9 +68,7 @@ def trained(spec, images, compute, state=None, stop=STEPS):
     state = state or TrainState.fresh(mask.apply(parameters_of(model)))
     masks = {f"{name}.weight": keep for name, keep in mask.layers.items()}
     compute.use()
-    trainer = Trainer(
-        model, images.train_NCHW, spec.train, flip=True, seed=0, compute=compute, masks=masks, state=state
-    )  # fmt: skip
+    trainer = Trainer(model, images.train_NCHW, Recipe(spec.train, compute, seed=0, flip=True, masks=masks), state)
     return run(trainer, stop, save=lambda data: None), mask, trainer
 
 
@@ -88,10 +86,7 @@ def test_pruned_weights_stay_zero_and_the_loss_is_the_cpus(tiny_spec, images, pr
     print(f"{precision}: held-out loss {loss}")
     assert loss["cuda"] == pytest.approx(loss["cpu"], rel={"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}[precision])
     shape = tuple(images.train_NCHW.shape[1:])
-    chunks = [
-        sample_chunk(model.to("cuda"), shape, 0, 50, sampler="ddim", steps=5, beta_schedule="linear", compute=compute)
-        for _ in range(2)
-    ]
+    chunks = [sample_chunk(model.to("cuda"), shape, 0, 50, Sampling("ddim", 5, "linear", compute)) for _ in range(2)]
     assert torch.equal(*chunks)
 
 

@@ -13,7 +13,8 @@ from raylt.diffusion.unet import build_unet, parameters_of
 from raylt.spec import load_spec
 from raylt.store import Output, Store
 from raylt.store.layout import TRAINED
-from raylt.ticket.find import TicketSearch, find_ticket
+from raylt.ticket.find import find_ticket
+from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.score import Scorer
 
 

@@ -15,7 +15,9 @@ from raylt.errors import InputError
 from raylt.spec.presets import PRESETS
 from raylt.spec.schema import matches
 from raylt.spec.sections import TicketSpec
-from raylt.ticket.allocation import BASES, Allocation, Pruning, bend, lamp, smallest_density
+from raylt.ticket.allocation import Allocation, bend
+from raylt.ticket.budget import LayerBudget, smallest_density
+from raylt.ticket.density_rules import BASES, lamp
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude, top_k
 
@@ -39,7 +41,7 @@ def pruning(
     ticket: TicketSpec, layers=LAYERS, costs: Mapping[str, int] | None = None, previous: Mask | None = None, weights=None
 ):
     weights = weights or some_weights(layers)
-    return Pruning(layers, ticket, magnitude(weights, layers, previous or Mask.dense(layers)), weights, costs or {})
+    return LayerBudget.among(layers, ticket, magnitude(weights, layers, previous or Mask.dense(layers)), weights, costs)
 
 
 # --- budgets, floors, nesting: 1 000 random cases ---------------------------------------------------------------------
@@ -243,7 +245,7 @@ def test_score_rules_are_one_threshold_over_all_layers(rule, budgets):
 def test_a_search_s_lamp_base_is_lamp_of_the_dense_weights_in_every_round():
     ticket = TicketSpec(rounds=2, density=0.1)
     dense = Allocation("lamp").at(0.1, pruning(ticket))
-    later = Pruning(LAYERS, ticket, magnitude(some_weights(seed=1), LAYERS, Mask.dense(LAYERS)), some_weights())
+    later = LayerBudget.among(LAYERS, ticket, magnitude(some_weights(seed=1), LAYERS, Mask.dense(LAYERS)), some_weights())
     base = BASES["lamp"](later)
     assert base == {la.name: dense[la.name] / la.size for la in LAYERS if not matches(la.name, ticket.keep_dense)}
 

@@ -6,13 +6,13 @@ import optuna
 import pytest
 import torch
 
-from raylt.diffusion.flops import count_flops, weight_costs
+from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Compute, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import SpecError
 from raylt.report.document import results, trial_record
 from raylt.report.tables import state_text, why_no_front
-from raylt.search.cost_model import Foresight
+from raylt.search.cost_model import CostModel
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.spec import plan
@@ -22,10 +22,10 @@ from raylt.store.ledger_files import COMPLETE
 from raylt.store.sweep_state import pareto_of
 from raylt.sweep import dispatch, preflight
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.find import TicketSearch, cut
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude
 from raylt.ticket.ticket_file import Ticket
+from raylt.ticket.ticket_search import TicketSearch
 from tests.unit.driving import asked, drive
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
@@ -38,15 +38,15 @@ def _profile(monkeypatch):
 
 def base_share(spec):
     """FLOPs of the base, as a share of the dense model's."""
-    return Foresight(spec, None).flops({}, spec.ticket.rounds) / count_flops(spec.unet_config).dense
+    return CostModel(spec, None).flops({}, spec.ticket.rounds) / count_flops(spec.unet_config).dense
 
 
 def costing(spec):
     """Results whose FLOPs are what the allocation costs, and whose losses are less where they are more."""
-    foresight, dense = Foresight(spec, None), count_flops(spec.unet_config).dense
+    model, dense = CostModel(spec, None), count_flops(spec.unet_config).dense
 
     def outcome(trial):
-        flops = foresight.flops(trial.offsets, spec.ticket.rounds) if trial.is_search else dense
+        flops = model.flops(trial.offsets, spec.ticket.rounds) if trial.is_search else dense
         numbers = {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000}
         return {
             "state": COMPLETE,
@@ -157,10 +157,10 @@ def test_what_is_foreseen_is_what_the_masks_will_cost(tiny_spec, base, budget, s
     layers, draw = layers_of(spec.unet_config), torch.Generator().manual_seed(1)
     weights = {f"{layer.name}.weight": torch.randn(layer.shape, generator=draw) for layer in layers}
     bends = offsets(spec, {"gamma": 1.2, "delta/down": -0.8, "delta/mid": 0.9, "delta/up": 0.3}, PROFILE)
-    foresight = Foresight(spec, None)
-    monkeypatch.setattr(Foresight, "_dense_weights", weights)
-    search = TicketSearch(spec, Compute(), Allocation("searched", base, bends), 0, weight_costs(spec))
+    model = CostModel(spec, None)
+    monkeypatch.setattr(CostModel, "_dense_weights", weights)
+    search = TicketSearch(spec, Compute(), Allocation("searched", base, bends), 0)
     mask = Mask.dense(layers)
     for index in (1, 2, 3):
-        mask = cut(search, index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
-        assert foresight.flops(bends, index) == count_flops(spec.unet_config).of(mask.counts)
+        mask = search.cut(index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
+        assert model.flops(bends, index) == count_flops(spec.unet_config).of(mask.counts)

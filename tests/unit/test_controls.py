@@ -13,37 +13,39 @@ from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.spec.presets import PRESETS
 from raylt.store import Store
 from raylt.store.layout import START
-from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round, random_within_blocks, shuffled_within_layers
-from raylt.ticket.find import TicketSearch, find_ticket
+from raylt.ticket.find import TicketRunner
 from raylt.ticket.mask import Mask
-
-
-def narrower(config, mask):
-    return narrower_unet(config, count_flops(config).of(mask.counts))
+from raylt.ticket.ticket_search import TicketSearch
 
 
 @pytest.fixture(params=[0, 2], ids=["from the initialisation", "from step 2"])
 def searched(request, tiny_spec, tmp_path):
-    """(search, its last round, images, store) of a search under seed 3."""
+    """(runner, its last round) of a search under seed 3."""
     spec = tiny_spec(ticket={"rewind_step": request.param}, train={"seed": 3})
-    search, images, store = TicketSearch(spec, Compute(), Allocation("erk"), 3), load_images(spec.data), Store(str(tmp_path))
-    return search, list(find_ticket(search, images, store))[-1], images, store
+    search = TicketSearch(spec, Compute(), Allocation("erk"), 3)
+    runner = TicketRunner(search, load_images(spec.data), Store(str(tmp_path)))
+    return runner, list(runner.rounds())[-1]
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """(state it starts from, mask, order's seed) of every training."""
+    """(state it starts from, mask, order's seed) of every training of a round."""
     seen = []
-    train = find._train
+    real, round_of = TicketRunner._run, TicketRunner.train
+    masks = []
 
-    def spy(stage, model, search, images, state, stop, mask, seed, *rest):
-        if stop == search.spec.train.steps:
-            seen.append((state, mask, seed))
-        return train(stage, model, search, images, state, stop, mask, seed, *rest)
+    def spy(self, stage, state, stop, recipe, *index):
+        if index:
+            assert recipe.masks == ({} if masks[-1].is_dense else {f"{n}.weight": k for n, k in masks[-1].layers.items()})
+            seen.append((state, masks[-1], recipe.seed))
+        return real(self, stage, state, stop, recipe, *index)
 
-    monkeypatch.setattr(find, "_train", spy)
+    monkeypatch.setattr(TicketRunner, "_run", spy)
+    monkeypatch.setattr(
+        TicketRunner, "train", lambda self, i, mask, *rest: (masks.append(mask), round_of(self, i, mask, *rest))[1]
+    )
     return seen
 
 
@@ -52,8 +54,8 @@ def differs(a, b, layers):
 
 
 def test_the_same_mask_on_another_initialisation(searched, trainings):
-    search, ticket, images, store = searched
-    control = control_round("reinit", search, ticket, images, store, narrower)
+    runner, ticket = searched
+    search, control = runner.search, control_round(runner, ticket, "reinit")
     [(state, mask, seed)] = trainings
     assert mask.digest == ticket.mask.digest == control.mask.digest
     assert seed == search.seed  # paired: the same order, noise and timesteps
@@ -67,8 +69,8 @@ def test_the_same_mask_on_another_initialisation(searched, trainings):
 
 @pytest.mark.parametrize("kind", ["shuffled", "random"])
 def test_another_mask_on_the_rewound_weights(searched, trainings, kind):
-    search, ticket, images, store = searched
-    control = control_round(kind, search, ticket, images, store, narrower)
+    runner, ticket = searched
+    search, control = runner.search, control_round(runner, ticket, kind)
     [(state, mask, seed)] = trainings
     assert seed == search.seed and state.step == search.spec.ticket.rewind_step
     start = TrainState.from_bytes(ticket.start.read(START))
@@ -84,8 +86,8 @@ def test_another_mask_on_the_rewound_weights(searched, trainings, kind):
 
 
 def test_a_narrower_dense_net(searched, trainings):
-    search, ticket, images, store = searched
-    control = control_round("small-dense", search, ticket, images, store, narrower)
+    runner, ticket = searched
+    search, control = runner.search, control_round(runner, ticket, "small-dense")
     [(state, mask, seed)] = trainings
     assert mask.is_dense and state.step == 0 and seed == search.seed
     wanted, own = count_flops(search.spec.unet_config).of(ticket.mask.counts), count_flops(control.unet_config).dense

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from torch.func import functional_call
 
 from raylt.diffusion.data import load_images, to_float
-from raylt.diffusion.flops import count_flops, weight_costs
+from raylt.diffusion.flops import count_flops
 from raylt.diffusion.rng import Draw, batch_indices, generator
 from raylt.diffusion.train import Compute, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
@@ -19,13 +19,15 @@ from raylt.spec import TrialSpec
 from raylt.spec.trials import SEARCHED
 from raylt.store import Store
 from raylt.store.layout import START
-from raylt.ticket import criteria, find
-from raylt.ticket.allocation import Allocation, Pruning
-from raylt.ticket.criteria import CRITERIA, Survivors
-from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
+from raylt.ticket import criteria
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.budget import LayerBudget
+from raylt.ticket.criteria import CRITERIA, PruningContext
+from raylt.ticket.find import TicketRunner, find_ticket
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, top_k
 from raylt.ticket.synflow import SynapticFlow
+from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import Bench, search_of
 
@@ -35,16 +37,16 @@ def noisy(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor
     return {name: value + 0.1 * torch.randn(value.shape, generator=draw) for name, value in weights.items()}
 
 
-def survivors(spec, mask: Mask | None = None, rule: str = "global", seed: int = 0, index: int = 1) -> Survivors:
+def survivors(spec, mask: Mask | None = None, rule: str = "global", seed: int = 0, index: int = 1) -> PruningContext:
     """A rewind point of the spec's seed and trained weights that are noise around it."""
     layers, start = layers_of(spec.unet_config), parameters_of(build_unet(spec.unet_config, spec.train.seed))
 
     def choose(density, scores):
-        return top_k(scores, Allocation(rule).at(density, Pruning(layers, spec.ticket, scores, start)))
+        return top_k(scores, Allocation(rule).at(density, LayerBudget.among(layers, spec.ticket, scores, start)))
 
-    return Survivors(
-        spec, Compute(), load_images(spec.data), layers, mask or Mask.dense(layers), seed, index, choose=choose,
-        trained=lambda: {"weights": noisy(start, 1), "ema": noisy(start, 2)}, rewound=lambda: start,
+    return PruningContext(
+        TicketSearch(spec, Compute(), Allocation(rule), seed), load_images(spec.data), mask or Mask.dense(layers), index,
+        choose=choose, trained=lambda: {"weights": noisy(start, 1), "ema": noisy(start, 2)}, rewound=lambda: start,
     )  # fmt: skip
 
 
@@ -102,7 +104,7 @@ def test_snip_is_the_loss_s_derivative_in_a_connection_s_indicator(tiny_spec, mo
     spec = tiny_spec(ticket={"rewind_step": 2})
     found = survivors(spec, seed=5)
     model, start = build_unet(spec.unet_config, spec.train.seed), found.rewound()
-    indicators = {weight_name(la.name): torch.ones(la.shape, requires_grad=True) for la in found.layers}
+    indicators = {weight_name(la.name): torch.ones(la.shape, requires_grad=True) for la in found.search.layers}
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule=spec.train.beta_schedule)
     loss = torch.zeros(())
     for step in (2, 3, 4):
@@ -178,16 +180,16 @@ def test_synflow_is_algorithm_1_and_paths_survive(tiny_spec, monkeypatch):
     monkeypatch.setattr(criteria, "SYNFLOW_STEPS", 20)
     spec = tiny_spec(ticket={"criterion": "synflow", "rounds": 1, "density": 0.01, "keep_dense": [], "min_kept": 0})
     found = survivors(spec)
-    flow = SynapticFlow(spec.unet_config, found.rewound(), found.layers)
-    mask, total = Mask.dense(found.layers), sum(layer.size for layer in found.layers)
+    flow = SynapticFlow(spec.unet_config, found.rewound(), found.search.layers)
+    mask, total = Mask.dense(found.search.layers), sum(layer.size for layer in found.search.layers)
     for step in range(1, 21):  # keep the best rho^(-k/n) of all, whatever their layer
         flows = flow.scores(mask)
         scores = {n: torch.where(keep, flows[n], -1.0) for n, keep in mask.layers.items()}
         flat = torch.cat([score.flatten() for score in scores.values()])
         keep = torch.zeros_like(flat, dtype=torch.bool)
         keep[flat.sort(descending=True, stable=True).indices[: round(0.01 ** (step / 20) * total)]] = True
-        pieces = keep.split([layer.size for layer in found.layers])
-        mask = Mask({la.name: piece.reshape(la.shape) for la, piece in zip(found.layers, pieces, strict=True)})
+        pieces = keep.split([layer.size for layer in found.search.layers])
+        mask = Mask({la.name: piece.reshape(la.shape) for la, piece in zip(found.search.layers, pieces, strict=True)})
     ours = found.choose(0.01, CRITERIA["synflow"](found))
     assert ours.digest == mask.digest
     assert float(flow.total(ours).detach()) > 0
@@ -200,8 +202,7 @@ def test_rounds_nest_and_meet_their_budget_under_every_criterion(tiny_spec, tmp_
     monkeypatch.setattr(criteria, "SYNFLOW_STEPS", 5)
     monkeypatch.setattr(criteria, "SNIP_BATCHES", 2)
     spec = tiny_spec(ticket={"criterion": criterion, "rounds": 3, "density": 0.1}, search={"budget": budget})
-    store, costs = Store(str(tmp_path)), weight_costs(spec)
-    search = TicketSearch(spec, Compute(), Allocation("global"), 0, costs)
+    store, search = Store(str(tmp_path)), TicketSearch(spec, Compute(), Allocation("global"), 0)
     rounds = list(find_ticket(search, load_images(spec.data), store))
     flops, total = count_flops(spec.unet_config), sum(layer.size for layer in search.layers)
     for index, found in enumerate(rounds):
@@ -210,12 +211,12 @@ def test_rounds_nest_and_meet_their_budget_under_every_criterion(tiny_spec, tmp_
         else:
             prunable = sum(flops.layers.values())
             kept = flops.of(found.mask.counts) - (flops.dense - prunable)
-            assert 0 <= round(spec.ticket.density_of(index) * prunable) - kept < max(costs.values())
+            assert 0 <= round(spec.ticket.density_of(index) * prunable) - kept < max(search.costs.values())
         assert all(
             not found.trained[g][f"{n}.weight"][~k].any() for g in ("weights", "ema") for n, k in found.mask.layers.items()
         )
     assert all(later.mask.is_nested_in(earlier.mask) for earlier, later in zip(rounds, rounds[1:], strict=False))
-    monkeypatch.setattr(find, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(TicketRunner, "_run", lambda *a: pytest.fail("trained again"))
     if criterion in criteria.AT_REWIND_POINT:
         monkeypatch.setitem(CRITERIA, criterion, lambda _: pytest.fail("scored again"))
     again = list(find_ticket(search, load_images(spec.data), store))
@@ -244,9 +245,9 @@ def test_baselines_at_initialisation_do_not_see_what_was_trained(tiny_spec, tmp_
         spec = tiny_spec(ticket=ticket)
         search = TicketSearch(spec, Compute(), Allocation("global"), 0)
         store = Store(str(tmp_path / folder))
-        start = rewind_point(search, load_images(spec.data), store)
-        point = TrainState.from_bytes(start.read(START)).weights
-        return list(find_ticket(search, load_images(spec.data), store))[-1].mask, point
+        runner = TicketRunner(search, load_images(spec.data), store)
+        point = TrainState.from_bytes(runner.rewind_point.read(START)).weights
+        return list(runner.rounds())[-1].mask, point
 
     (one, point), (three, same) = last_mask(1, "one"), last_mask(3, "three")
     assert all(torch.equal(point[name], same[name]) for name in point)

@@ -16,8 +16,8 @@ from raylt.errors import DeviceLost, EnvironmentFailure, cause_of
 from raylt.spec import TrialSpec
 from raylt.store import Store
 from raylt.sweep.actor import TrialActor
+from raylt.ticket.find import TicketRunner
 from raylt.trial import features
-from raylt.trial import run as trial_module
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import MESSAGE, Bench, TrialRun
 from raylt.trial.score import Scorer
@@ -204,14 +204,14 @@ def test_training_and_scoring_leave_nothing_in_the_allocators_cache(tiny_spec, w
     happened = []
     monkeypatch.setattr(Compute, "release_memory", lambda self: happened.append("release"))
     monkeypatch.setattr(Scorer, "score", lambda *a, real=Scorer.score: (happened.append("score"), real(*a))[1])
-    train = trial_module.find_ticket
+    rounds = TicketRunner.rounds
 
-    def spied(*args):
-        for trained in train(*args):
+    def spied(self):
+        for trained in rounds(self):
             happened.append("train")
             yield trained
 
-    monkeypatch.setattr(trial_module, "find_ticket", spied)
+    monkeypatch.setattr(TicketRunner, "rounds", spied)
     spec = tiny_spec()
     run = TrialRun(
         TrialSpec(0, "dense", None, 0), Bench(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))

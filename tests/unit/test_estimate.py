@@ -18,7 +18,7 @@ from raylt.search.confirm import Request, confirm
 from raylt.spec import TrialSpec, plan
 from raylt.spec.trials import SEARCHED, Planned
 from raylt.store import Ledger, Store
-from raylt.sweep.completed_trainings import made_for
+from raylt.sweep.completed_trainings import completed_trainings
 from raylt.sweep.dry_run import all_trials, describe, held_here, makespan_s, work_of
 from raylt.sweep.step_time import Speed, _seconds_per_image
 from raylt.trial.inputs import Inputs
@@ -36,7 +36,7 @@ def unbegun(tmp_path) -> Ledger:
 
 def left_of(spec, ledger):
     still_open = [trial for trial in trials_of(spec, ledger) if trial.id not in ledger.results]
-    made = made_for(spec, ledger, Inputs(load_images(spec.data)), Compute(), still_open)
+    made = completed_trainings(spec, ledger, Inputs(load_images(spec.data)), Compute(), still_open)
     return len(still_open), work_of(spec, still_open, made).distinct
 
 

@@ -16,8 +16,9 @@ from raylt.store import Store
 from raylt.store.layout import START
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import TicketRunner, find_ticket
 from raylt.ticket.ticket_file import Ticket, load_ticket
+from raylt.ticket.ticket_search import TicketSearch
 
 
 def search_for(spec, rule="erk", seed=0):
@@ -32,32 +33,27 @@ def run_all(search, store):
 def test_rounds_nest_meet_their_density_and_start_from_the_rewind_point(tiny_spec, tmp_path, monkeypatch, rewind_step):
     spec = tiny_spec(ticket={"rewind_step": rewind_step, "rounds": 3})
     starts = []
-    train = find._train
+    real = TicketRunner._run
 
-    def spy(stage, model, search, images, state, stop, mask, *rest):
+    def spy(self, stage, state, stop, recipe, *index):
         if stop == spec.train.steps:
-            starts.append((state, mask))
-        return train(stage, model, search, images, state, stop, mask, *rest)
+            starts.append((state, recipe.masks))
+        return real(self, stage, state, stop, recipe, *index)
 
-    monkeypatch.setattr(find, "_train", spy)
+    monkeypatch.setattr(TicketRunner, "_run", spy)
     store = Store(str(tmp_path))
     rounds = run_all(search_for(spec), store)
     total = sum(layer.size for layer in layers_of(spec.unet_config))
     assert [r.mask.kept for r in rounds] == [round(spec.ticket.density_of(i) * total) for i in range(4)]
     assert all(later.mask.is_nested_in(earlier.mask) for earlier, later in zip(rounds, rounds[1:], strict=False))
-    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    point = TrainState.from_bytes(TicketRunner(search_for(spec), load_images(spec.data), store).rewind_point.read(START))
     if rewind_step == 0:
         initial = parameters_of(build_unet(spec.unet_config, spec.train.seed))
         assert all(torch.equal(point.weights[n], v) for n, v in initial.items())
-    for state, mask in starts:
+    for state, masks in starts:
         assert state.step == rewind_step
         for name, value in state.weights.items():
-            layer = name.removesuffix(".weight")
-            keep = (
-                mask.layers[layer]
-                if layer in mask.layers and name.endswith(".weight")
-                else torch.ones_like(value, dtype=torch.bool)
-            )
+            keep = masks.get(name, torch.ones_like(value, dtype=torch.bool))
             for ours, theirs in ((value, point.weights[name]), (state.first_moments[name], point.first_moments[name])):
                 assert torch.equal(ours[keep].view(torch.int32), theirs[keep].view(torch.int32))  # bit for bit
                 assert not ours[~keep].view(torch.int32).any()
@@ -69,8 +65,10 @@ def test_rounds_nest_meet_their_density_and_start_from_the_rewind_point(tiny_spe
 def test_the_second_time_nothing_is_trained_and_shared_rounds_are_shared(tiny_spec, tmp_path, monkeypatch):
     spec, store = tiny_spec(), Store(str(tmp_path))
     trained = []
-    original = find._train
-    monkeypatch.setattr(find, "_train", lambda stage, *rest: (trained.append(stage.digest), original(stage, *rest))[1])
+    real = TicketRunner._run
+    monkeypatch.setattr(
+        TicketRunner, "_run", lambda self, stage, *rest: (trained.append(stage.digest), real(self, stage, *rest))[1]
+    )
     first = run_all(search_for(spec, "erk"), store)
     assert len(trained) == 4  # rewind point and three rounds
     again = run_all(search_for(spec, "erk"), store)
@@ -88,9 +86,9 @@ class _Watched(find.Trainer):
 
     seen: ClassVar[list[_Watched]] = []
 
-    def __init__(self, *args, state, masks, **rest):
-        self.start, self.given_masks, self.rates = state, masks, []
-        super().__init__(*args, state=state, masks=masks, **rest)
+    def __init__(self, model, images_NCHW, recipe, state):
+        self.start, self.given_masks, self.rates = state, recipe.masks, []
+        super().__init__(model, images_NCHW, recipe, state)
         self.seen.append(self)
 
     def run_step(self):
@@ -112,7 +110,7 @@ def test_modes_follow_renda_et_al(tiny_spec, tmp_path, monkeypatch, mode, rewind
     spec = tiny_spec(ticket={"mode": mode, "rounds": 2, "shared_rounds": 0, "rewind_step": rewind_step})
     store = Store(str(tmp_path))
     rounds = run_all(search_for(spec), store)
-    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    point = TrainState.from_bytes(TicketRunner(search_for(spec), load_images(spec.data), store).rewind_point.read(START))
     assert len(_Watched.seen) == 3 + (rewind_step > 0)
     for index, trainer in enumerate(_Watched.seen[-2:], start=1):
         mask, start = rounds[index].mask, trainer.start
@@ -152,7 +150,7 @@ def test_divergence_is_remembered(tiny_spec, tmp_path, monkeypatch):
     spec = tiny_spec(train={"learning_rate": 1e20, "gradient_clip": None, "warmup_steps": 0}, ticket={"rewind_step": 0})
     with pytest.raises(Diverged) as first:
         run_all(search_for(spec, None), Store(str(tmp_path)))
-    monkeypatch.setattr(find, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(TicketRunner, "_run", lambda *a: pytest.fail("trained again"))
     with pytest.raises(Diverged) as second:
         run_all(search_for(spec, "uniform"), Store(str(tmp_path)))
     assert str(first.value) == str(second.value)
@@ -162,7 +160,7 @@ def test_divergence_is_remembered(tiny_spec, tmp_path, monkeypatch):
 def test_the_ticket_file_is_exact_small_and_holds_zeros(tiny_spec, tmp_path, rewind_step):
     spec, store = tiny_spec(ticket={"rewind_step": rewind_step, "density": 0.1}), Store(str(tmp_path))
     last = run_all(search_for(spec), store)[-1]
-    point = TrainState.from_bytes(rewind_point(search_for(spec), load_images(spec.data), store).read(START))
+    point = TrainState.from_bytes(TicketRunner(search_for(spec), load_images(spec.data), store).rewind_point.read(START))
     path = tmp_path / "ticket.safetensors"
     path.write_bytes(Ticket(spec.unet_config, last.mask, point).to_bytes())
     again = load_ticket(path)

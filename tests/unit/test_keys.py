@@ -23,11 +23,13 @@ import torch
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.tensors import NamedTensors
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import Compute, Recipe, TrainState
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.canonical import digest_of
 from raylt.store import Stage, Store
-from raylt.ticket import criteria, find
+from raylt.ticket import criteria
+from raylt.ticket.criteria import PruningContext
+from raylt.ticket.find import TicketRunner
 from raylt.ticket.prune import magnitude
 from raylt.trial import score
 from raylt.trial.inputs import Inputs
@@ -62,20 +64,18 @@ def drawn(name: str, shape: Any, of: str) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(zlib.crc32(f"{of}/{name}".encode())).random(shape) / 50).float()
 
 
-def trained(
-    stage: Stage, model: Any, search: Any, images: Any, state: TrainState, stop: int, mask: Any, seed: int, *_: Any
-) -> TrainState:
+def trained(runner: TicketRunner, stage: Stage, state: TrainState, stop: int, recipe: Recipe, *_: Any) -> TrainState:
     """In place of a training: weights by seed and length of training."""
-    weights = {name: drawn(name, value.shape, f"{seed}/{stop}") for name, value in state.weights.items()}
-    kept = mask.apply(weights)
+    weights = {name: drawn(name, value.shape, f"{recipe.seed}/{stop}") for name, value in state.weights.items()}
+    kept = {name: value * recipe.masks[name] if name in recipe.masks else value for name, value in weights.items()}
     ema = {name: value.clone() for name, value in kept.items()}
     return TrainState(stop, kept, state.first_moments, state.second_moments, ema, stop, state.moment_updates)
 
 
-def scores(survivors: Any) -> Any:
+def scores(context: PruningContext) -> Any:
     """In place of a criterion that looks at gradients."""
-    values = {name: drawn(name, value.shape, "scores") for name, value in survivors.rewound().items()}
-    return magnitude(values, survivors.layers, survivors.mask)
+    values = {name: drawn(name, value.shape, "scores") for name, value in context.rewound().items()}
+    return magnitude(values, context.search.layers, context.mask)
 
 
 def classifier(images: Any, seed: int, epochs: int) -> NamedTensors:
@@ -99,7 +99,7 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "stage", stage)
-        patch.setattr(find, "_train", trained)
+        patch.setattr(TicketRunner, "_run", trained)
         patch.setattr(score, "train_small_cnn", classifier)
         for name in criteria.AT_REWIND_POINT:
             patch.setitem(criteria.CRITERIA, name, scores)

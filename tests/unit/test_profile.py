@@ -21,8 +21,9 @@ from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
 from raylt.store.ledger_files import COMPLETE
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.find import TicketSearch, find_ticket, rewind_point
+from raylt.ticket.find import TicketRunner
 from raylt.ticket.overlap import NestedMasks, movement
+from raylt.ticket.ticket_search import TicketSearch
 from tests.unit.kappas import kappa_between, kappa_with_start
 
 KEPT_DENSE = ("conv_in", "conv_out")
@@ -31,9 +32,8 @@ KEPT_DENSE = ("conv_in", "conv_out")
 def run_trial(spec, store, trial):
     """What the ledger would keep of a trial's masks and trainings, without the scores."""
     search = TicketSearch(spec, Compute(), Allocation(trial.rule) if trial.rule else None, trial.seed)
-    images = load_images(spec.data)
-    stages = [trained.stage for trained in find_ticket(search, images, store)]
-    start = rewind_point(search, images, store)
+    runner = TicketRunner(search, load_images(spec.data), store)
+    stages, start = [trained.stage for trained in runner.rounds()], runner.rewind_point
     named = {stage.digest: stage.whole().digest for stage in [start, *stages]}
     ends = {"start_stage": start.digest, "final_stage": stages[-1].digest}
     return {"state": COMPLETE, "broken": False, "rounds": [], "steps": None, "time_ms": 1, "stages": named, **ends}

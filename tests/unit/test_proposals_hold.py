@@ -11,10 +11,11 @@ from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import layers_of
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
-from raylt.ticket.allocation import Allocation, least_kept
-from raylt.ticket.find import TicketSearch, cut
+from raylt.ticket.allocation import Allocation
+from raylt.ticket.budget import least_kept
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import magnitude
+from raylt.ticket.ticket_search import TicketSearch
 
 PROFILE = {"down": -1.2, "mid": 0.1, "up": 1.1}
 
@@ -24,7 +25,7 @@ def masks_of(spec, layers, weights, params):
     allocation = Allocation("searched", spec.search.base, offsets(spec, params, PROFILE))
     search, mask = TicketSearch(spec, Compute(), allocation, 0), Mask.dense(layers)
     for index in range(1, spec.ticket.rounds + 1):
-        mask = cut(search, index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
+        mask = search.cut(index, spec.ticket.density_of(index), magnitude(weights, layers, mask), weights)
         yield index, mask
 
 

@@ -15,7 +15,8 @@ from raylt.diffusion.train import Compute
 from raylt.store import Store
 from raylt.store.layout import GRID, SAMPLES
 from raylt.ticket.allocation import Allocation
-from raylt.ticket.find import TicketSearch, find_ticket
+from raylt.ticket.find import find_ticket
+from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial import score as score_module
 from raylt.trial.fid import fid, statistics
 from raylt.trial.score import Scorer
@@ -53,11 +54,11 @@ def test_all_tickets_start_from_the_same_noise_and_chunks_do_not_depend_on_how_m
             seen.append(x.clone())
             return type("Out", (), {"sample": torch.zeros_like(x)})()
 
-    settings = {"sampler": "ddim", "steps": 1, "beta_schedule": "linear", "compute": Compute()}
+    how = sample.Sampling("ddim", 1, "linear", Compute())
     for count in (5, 250):
-        sample.sample_chunk(Spy(), (1, 8, 8), 3, count, **settings)
+        sample.sample_chunk(Spy(), (1, 8, 8), 3, count, how)
     assert torch.equal(seen[0], seen[1][:5])
-    sample.sample_chunk(Spy(), (1, 8, 8), 4, 5, **settings)
+    sample.sample_chunk(Spy(), (1, 8, 8), 4, 5, how)
     assert not torch.equal(seen[0], seen[2])
 
 
@@ -74,8 +75,8 @@ def test_every_sampler_denoises_a_perfect_model_to_its_image():
 
         ways = [("ddim", 10, "leading"), ("ddim", 10, "trailing"), ("dpm++", 10, None)]
         for sampler, steps, spacing in [*ways, ("ddpm", 200, None)]:
-            settings = {"sampler": sampler, "steps": steps, "beta_schedule": beta_schedule, "spacing": spacing}
-            found = sample.sample_chunk(Oracle(), (1, 8, 8), 0, 3, **settings, compute=Compute())
+            how = sample.Sampling(sampler, steps, beta_schedule, Compute(), spacing)
+            found = sample.sample_chunk(Oracle(), (1, 8, 8), 0, 3, how)
             expected = ((image + 1) * 127.5).round()
             assert (found.float() - expected).abs().max() <= 6, (sampler, spacing, beta_schedule)
 
@@ -112,7 +113,7 @@ def test_samples_are_kept_in_parts_and_a_kill_costs_one(tiny_spec, warm_root, mo
     spec = tiny_spec(metrics={"search": {"samples": samples}, "keep_samples": True})
     trained, made = rounds_of(spec, Store(str(warm_root)))[0], []
 
-    def chunk(model, shape_CHW, index, count, **settings):
+    def chunk(model, shape_CHW, index, count, how):
         made.append((index, count))
         return torch.randint(256, (count, *shape_CHW), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
 
@@ -178,11 +179,10 @@ def test_a_confirmation_draws_noise_and_timesteps_of_its_own(tiny_spec):
     assert len(x) == len(own_x) == 8 * 360  # 360 are too few for another part
     assert not torch.equal(t, own_t)
     assert float((x == own_x).float().mean()) < 0.01
-    settings = {"sampler": "ddim", "steps": 1, "beta_schedule": "linear", "compute": Compute()}
     starts = []
     for protocol in ("search", "final"):
         model = Recorder()
-        sample.sample_chunk(model, (1, 8, 8), 0, 250, protocol=protocol, **settings)
+        sample.sample_chunk(model, (1, 8, 8), 0, 250, sample.Sampling("ddim", 1, "linear", Compute(), protocol=protocol))
         starts.append(model.asked[0][0])
     correlation = float(torch.corrcoef(torch.stack([start.flatten() for start in starts]))[0, 1])
     assert abs(correlation) < 0.05
@@ -224,8 +224,8 @@ def test_only_a_confirmations_stages_say_whose_noise_it_is(tiny_spec, warm_root)
 )
 def test_spacing_decides_where_sampling_begins(spacing, steps, first, last):
     model = Recorder()
-    settings = {"sampler": "ddim", "steps": steps, "beta_schedule": "squaredcos_cap_v2", "compute": Compute()}
-    sample.sample_chunk(model, (1, 8, 8), 0, 1, spacing=spacing, **settings)
+    how = sample.Sampling("ddim", steps, "squaredcos_cap_v2", Compute(), spacing)
+    sample.sample_chunk(model, (1, 8, 8), 0, 1, how)
     times = [int(t) for _, t in model.asked]
     assert (len(times), times[0], times[-1]) == (steps, first, last)
 

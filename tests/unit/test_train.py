@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raylt.diffusion import train as train_module
 from raylt.diffusion.data import load_images
 from raylt.diffusion.rng import Draw, batch_indices, generator, seed_of
-from raylt.diffusion.train import Compute, Trainer, TrainState, ema_decay_at, learning_rate_at, noise_schedule, run
+from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState, ema_decay_at, learning_rate_at, noise_schedule, run
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import Diverged
 from raylt.ticket.mask import Mask
@@ -27,7 +27,7 @@ def trainer_for(spec, mask, state, seed=0):
     masks = {} if mask is None else {f"{name}.weight": keep for name, keep in mask.layers.items()}
     model = build_unet(spec.unet_config, 0)
     images = load_images(spec.data).train_NCHW
-    return Trainer(model, images, spec.train, flip=spec.data.flip, seed=seed, compute=Compute(), masks=masks, state=state)
+    return Trainer(model, images, Recipe(spec.train, Compute(), seed, spec.data.flip, masks), state)
 
 
 def masked_start(spec, mask, warm=False):
