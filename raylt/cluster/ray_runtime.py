@@ -1,28 +1,23 @@
-"""Where trials run: on this machine, or on the Ray cluster at an address. The only place that starts Ray."""
+"""Ray, connected: started on this machine, or the cluster at an address; and what a trial gets there."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-import shutil
-import signal
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from raylt.cluster import ray_start
 from raylt.cluster.auth import asks_for_token
 from raylt.cluster.capacity import Capacity, needed, read_capacity
 from raylt.cluster.ray_start import Say
-from raylt.errors import EnvironmentFailure, SpecError
+from raylt.errors import SpecError
 from raylt.spec import SweepSpec
 
 FIRST_WORKER_WITHIN_S = 90.0
@@ -125,136 +120,3 @@ def on_a_node(task: Callable[[], Any], resources: Resources, say: Say) -> Any:
 
 def _is_up() -> None:
     """A task that only needs a node."""
-
-
-def run_tune(
-    trainable: type,
-    searcher: Any,
-    callbacks: list[Any],
-    stopper: Any,
-    spec: SweepSpec,
-    resources: Resources,
-    shared: dict[str, Any],
-) -> None:
-    """One Tune run to its end, to Ctrl-C or to the stopper. Its own experiment files are scratch and are thrown away."""
-    from ray import tune
-    from ray.tune.search import ConcurrencyLimiter
-
-    class Actor(trainable):
-        """The trainable with what all trials share: Tune's config then holds the trial alone."""
-
-        def setup(self, config: dict[str, Any]) -> None:
-            super().setup({**shared, **config})
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            return bool(super().reset_config({**shared, **new_config}))
-
-    _keep_secrets_at_home()
-    scratch = Path(tempfile.mkdtemp(prefix="raylt-tune-"))
-    limited = ConcurrencyLimiter(searcher, max_concurrent=spec.search.concurrency)
-    try:
-        tune.Tuner(
-            tune.with_resources(Actor, {"cpu": resources.cpus, "gpu": resources.gpus}),
-            tune_config=tune.TuneConfig(search_alg=limited, num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name=spec.name, storage_path=str(scratch), verbose=0, callbacks=callbacks, stop=stopper,
-                failure_config=tune.FailureConfig(max_failures=0),  # the searcher hands such trials out again
-            ),
-        ).fit()  # fmt: skip
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _keep_secrets_at_home() -> None:
-    """Tune copies AWS's keys into the runtime environment of its actors, which Ray logs and shows in clear.
-
-    Workers have what their node's environment has, as everything else on it.
-    """
-    from ray.tune.execution import class_cache
-
-    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE = kept
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-class Signals:
-    """SIGTERM and SIGHUP as gentle as Ctrl-C: Tune stops on SIGUSR1; before and after its run we simply leave.
-
-    SIGHUP comes when the terminal or the SSH session ends. Who has it ignored (`nohup`) goes on.
-    """
-
-    def __init__(self) -> None:
-        self.terminated, self.expired = False, False
-        gentle = (signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: signal.getsignal(number) for number in gentle if signal.getsignal(number) != signal.SIG_IGN}
-        self._held = threading.Lock()  # while Ray starts
-        self._timer: threading.Timer | None = None
-        self.take()
-
-    def start_timer(self, ends_at: float) -> None:
-        """From `ends_at` (seconds of `time.monotonic`) on it is as if SIGTERM had come, and `expired`: `--max-hours`."""
-        self._timer = threading.Timer(min(max(0.0, ends_at - time.monotonic()), threading.TIMEOUT_MAX), self._expire)
-        self._timer.daemon = True
-        self._timer.start()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, the time does not run out: `ray.init` puts handlers of its own in place, and its C++ one aborts.
-
-        Ray's processes inherit that SIGHUP is ignored. It reaches every process of a terminal that ends, and workers are to
-        live until the driver has asked them to leave. A terminal that ended meanwhile is noticed afterwards.
-        """
-        had_terminal = signal.SIGHUP in self._before and _has_terminal()
-        with self._held:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            try:
-                yield
-            finally:
-                self.take()
-        if had_terminal and not _has_terminal():
-            self.terminate()
-
-    def take(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._on_terminate)
-
-    def _expire(self) -> None:
-        with self._held:
-            if not self.terminated:
-                self.expired = True
-                self.terminate()
-
-    def end_timer(self) -> None:
-        """What ends from here on ends by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
-        self.terminated = True
-        if callable(signal.getsignal(signal.SIGUSR1)):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        else:
-            raise KeyboardInterrupt
-
-    def terminate(self) -> None:
-        """As if somebody had sent SIGTERM; from any thread."""
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    @property
-    def exit_code(self) -> int:
-        """Of a sweep that was stopped: by its hours, SIGTERM, Ctrl-C."""
-        if self.expired:
-            return EnvironmentFailure.exit_code
-        return 143 if self.terminated else 130
-
-    def restore(self) -> None:
-        self.end_timer()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

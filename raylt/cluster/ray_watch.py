@@ -52,12 +52,12 @@ def watched(endpoints: list[Endpoint], on_gone: Callable[[str], None], on_stuck:
 def of_ray() -> list[Endpoint]:
     """The two parts of the connected Ray that nothing replaces: the head's GCS, and the raylet of this machine."""
     import ray
-    from ray._private import worker
+
+    from raylt.cluster.ray_internals import raylet_socket
 
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     parts: list[Endpoint] = [("its head (GCS)", lambda: socket.create_connection((host.strip("[]"), int(port)), 3).close())]
-    node = worker._global_node
-    path = "" if node is None else node.raylet_socket_name.removeprefix("unix://").removeprefix("ipc://")
+    path = raylet_socket()
     if path and _listens(path):
         parts.append(("this machine's raylet", lambda: _expect_listening(path)))
     return parts

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray import tune
 
-from raylt.cluster import nodes
+from raylt.cluster import ray_internals
 from raylt.diffusion import preemption
 from raylt.diffusion.device import is_lost
 from raylt.diffusion.train import Compute
@@ -18,21 +18,42 @@ from raylt.spec import SweepSpec, TrialSpec
 from raylt.store import Store
 from raylt.store.lease import guard_for
 from raylt.store.trial_log import TrialLog
+from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.trial import inputs
-from raylt.trial.inputs import Inputs
-from raylt.trial.run import MESSAGE, Bench, TrialRun, failure
+from raylt.trial.inputs import Address
+from raylt.trial.run import Bench, TrialRun, failure
 
 
-def _message(**content: Any) -> dict[str, Any]:
-    """What a step tells the driver. As text, because Tune flattens nested results."""
-    ended = content.get("result") is not None or "fenced" in content or "no_store" in content
-    return {MESSAGE: json.dumps(content, allow_nan=False), "done": ended}
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What all trials of a sweep share, for their workers."""
+
+    spec: SweepSpec
+    compute: Compute
+    inputs: Address
+    root: str  # the store's
+    name: str  # the sweep's in that store
+    epoch: int  # and token: of the driver's lease
+    token: str
+
+    def dump(self) -> dict[str, Any]:
+        """As Tune's config takes it."""
+        return {**self.__dict__, "spec": self.spec.dump(), "compute": self.compute.key(), "inputs": asdict(self.inputs)}
+
+    @staticmethod
+    def load(config: Mapping[str, Any]) -> WorkerConfig:
+        """What `dump` made."""
+        spec, compute, inputs = config["spec"], config["compute"], config["inputs"]
+        return WorkerConfig(
+            SweepSpec.model_validate(spec), Compute(**compute), Address(**inputs), config["root"], config["name"],
+            config["epoch"], config["token"],
+        )  # fmt: skip
 
 
 class TrialActor(tune.Trainable):
-    """Runs what its config says: `spec`, `compute`, `inputs`, `root`, `name`, `epoch`, `token` of the sweep, and the `trial`.
+    """Runs the `trial` of its config, with the rest of it as `WorkerConfig.dump` gives it.
 
-    Every step reports a round; the last one reports `result`, also when the trial raised: an error of the trial is its
+    Every step says how it ended. An error of the trial is its result, also when the trial raised: an error of the trial is its
     result and is not tried again. Only a trial whose process has gone is: killed, asked to leave (`Preempted`), or without its
     GPU (`DeviceLost`).
     """
@@ -40,7 +61,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._bench: Bench | None = None
         self._bench_of: tuple[str, Compute] | None = None
-        preemption.watch(nodes.drain_notice)
+        preemption.watch(ray_internals.drain_notice)
         preemption.on_terminate()
         self.reset_config(config)
 
@@ -59,41 +80,38 @@ class TrialActor(tune.Trainable):
             run, rounds = self._begin(log)
             report = next(rounds)
             log.scored(report)
-            return _message(report=report, result=run.result if run.has_ended else None)
+            return as_result(TrialFinished(run.result, report) if run.has_ended else RoundReported(report))
         except Fenced as error:
             log.say(str(error))
-            return _message(fenced=str(error))
+            return as_result(LeaseLost(str(error)))
         except Preempted as error:
             log.say(str(error))
             raise  # Tune then drops this actor, which it would keep for the next trial if we returned
         except StoreFailure as error:  # the trial stays open: it goes on once the store is there again
             log.say(str(error))
-            return _message(no_store=str(error))
+            return as_result(StoreUnavailable(str(error)))
         except Exception as error:
             log.failed(error)
             if is_lost(error):  # by all that this process would still be given, so it goes, as a preempted one does
                 raise DeviceLost(f"the GPU was lost: {str(error).splitlines()[0]}") from error
-            return _message(result=failure(error) if self._run is None else self._run.failed(error))
+            return as_result(TrialFinished(failure(error) if self._run is None else self._run.failed(error)))
 
     def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
         """The running trial and its rounds, begun at the first step."""
         if self._run is None or self._rounds is None:
-            config = self._config
-            spec, trial = SweepSpec.model_validate(config["spec"]), TrialSpec(**config["trial"])
-            guard = guard_for(Store(config["root"]), config["name"], config["epoch"], config["token"])
-            store = Store(config["root"], owner=f"{config['name']}/{trial.id}", guard=guard)
-            self._run = TrialRun(trial, self._bench_for(spec, Compute(**config["compute"]), store), store, log.trained)
+            shared, trial = WorkerConfig.load(self._config), TrialSpec.load(self._config["trial"])
+            guard = guard_for(Store(shared.root), shared.name, shared.epoch, shared.token)
+            store = Store(shared.root, owner=f"{shared.name}/{trial.id}", guard=guard)
+            self._run = TrialRun(trial, self._bench_for(shared, store), store, log.trained)
             self._rounds = iter(self._run)
         return self._run, self._rounds
 
-    def _bench_for(self, spec: SweepSpec, compute: Compute, store: Store) -> Bench:
+    def _bench_for(self, shared: WorkerConfig, store: Store) -> Bench:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # diffusers must never look anything up
-        if self._bench is None or self._bench_of != (spec.digest, compute):
-            self._bench, self._bench_of = Bench.open(spec, compute, self._inputs(store)), (spec.digest, compute)
+        if self._bench is None or self._bench_of != (shared.spec.digest, shared.compute):
+            self._bench = Bench.open(shared.spec, shared.compute, inputs.get(shared.inputs, store))
+            self._bench_of = (shared.spec.digest, shared.compute)
         return self._bench
-
-    def _inputs(self, store: Store) -> Inputs:
-        return inputs.get(inputs.Address(**self._config["inputs"]), store)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: what is worth keeping is in the store."""

@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 from contextlib import ExitStack
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from raylt.cluster import ray_runtime, ray_watch
 from raylt.cluster.place import Place
+from raylt.cluster.signals import Signals
 from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError, without_secrets
@@ -68,7 +68,7 @@ def run_sweep(
     found = preflight.check(spec, store, begun_with(spec, store), stored_images)
     if place.address is None:
         refuse_too_large(spec, Compute.local(spec))
-    signals, lease = ray_runtime.Signals(), None
+    signals, lease = Signals(), None
     try:
         if ends_at is not None:
             signals.start_timer(ends_at)
@@ -113,7 +113,7 @@ class _Driver:
         spec: SweepSpec,
         store: Store,
         lease: Lease,
-        signals: ray_runtime.Signals,
+        signals: Signals,
         console: Console,
         confirm: Request | None,
     ) -> None:
@@ -201,8 +201,9 @@ class _Driver:
                 self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
 
     def _search(self, lock: dict[str, Any], resources: ray_runtime.Resources, inputs: Address) -> int:
-        from raylt.sweep.actor import TrialActor  # these import Ray, which must find its settings made
-        from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
+        from raylt.sweep.actor import WorkerConfig  # these import Ray, which must find its settings made
+        from raylt.sweep.searcher import LedgerSearcher
+        from raylt.sweep.tune import run_tune
 
         compute = Compute(lock["device"], lock["precision"], lock["threads"])
         self._say(f"computes {compute}")
@@ -221,16 +222,15 @@ class _Driver:
 
         dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed, self.confirm)
         searcher = LedgerSearcher(dispatcher, round_done, Memory(self.spec.search.concurrency, progress.say))
-        shared = {
-            "spec": _for_workers(self.spec).dump(), "compute": compute.key(), "inputs": asdict(inputs), "name": self.spec.name,
-            "root": self.store.uri, "epoch": self.lease.holder.epoch, "token": self.lease.holder.token,
-        }  # fmt: skip
+        holder = self.lease.holder
+        shared = WorkerConfig(
+            _for_workers(self.spec), compute, inputs, self.store.uri, self.spec.name, holder.epoch, holder.token
+        )
         try:
             study.sync_soon()
             tracker.sync_soon()
-            callbacks = [WorkerDeaths(searcher)]
             with ray_watch.watched(ray_watch.of_ray(), self._ray_is_gone, self._leave_at_once):
-                ray_runtime.run_tune(TrialActor, searcher, callbacks, StopEarly(searcher), self.spec, resources, shared)
+                run_tune(self.spec, searcher, resources, shared)
         except Exception as error:
             raise self._gone or _underlying(error) from error
         finally:

@@ -7,22 +7,21 @@ as a new trial of Tune's on an actor of its own: the path on which a new driver 
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Callable
 from typing import Any
 
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raylt.cluster import nodes
+from raylt.cluster import ray_internals
 from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
 from raylt.spec import TrialSpec
 from raylt.store.ledger_files import Result
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
-from raylt.trial.run import MESSAGE, failure
+from raylt.sweep.messages import LeaseLost, Message, RoundReported, StoreUnavailable, TrialFinished, message_of
+from raylt.trial.run import failure
 
 OnRound = Callable[[TrialSpec, dict[str, Any]], None]
 
@@ -61,32 +60,34 @@ class LedgerSearcher(_Unsaved, Searcher):
         return {"trial": chosen.dump()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._report(trial_id, json.loads(result[MESSAGE]).get("report"))
+        message = message_of(result)
+        if isinstance(message, RoundReported):
+            self._report(trial_id, message.report)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error or result is None:
             return  # a dead worker: `WorkerDeaths` knows the cause
         try:
-            self._completed(trial_id, json.loads(result[MESSAGE]))
+            self._completed(trial_id, message_of(result))
         except (Fenced, StoreFailure) as failure:
             self.failure = self.failure or failure
             self.live.pop(trial_id, None)  # the trial stays open, for the next driver
 
-    def _completed(self, trial_id: str, message: dict[str, Any]) -> None:
-        if "fenced" in message:
-            raise Fenced(message["fenced"])
-        if "no_store" in message:
-            raise StoreFailure(message["no_store"])
-        if message.get("result") is None:
-            return  # Tune was told to stop: the trial stays open, for the next driver
-        self._report(trial_id, message.get("report"))
-        self.end(trial_id, message["result"])
+    def _completed(self, trial_id: str, message: Message) -> None:
+        if isinstance(message, LeaseLost):
+            raise Fenced(message.why)
+        if isinstance(message, StoreUnavailable):
+            raise StoreFailure(message.why)
+        if isinstance(message, TrialFinished):  # else Tune was told to stop: the trial stays open, for the next driver
+            if message.report is not None:
+                self._report(trial_id, message.report)
+            self.end(trial_id, message.result)
 
-    def _report(self, trial_id: str, report: dict[str, Any] | None) -> None:
+    def _report(self, trial_id: str, report: Result) -> None:
         """Pass on a round, once: a trial whose worker died reports its first rounds again."""
         trial = self.live[trial_id]
         known = self.rounds.setdefault(trial.id, {})
-        if report is not None and report["round"] not in known:
+        if report["round"] not in known:
             known[report["round"]] = report
             self.memory.progressed()
             self.on_round(trial, report)
@@ -133,8 +134,8 @@ class WorkerDeaths(_Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.searcher.live:
             return
-        number, error = self.searcher.live[trial.trial_id].id, _errors.pop(trial.trial_id, None)
-        culprit = nodes.culprit(error)
+        number, error = self.searcher.live[trial.trial_id].id, ray_internals.take_error(trial.trial_id)
+        culprit = ray_internals.culprit(error)
         if culprit == "memory":
             self.searcher.starved(trial.trial_id)
             return
@@ -161,23 +162,6 @@ def _why(error: BaseException | None) -> str:
     if isinstance(error, RayTaskError):  # its own text has process ids
         error = error.cause
     return cause_of(error).split(" class_name:")[0].split(" actor_id:")[0]
-
-
-_errors: dict[str, BaseException] = {}  # Tune's trial -> what it failed with, until its callback takes it
-_handle_error = Trial.handle_error
-
-
-def _keep_error(trial: Any, exc: BaseException | None = None) -> None:
-    """In place of `Trial.handle_error`, whose callbacks are not told the error.
-
-    Tune leaves it in a pickle below Ray's temporary folder, which others on the machine may write to.
-    """
-    if exc is not None:
-        _errors[trial.trial_id] = exc
-    _handle_error(trial, exc)
-
-
-Trial.handle_error = _keep_error
 
 
 class StopEarly(_Unsaved, tune.Stopper):

@@ -27,8 +27,6 @@ from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.inputs import Inputs
 from raylt.trial.score import Scorer
 
-MESSAGE = "raylt"  # the key under which an actor's messages reach the driver
-
 
 @dataclass
 class Bench:

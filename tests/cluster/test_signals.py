@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from raylt.cluster.ray_runtime import Signals
+from raylt.cluster.signals import Signals
 
 SOON_S = 0.1
 
@@ -73,7 +73,7 @@ TERMINAL = """
 import os, pty, signal, time
 pid, master = pty.fork()
 if pid == 0:
-    from raylt.cluster.ray_runtime import Signals
+    from raylt.cluster.signals import Signals
     said = os.open(PATH, os.O_WRONLY | os.O_CREAT)
     mine = Signals()
     try:

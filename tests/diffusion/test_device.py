@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +15,11 @@ from raylt.errors import DeviceLost, EnvironmentFailure, cause_of
 from raylt.spec import TrialSpec
 from raylt.store import Store
 from raylt.sweep.actor import TrialActor
+from raylt.sweep.messages import message_of
 from raylt.ticket.find import TicketRunner
 from raylt.trial import features
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import MESSAGE, Bench, TrialRun
+from raylt.trial.run import Bench, TrialRun
 from raylt.trial.score import Scorer
 
 MULTIPLIERS = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
@@ -139,8 +139,7 @@ def test_a_worker_whose_gpu_is_lost_leaves_its_trial_open(tmp_path, error):
 @pytest.mark.parametrize("error", NOT_LOST, ids=lambda e: str(e)[:60])
 def test_any_other_error_is_the_trials_result(tmp_path, error):
     (log,) = (actor_that_meets(tmp_path, error).step(),)
-    message = json.loads(log[MESSAGE])
-    assert message["result"]["state"] == "FAIL" and log["done"]
+    assert message_of(log).result["state"] == "FAIL" and log["done"]
 
 
 def test_a_loss_is_seen_through_what_it_was_wrapped_in():

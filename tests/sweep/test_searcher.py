@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,13 +12,13 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raylt.cluster import nodes
+from raylt.cluster import ray_internals
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import TrialSpec
 from raylt.sweep.concurrency import MAX_KILLS, SUFFICES_AFTER_S, Memory
 from raylt.sweep.dispatch import Finished
+from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.sweep.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
-from raylt.trial.run import MESSAGE
 
 TRIAL = TrialSpec(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
@@ -46,6 +45,7 @@ class Tune:
     """What Tune does when an actor is gone: it gives the trial up, and asks for another one."""
 
     def __init__(self) -> None:
+        ray_internals.patch()
         self.dispatcher, self.asked, self.reported = OneTrial(), 0, []
         self.said, self.now = [], 0.0
         memory = Memory(2, self.said.append, lambda: self.now)
@@ -89,7 +89,7 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
 
 
 def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
-    monkeypatch.setattr("raylt.cluster.nodes._cause_of_death", lambda actor_id: "process")
+    monkeypatch.setattr("raylt.cluster.ray_internals._cause_of_death", lambda actor_id: "process")
     causes = set()
     for error in [CRASHED, ActorUnavailableError("Socket closed", b"1" * 16)]:
         tune = Tune()
@@ -146,8 +146,8 @@ def test_tunes_own_manager_passes_a_kill_of_the_memory_monitor_on(tune):
     ("error", "culprit"),
     [
         (KILLED, "memory"),
-        (nodes.ActorGone(KILLED), "memory"),
-        (nodes.ActorGone(NodeDiedError("the node is gone")), "node"),
+        (ray_internals.ActorGone(KILLED), "memory"),
+        (ray_internals.ActorGone(NodeDiedError("the node is gone")), "node"),
         (CRASHED, "process"),
         (NEVER_BEGAN, "process"),
         (LOST, "node"),
@@ -155,7 +155,7 @@ def test_tunes_own_manager_passes_a_kill_of_the_memory_monitor_on(tune):
     ids=repr,
 )
 def test_whose_fault_it_is(error, culprit):
-    assert nodes.culprit(error) == culprit
+    assert ray_internals.culprit(error) == culprit
 
 
 def test_want_of_memory_fails_no_trial_but_ends_the_sweep_once_nothing_helps(tune):
@@ -211,7 +211,7 @@ def test_what_ends_between_two_kills_makes_the_pauses_short_again(tune):
     for _ in range(3 * MAX_KILLS):
         tune.suggest()
         report = {"round": tune.asked, "loss": 0.5}
-        tune.searcher.on_trial_result(f"t{tune.asked}", {MESSAGE: json.dumps({"report": report})})
+        tune.searcher.on_trial_result(f"t{tune.asked}", as_result(RoundReported(report)))
         tune.lose(KILLED)
         assert "in 15 s (pause 1 of" in tune.said[-1]
         tune.now += 15
@@ -226,23 +226,23 @@ def test_while_a_trial_runs_tune_is_never_told_that_all_is_handed_out(tune):
     assert tune.searcher.suggest("another") == {"trial": TRIAL.dump()}
 
 
-@pytest.mark.parametrize("kind", ["no_store", "fenced", "ledger"])
+@pytest.mark.parametrize("kind", [StoreUnavailable, LeaseLost, TrialFinished])
 def test_a_store_or_a_lease_that_is_gone_ends_the_sweep_and_is_no_trials_result(tune, monkeypatch, kind):
     """An exception would be Tune's reason to fail the trial: three times over, and it would be blamed for good."""
     tune.suggest()
     stop = StopEarly(tune.searcher)
     tune.dispatcher.stopped_by = None
     assert not stop.stop_all()
-    message = {kind: "the disk is full"}
-    if kind == "ledger":  # the worker reached the store, the driver does not
+    message = kind("the disk is full")
+    if kind is TrialFinished:  # the worker reached the store, the driver does not
 
         def refuses(number, result):
             raise StoreFailure("the disk is full")
 
         monkeypatch.setattr(tune.dispatcher, "ended", refuses)
-        message = {"result": {"state": "COMPLETE"}}
-    tune.searcher.on_trial_complete("t1", result={MESSAGE: json.dumps(message)})
-    assert isinstance(tune.searcher.failure, Fenced if kind == "fenced" else StoreFailure)
+        message = TrialFinished({"state": "COMPLETE"})
+    tune.searcher.on_trial_complete("t1", result=as_result(message))
+    assert isinstance(tune.searcher.failure, Fenced if kind is LeaseLost else StoreFailure)
     assert str(tune.searcher.failure) == "the disk is full"
     assert stop.stop_all()
     assert (tune.dispatcher.results, tune.searcher.live) == ([], {})
@@ -254,7 +254,7 @@ def test_rounds_that_are_reported_again_are_passed_on_once(tune):
     report = {"round": 0, "loss": 0.5}
     for _ in range(MAX_DEATHS):
         tune.suggest()
-        tune.searcher.on_trial_result(f"t{tune.asked}", {"raylt": json.dumps({"report": report})})
+        tune.searcher.on_trial_result(f"t{tune.asked}", as_result(RoundReported(report)))
         tune.lose(CRASHED)
     assert tune.reported == [report]
     assert tune.dispatcher.results[0][1]["rounds"] == [report]

@@ -1,0 +1,58 @@
+"""What a worker tells its driver after every step. As text, because Tune flattens nested results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raylt.store.ledger_files import Result
+
+KEY = "raylt"  # of a result of Tune's
+
+
+@dataclass(frozen=True)
+class RoundReported:
+    """A round was scored; the trial goes on."""
+
+    report: Result
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """The trial has its result; `report` is of the round that was scored in the same step, if one was."""
+
+    result: Result
+    report: Result | None = None
+
+
+@dataclass(frozen=True)
+class LeaseLost:
+    """Another driver has taken over; the trial stays open."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class StoreUnavailable:
+    """The store cannot be read or written; the trial stays open."""
+
+    why: str
+
+
+Message = RoundReported | TrialFinished | LeaseLost | StoreUnavailable
+_KINDS = {kind.__name__: kind for kind in (RoundReported, TrialFinished, LeaseLost, StoreUnavailable)}
+
+
+def as_result(message: Message) -> dict[str, Any]:
+    """As Tune takes it from a step."""
+    text = json.dumps({"kind": type(message).__name__, **asdict(message)}, allow_nan=False)
+    return {KEY: text, "done": not isinstance(message, RoundReported)}
+
+
+def message_of(result: Mapping[str, Any]) -> Message:
+    """What `as_result` was made of."""
+    content = json.loads(result[KEY])
+    message: Message = _KINDS[content.pop("kind")](**content)
+    return message
