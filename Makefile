@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check lint types imports slow chaos simulate test-cluster test-gpu clean
+.PHONY: quickstart test integration check lint types imports slow chaos simulate test-cluster test-gpu clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
 
+# Everything that needs no server, and one sweep on a real Ray, killed and resumed.
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Sweeps on real clusters, MLflow servers, S3, SSH and full disks; faults thrown at them.
+integration: $(READY)
+	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
 
 check: lint types imports test
 
@@ -41,9 +46,9 @@ chaos: $(READY)
 simulate: $(READY)
 	$(BIN)/python -m tests.chaos.simulation.run --runs 5000 --seed $(SEED) --record benchmarks/results/simulation.json
 
-# `ray up` over SSH on machines of our own, in namespaces: some minutes, as root (tests/cluster/lab.py says what else).
+# `ray up` over SSH on machines of our own, in namespaces: some minutes, as root (tests/cluster_lab/lab.py says what else).
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -m slow -v -s tests/cluster
+	$(BIN)/python -m pytest -m slow -v -s tests/cluster_lab
 
 # On a machine with a GPU: numbers, memory, a lost GPU, and a sweep of two trials on one.
 test-gpu: $(READY)

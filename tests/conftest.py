@@ -41,6 +41,18 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+STORIES = ("integration", "chaos")  # folders of tests that take real clusters, servers and disks
+EVERYDAY = "test_resume.py"  # of them: a real sweep, a kill and a resume
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` leaves the stories to `make integration`, but for `EVERYDAY`."""
+    for item in items:
+        if item.path.parent.name in STORIES and item.path.name != EVERYDAY:
+            item.add_marker(pytest.mark.integration)
+
+
 @pytest.fixture
 def tiny_spec() -> Callable[..., Any]:
     """`tiny_spec(train={...}, ...)`: the tiny spec with changes."""
@@ -90,13 +102,28 @@ def warm_root(_warm_store: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def fresh(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes folders with a warm store and an empty MLflow database, whose schema takes seconds to create."""
-    from mlflow.tracking import MlflowClient
+def empty_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and nothing in them: making one takes seconds."""
+    from mlflow import MlflowClient
 
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_record: Path) -> str:
+    """The URI of an empty MLflow database of this test's own."""
+    shutil.copy(empty_record, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def fresh(_warm_store: Path, empty_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes folders with a warm store and an empty MLflow database."""
     template = tmp_path_factory.mktemp("template")
     shutil.copytree(_warm_store, template / "root")
-    MlflowClient(f"sqlite:///{template / 'mlflow.db'}").search_experiments()
+    shutil.copy(empty_record, template / "mlflow.db")
     return lambda: Path(shutil.copytree(template, tmp_path_factory.mktemp("sweep"), dirs_exist_ok=True))
 
 
@@ -108,3 +135,19 @@ def undisturbed(fresh: Callable[[], Path]) -> Path:
     folder = fresh()
     assert drive(folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A real S3 server, of which one serves all tests that do not stop it."""
+    from tests.support import s3
+
+    with s3.running() as running:
+        yield running
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Stores of both kinds that raylt knows: a local folder, and a bucket."""
+    bucket = f"b{abs(hash(request.node.name))}"
+    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("server").root(bucket)

@@ -27,8 +27,8 @@ from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.tracking import tracker
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import Bench, TrialRun
-from tests import sabotage
 from tests.conftest import TINY
+from tests.support import sabotage
 
 # Where in the code each point lies: what has just happened when the process dies.
 POINTS = {

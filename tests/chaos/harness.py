@@ -31,7 +31,6 @@ from raylt.diffusion.train import Compute
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from raylt.trial.score import Scorer
-from tests import sabotage
 from tests.chaos.checks import Findings, check
 from tests.chaos.faults import (
     IS_ROOT,
@@ -46,6 +45,7 @@ from tests.chaos.faults import (
 )
 from tests.chaos.machines import MlflowServer, RayCluster
 from tests.chaos.sweep import PLAN, Sweep, spec_for
+from tests.support import sabotage
 
 FAULTS_A_SWEEP, SEARCHED = 20, 12
 PACE_S = 0.05  # more for each step, so that faults hit trials and not the gaps between them

@@ -20,9 +20,9 @@ from raylt.report.document import results
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger, Store
 from raylt.store.sweep_state import stored_spec
-from tests import sabotage
 from tests.chaos.machines import PATIENCE_S, clean_environment, eventually
 from tests.conftest import TINY, merged
+from tests.support import sabotage
 
 NAME = "chaos"
 CHECKPOINT_EVERY = 10

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import sabotage
 from tests.chaos.machines import RayCluster, eventually, send
 from tests.chaos.sweep import CHECKPOINT_EVERY, Sweep, spec_for
 from tests.conftest import merged
+from tests.support import sabotage
 
 PACE_S = 0.1  # more for each step: a second between checkpoints
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from raylt.spec import dump_yaml
-from tests import sabotage
 from tests.conftest import TINY, merged
+from tests.support import sabotage
 
 STEPS, CHECKPOINT_EVERY = 120, 20
 DRIVER_STARTS_IN_S = 90.0

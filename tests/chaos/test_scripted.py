@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import multiprocessing
 import sqlite3
 from pathlib import Path
 
@@ -16,22 +15,15 @@ from raylt.spec import SweepSpec
 from raylt.store import Ledger, Store
 from tests.chaos.drive import main
 from tests.conftest import TINY
+from tests.support import forks
 
 SPEC = SweepSpec.model_validate(TINY)
 CHECKPOINT_EVERY = TINY["train"]["checkpoint_every"]
 
 
-# A server that has imported everything once forks a process a drive: seconds instead of half a minute each.
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["tests.chaos.drive", "mlflow.tracking", "mlflow.store.db.utils", "raylt.report.figures", "raylt.report.html_page"]
-)
-
-
 def drive(folder: Path, *kill: str) -> int:
     """One process over the sweep in `folder`; its exit code (-9 where it killed itself)."""
-    process = FORK.Process(target=main, args=(str(folder), *kill))
-    process.start()
+    process = forks.start(main, str(folder), *kill)
     process.join()
     assert process.exitcode in (0, -9)
     return process.exitcode

@@ -1,4 +1,4 @@
-"""On a real GPU: `make test-gpu`. What needs none is in tests/unit/test_device.py."""
+"""On a real GPU: `make test-gpu`. What needs none is in tests/diffusion/test_device.py."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import cause_of
 from raylt.spec import dump_yaml
 from raylt.ticket.mask import Mask
-from tests import sabotage
 from tests.conftest import TINY, merged
+from tests.support import sabotage
 
 pytestmark = pytest.mark.gpu
 STEPS = 40

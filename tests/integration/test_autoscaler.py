@@ -21,7 +21,7 @@ import pytest
 
 from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
-from tests.head import RayHead, free_ports
+from tests.support.head import RayHead, free_ports
 
 pytestmark = pytest.mark.slow
 

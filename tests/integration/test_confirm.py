@@ -10,11 +10,9 @@ from raylt.store import Ledger, Store
 from raylt.store.sweep_state import stored_spec
 from raylt.sweep.dry_run import all_trials, work_of
 from raylt.ticket.ticket_file import load_ticket
-from tests import sabotage
-from tests.integration.test_sweep import NAME, empty_record, eventually, new_sweep
-from tests.sabotage import HOLD
-
-__all__ = ["empty_record", "new_sweep"]
+from tests.support import sabotage
+from tests.support.sabotage import HOLD
+from tests.support.sweeping import NAME, eventually
 
 FINAL = {"samples": 60, "sampler": "dpm++", "steps": 3}
 CONFIRM = {"seeds": 2, "top": 1, "steps": [9], "controls": ["shuffled", "small-dense"], "control_rounds": [2]}

@@ -16,8 +16,8 @@ from raylt.errors import InputError, LeaseHeld
 from raylt.store import Lease, Ledger, Store
 from raylt.store.lease import read_holder
 from raylt.tracking.recorder import record_sweep
-from tests.begun import write_begun
-from tests.integration.test_tracking import (
+from tests.support.begun import write_begun
+from tests.support.recording import (
     answers,
     ask_search,
     begin,
@@ -28,8 +28,6 @@ from tests.integration.test_tracking import (
     wait_for,
     whole,
 )
-from tests.integration.test_tracking import empty as empty  # a fixture: a database with MLflow's schema
-from tests.integration.test_tracking import uri as uri  # a fixture: a copy of it
 
 REPOSITORY = Path(__file__).parents[2]
 

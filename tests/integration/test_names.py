@@ -26,7 +26,7 @@ from raylt.store.ledger_files import COMPLETE
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import record
 from tests.conftest import TINY
-from tests.nasty import NAMES
+from tests.support.nasty import NAMES
 
 WORST = "job%2Fmain a?b#c ä 'x' \"y\" {z} $w:\n%"
 

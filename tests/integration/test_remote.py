@@ -27,8 +27,8 @@ import pytest
 
 from raylt.spec import dump_yaml
 from tests.conftest import TINY, merged
-from tests.head import NAME, Lab, own_lab
-from tests.sshd import own_sshd
+from tests.support.head import NAME, Lab, own_lab
+from tests.support.sshd import own_sshd
 
 PATIENCE_S = 240.0
 WHERE = "runs on the Ray cluster of ./cluster.yaml, head 127.0.0.1 (it was brought up from here); --local runs on this machine"

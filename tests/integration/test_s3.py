@@ -23,11 +23,11 @@ from raylt.report.document import results
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger, Store
 from raylt.store.filesystem import Files
-from tests import s3, sabotage
 from tests.chaos.test_scripted import steps_trained
 from tests.conftest import TINY, merged
-from tests.integration.test_sweep import NAME, Done, Sweep, comparable, eventually
-from tests.sabotage import HOLD
+from tests.support import s3, sabotage
+from tests.support.sabotage import HOLD
+from tests.support.sweeping import NAME, Done, Sweep, comparable, eventually
 
 CHECKPOINT_EVERY = TINY["train"]["checkpoint_every"]
 SPEC = "tiny.yaml"

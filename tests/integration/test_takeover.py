@@ -14,12 +14,12 @@ import pytest
 from raylt.report.document import results
 from raylt.spec import SweepSpec
 from raylt.store import Ledger, Store
-from tests import s3, sabotage
 from tests.chaos.test_scripted import drive
 from tests.conftest import TINY
 from tests.integration.test_s3 import SPEC, put_spec
-from tests.integration.test_sweep import NAME, Sweep, comparable, eventually
-from tests.sabotage import HOLD
+from tests.support import s3, sabotage
+from tests.support.sabotage import HOLD
+from tests.support.sweeping import NAME, Sweep, comparable, eventually
 
 STOPPED_FOR_S = 120.0
 
