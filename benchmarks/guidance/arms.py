@@ -17,7 +17,8 @@ GROUPS = {
 
 # arm -> (what it is, its `search` keys). Every arm has the same budget, objectives and number of trials.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "similarity": ("gamma along the excess of pilots over the start, and a delta a block", {"sampler": "similarity", "pilots": 2}),
+    "similarity": ("gamma along the excess of pilots over the start, and a delta a block",
+                   {"sampler": "similarity", "pilots": 2}),
     "gamma0": ("similarity with gamma fixed at 0: the deltas alone", {"sampler": "tpe", "pilots": 0}),
     "shuffled": ("placebo: similarity's excess, shuffled over the blocks",
                  {"sampler": "similarity", "profile": "shuffled", "pilots": 2}),
