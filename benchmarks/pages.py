@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+WIDTH = 99  # of a page's lines, but for rows of tables
 
 
 def with_section(page: str, name: str, text: str) -> str:
@@ -13,6 +16,11 @@ def with_section(page: str, name: str, text: str) -> str:
     if not found:
         raise SystemExit(f"the page lacks {begin} ... {end}")
     return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def paragraph(text: str) -> str:
+    """Text in lines of a page's width, and an empty line after it."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """The tables and figures of docs/results.md, from a confirmed sweep: nothing in them is typed by hand.
 
-    python benchmarks/study.py digits-results [--root STORE [--beside OTHER]]
+    python benchmarks/study.py digits-results                                   # from docs/results/digits-results.json
+    python benchmarks/study.py digits-results --root STORE [--beside OTHER]     # from a store, which makes that file anew
 
-keeps the sweep's results in docs/results/NAME.json (with --root: taken from that store), draws docs/results/NAME-*.png, and
-replaces what stands between the markers of NAME in docs/results.md. With --beside, the tickets of another sweep are put
-beside those of this one, seed by seed.
+draws docs/results/NAME-*.png, and replaces what stands between the markers of NAME in docs/results.md. With --beside, the
+tickets of another sweep are put beside those of this one, seed by seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import table, with_section
+from pages import paragraph, table, with_section
 
 DOCS = Path(__file__).parents[1] / "docs"
 Row = Mapping[str, Any]
@@ -88,7 +88,8 @@ def draw(document: Row, folder: Path) -> None:
 def section(document: Row) -> Iterator[str]:
     """The tables of `raylt results` and `raylt report`, as Markdown."""
     counts = document["counts"]
-    yield f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed ({document['state']})."
+    ended = f"{counts['complete']} of {counts['asked']} trials are complete, {counts['failed']} failed"
+    yield paragraph(f"The sweep is {document['state']}: {ended}.")
     if document["confirmation"]:
         yield from confirmation_section(document)
     if _has_similarity(document):
@@ -96,25 +97,36 @@ def section(document: Row) -> Iterator[str]:
 
 
 def confirmation_section(document: Row) -> Iterator[str]:
-    from raylt.report.confirmation_tables import budgets, notes, plus_minus, sheets
+    from raylt.report.confirmation_tables import budgets, plus_minus, sheets
+    from raylt.report.tables import protocol_text
 
     seeds = sorted({seed for row in document["confirmation"] for seed in row["seeds"]})
-    yield f"Fresh seeds: {', '.join(map(str, seeds))}.\n"
-    yield from (f"- {note}" for note in notes(document))
+    yield paragraph(f"Fresh seeds: {', '.join(map(str, seeds))}.")
+    protocol = protocol_text(document, "final")
+    yield paragraph(f"FID of every table is measured with {protocol}.")
+    yield paragraph("[How to read the tables](#how-to-read-the-tables) says what the columns and verdicts are.")
     for steps in budgets(document):
-        yield f"\n### {steps:,} steps\n"
+        yield f"### {steps:,} steps\n"
         for sheet in sheets(document, steps, plus_minus):
-            yield f"{sheet.title}. {sheet.note}\n"
+            yield f"#### {heading(sheet.title, protocol)}\n"
+            if sheet.note:
+                yield paragraph(sheet.note)
             yield from table(sheet.header, sheet.body)
     if "beside" in document:
         yield from beside_table(document["beside"])
     yield f"![Loss and FID against density](results/{document['name']}-confirmation.png)\n"
 
 
+def heading(title: str, protocol: str) -> str:
+    """A table's title without the protocol of its FID, which a study says once."""
+    kept, _, _ = title.partition(f"FID (final): {protocol}")
+    return kept.removesuffix(". ") or "FID"
+
+
 def similarity_section(document: Row) -> Iterator[str]:
     from raylt.report.tables import SIMILARITY_HEADER, similarity_rows
 
-    yield "\n### Similarity of the pilots' masks\n"
+    yield "### Similarity of the pilots' masks\n"
     yield from table([title.replace("\n", " ") for title in SIMILARITY_HEADER], similarity_rows(document))
     yield f"![Similarity by block](results/{document['name']}-similarity.png)\n"
 
@@ -124,7 +136,7 @@ def beside_table(found: Row) -> Iterator[str]:
     from raylt.report.text import shown
 
     yield f"### Beside {found['name']}\n"
-    yield f"Difference to the same rule and density of {found['name']}, paired by seed.\n"
+    yield paragraph(f"Difference to the same rule and density of {found['name']}, paired by seed.")
     numbers = {"loss": "loss", "fid": "FID"}
     body = [
         [row["rule"] or "dense", shown(row["density"], 3), *(plus_minus(row[name], "+") for name in numbers)]

@@ -17,20 +17,21 @@ GROUPS = {
 
 # arm -> (what it is, its `search` keys). Every arm has the same budget, objectives and number of trials.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "similarity": ("gamma along the excess of pilots over the start, and the deltas", {"sampler": "similarity", "pilots": 2}),
-    "gamma0": ("the same with gamma fixed at 0: the deltas alone", {"sampler": "tpe", "pilots": 0}),
-    "shuffled": ("placebo: the same excess, shuffled over the groups",
+    "similarity": ("gamma along the excess of pilots over the start, and a delta a block",
+                   {"sampler": "similarity", "pilots": 2}),
+    "gamma0": ("similarity with gamma fixed at 0: the deltas alone", {"sampler": "tpe", "pilots": 0}),
+    "shuffled": ("placebo: similarity's excess, shuffled over the blocks",
                  {"sampler": "similarity", "profile": "shuffled", "pilots": 2}),
-    "size": ("placebo: -log of a group's weights in place of the excess",
+    "size": ("placebo: -log of a block's weights in place of the excess",
              {"sampler": "similarity", "profile": "size", "pilots": 0}),
-    "movement": ("how far dense training moved a group, which needs no pilots",
+    "movement": ("gamma along how far dense training moved a block; needs no pilots",
                  {"sampler": "similarity", "profile": "movement", "pilots": 0}),
-    "cost": ("the FLOPs of a weight, by log: of shapes alone, no training and no pilots",
+    "cost": ("gamma along the log of a weight's FLOPs; needs no training and no pilots",
              {"sampler": "similarity", "profile": "cost", "pilots": 0}),
     "random": ("the deltas drawn at random", {"sampler": "random", "pilots": 0}),
     "random-uniform": ("the deltas drawn at random, over uniform in place of ERK",
                        {"sampler": "random", "base": "uniform", "pilots": 0}),
-    "rungs": ("similarity, and poor trials are stopped between rounds", {"sampler": "similarity", "pilots": 2, "rungs": True}),
+    "rungs": ("similarity, with poor trials stopped between rounds", {"sampler": "similarity", "pilots": 2, "rungs": True}),
 }  # fmt: skip
 
 BASELINES = ["uniform", "erk", "lamp", "global"]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import percent, plus_minus, table, with_section
+from pages import paragraph, percent, plus_minus, table, with_section
 from scipy.stats import spearmanr
 
 from guidance import curves
+from guidance.arms import ARMS
 from guidance.bends import FIRST
+from guidance.surrogate_arms import surrogate_arms
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURE = "search-hypervolume.png"
@@ -26,42 +28,61 @@ def write_page(found: Row) -> None:
     page = DOCS / "search.md"
     (DOCS / "results" / FIGURE).write_bytes(hypervolume_png(found))
     text = page.read_text()
-    for section in (real, profiles, surrogate, limits, savings, times, agreement, bends):
+    for section in (arms, placebos, profiles, limits, bends, real, surrogate, times, agreement, savings):
         text = with_section(text, section.__name__, "\n".join(section(found)))
     page.write_text(text)
 
 
+def arms(found: Row) -> Iterator[str]:
+    """What each arm is, in the words of the code, and where it was measured."""
+    known = {name: arm.what for name, arm in surrogate_arms().items()} | {name: what for name, (what, _) in ARMS.items()}
+    yield from table(["arm", "what it is", "measured"], [[name, known[name], _measured(found["arms"][name])] for name in known])
+
+
+def _measured(arm: Row) -> str:
+    where = [name for name in ("real", "surrogate") if name in arm]
+    return where[0] if len(where) == 1 else "both"
+
+
+def placebos(found: Row) -> Iterator[str]:
+    """Steps of similarity and of what it is held against, to the hypervolume that random search ends with."""
+    runs, arms = _real_runs(found), found["arms"]
+    yield from table(
+        ["arm", f"real, {len(runs['random'])} seeds", f"surrogate, {found['surrogate']['seeds']} seeds", "its end"],
+        [
+            [
+                name,
+                _share(curves.against_random(runs[name], runs["random"])),
+                _share(arms[name]["surrogate"]["against_random"]),
+                plus_minus(arms[name]["surrogate"]["hypervolume"]),
+            ]
+            for name in ("similarity", "gamma0", "shuffled", "size")
+        ],
+    )
+
+
+def _real_runs(found: Row) -> dict[str, Sequence[Row]]:
+    return {name: arm["real"]["runs"] for name, arm in found["arms"].items() if "real" in arm}
+
+
 def real(found: Row) -> Iterator[str]:
-    arms = {name: arm["real"]["runs"] for name, arm in found["arms"].items() if "real" in arm}
+    arms = _real_runs(found)
     seeds = [run["seed"] for run in arms["random"]]
     yield f"![Hypervolume against training steps](results/{FIGURE})\n"
-    yield f"Training seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them.\n"
-    header = [
-        "arm",
-        "hypervolume",
-        *(f"seed {seed}" for seed in seeds),
-        "lowest loss, by ERK's",
-        "at ERK's FLOPs",
-        "steps",
-        "stopped",
-    ]
+    yield paragraph(f"Training seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them.")
     body = []
     for name, runs in arms.items():
         ends = [curves.curve(run)[1][-1] for run in runs]
         stopped = sum(trial["state"] == "PRUNED" for run in runs for trial in run["trials"])
         steps = np.mean([curves.curve(run)[0][-1] for run in runs])
-        body.append(
-            [
-                name,
-                plus_minus(curves.interval(ends)),
-                *(f"{end:.4f}" for end in ends),
-                _chosen_against_erk(runs, at_its_flops=False),
-                _chosen_against_erk(runs, at_its_flops=True),
-                f"{steps:,.0f}",
-                str(stopped),
-            ]
-        )
-    yield from table(header, body)
+        each = [f"{end:.4f}" for end in ends]
+        body.append([name, plus_minus(curves.interval(ends)), *each, f"{steps:,.0f}", str(stopped)])
+    yield from table(["arm", "hypervolume", *(f"seed {seed}" for seed in seeds), "steps", "stopped"], body)
+    yield "The lowest loss that each arm found, against ERK's of the same seed:\n"
+    yield from table(
+        ["arm", "of all its tickets", "of those no dearer than ERK"],
+        [[name, *(_chosen_against_erk(runs, at_its_flops=limit) for limit in (False, True))] for name, runs in arms.items()],
+    )
     yield "The rules alone, one ticket each:\n"
     runs = arms["random"]
     rules = {rule: [run["baselines"][rule] for run in runs] for rule in runs[0]["baselines"]}
@@ -122,7 +143,7 @@ def _against(mine: Sequence[Row], base: Sequence[Row], key: str) -> dict[str, fl
 
 def surrogate(found: Row) -> Iterator[str]:
     quality = found["surrogate"]
-    yield f"Fitted to {quality['trials']} trials. On trials that a fit did not see (ten folds):\n"
+    yield f"Fitted to {quality['trials']} trials. How well it does on trials that a fit did not see (ten folds):\n"
     yield from table(
         ["loss", "R²", "rank correlation", "spread", "noise"],
         [
@@ -130,24 +151,24 @@ def surrogate(found: Row) -> Iterator[str]:
             for name, q in quality["rounds"].items()
         ],
     )
-    yield "Without the trials of one arm, the fit misses theirs by (bias ± standard deviation, last round):\n"
-    missed = quality["arms"]
-    yield from table(list(missed), [[f"{100 * m['bias']:+.1f} ± {100 * m['sd']:.1f} %" for m in missed.values()]])
-    seeds = quality["seeds"]
-    yield f"{seeds} seeds an arm. *To random's*: steps to the hypervolume that random search ends with, by its own.\n"
+    yield "By how much a fit without the trials of one arm misses theirs, in the last round:\n"
+    yield from table(
+        ["arm", "bias ± standard deviation"],
+        [[name, f"{100 * m['bias']:+.1f} ± {100 * m['sd']:.1f} %"] for name, m in quality["arms"].items()],
+    )
+    yield f"The searches on it, {quality['seeds']} seeds an arm, the highest hypervolume first:\n"
     arms = {name: arm for name, arm in found["arms"].items() if "surrogate" in arm}
     in_order = sorted(arms, key=lambda name: -arms[name]["surrogate"]["hypervolume"]["mean"])
     yield from table(
-        ["arm", "what", "hypervolume", "to random's", "steps in all", "chosen", "chosen at ERK's FLOPs"],
+        ["arm", "hypervolume", "to random's", "steps in all", "chosen, %", "at ERK's FLOPs, %"],
         [
             [
                 name,
-                arms[name]["what"],
                 plus_minus(s["hypervolume"]),
                 _share(s["against_random"]),
                 f"{s['steps']:,.0f}",
-                percent(s["chosen"], 2),
-                percent(s["chosen_at_base_flops"], 2),
+                percent(s["chosen"], 2).removesuffix(" %"),
+                percent(s["chosen_at_base_flops"], 2).removesuffix(" %"),
             ]
             for name in in_order
             for s in (arms[name]["surrogate"],)
@@ -157,8 +178,8 @@ def surrogate(found: Row) -> Iterator[str]:
 
 def limits(found: Row) -> Iterator[str]:
     known = found["limits"]
-    yield f"The best of {known['bends']:,} random bends by the surrogate's mean, against ERK:\n"
-    header = ["among", "loss", "FLOPs", *known["any"]["bend"]]
+    yield f"The best of {known['bends']:,} random bends by the surrogate's mean, and how it bends each block:\n"
+    header = ["among", "loss by ERK's", "FLOPs by ERK's", *known["any"]["bend"]]
     rows = [("all", known["any"]), ("no dearer than ERK", known["at_base_flops"])]
     yield from table(
         header,
@@ -183,13 +204,13 @@ def _share(against: Row) -> str:
 
 def times(found: Row) -> Iterator[str]:
     known = found["proposal_times"]
-    yield f"Seconds of one proposal once a study has {known['trials']:,} trials (median of four, on one core):\n"
-    yield from table(list(known["seconds"]), [[f"{seconds:.2g}" for seconds in known["seconds"].values()]])
+    yield f"Time of one proposal once a study has {known['trials']:,} trials (median of four, on one core):\n"
+    yield from table(["sampler", "seconds"], [[name, f"{seconds:.2g}"] for name, seconds in known["seconds"].items()])
 
 
 def savings(found: Row) -> Iterator[str]:
     """Each saving as one arm's steps by another's, to one and the same hypervolume."""
-    yield from table(["what", "with", "without", "steps, with by without"], list(_saving_rows(found)))
+    yield from table(["what", "measured", "with", "without", "ratio of steps"], list(_saving_rows(found)))
 
 
 def _saving_rows(found: Row) -> Iterator[list[str]]:
@@ -199,26 +220,26 @@ def _saving_rows(found: Row) -> Iterator[list[str]]:
         ("similarity, against block sizes", "similarity", "size"),
         ("movement, against no profile", "movement", "gamma0"),
         ("movement, against the FLOPs of a weight", "movement", "cost"),
-        ("a Gaussian process in place of TPE, no profile", "gp-gamma0", "gamma0"),
+        ("Gaussian process for TPE, no profile", "gp-gamma0", "gamma0"),
         ("rungs, loss and FLOPs", "rungs", "similarity"),
         ("rungs, loss alone", "loss-rungs", "loss"),
     ]
     for what, mine, other in pairs:
         a, b = found["arms"][mine]["surrogate"]["against_random"], found["arms"][other]["surrogate"]["against_random"]
         ratio = "-" if a["ratio"] is None or b["ratio"] is None else f"{a['ratio'] / b['ratio']:.2f}"
-        yield [f"{what} (surrogate)", mine, other, ratio]
+        yield [what, "surrogate", mine, other, ratio]
     bases = [found["arms"][name]["real"]["runs"] for name in ("random", "random-uniform")]
-    yield ["base (real, 3 seeds)", "random over ERK", "random over uniform", _share(curves.against_random(*bases))]
+    yield ["base", f"real, {len(bases[0])} seeds", "random", "random-uniform", _share(curves.against_random(*bases))]
     runs = found["arms"]["gamma0"]["real"]["runs"]
     own = sum(run["start_steps"] + sum(t["steps"] for t in run["trials"]) for run in runs)
     rounds = len(runs[0]["trials"][0]["losses"])
     apart = sum(len(run["trials"]) for run in runs) * rounds * found["problem"]["train"]["steps"]
-    yield ["stages trained once (counted, gamma0)", "sharing", "each trial alone", f"{own / apart:.2f}"]
+    yield ["stages trained once", "counted, gamma0", "sharing", "each trial alone", f"{own / apart:.2f}"]
 
 
 def agreement(found: Row) -> Iterator[str]:
     known = found["agreement"]
-    yield f"{known['allocations']} random allocations over ERK, none of them broken. Spearman's rank correlation:\n"
+    yield f"Spearman's rank correlation over {known['allocations']} random allocations over ERK, none of them broken:\n"
     yield from table(
         ["between", "mean", "lowest", "highest", "pairs"],
         [
@@ -228,12 +249,20 @@ def agreement(found: Row) -> Iterator[str]:
         ],
     )
     spread, sharing = known["spread"], known["sharing"]
-    widths = ", ".join(f"{name} {100 * spread[name]:.1f} %" for name in ("loss", "FID"))
-    yield f"Spread (standard deviation by mean) over the allocations: {widths}.\n"
-    yield (
-        f"A shared first round: rank correlation with the losses of searches that share none {sharing['rank']:.2f}; losses "
-        f"{100 * sharing['mean change']:+.2f} % on average; choosing by shared losses costs {100 * sharing['regret']:.2f} % of "
-        f"the best loss without sharing. {sharing['steps with']:,} training steps in place of {sharing['steps without']:,}.\n"
+    yield "Their spread:\n"
+    yield from table(
+        ["number", "standard deviation by mean"], [[name, f"{100 * spread[name]:.1f} %"] for name in ("loss", "FID")]
+    )
+    yield "A shared first round, against searches that share none:\n"
+    yield from table(
+        ["what", "number"],
+        [
+            ["rank correlation of the losses", f"{sharing['rank']:.2f}"],
+            ["mean change of the losses", f"{100 * sharing['mean change']:+.2f} %"],
+            ["what choosing by shared losses costs of the best loss", f"{100 * sharing['regret']:.2f} %"],
+            ["training steps with sharing", f"{sharing['steps with']:,}"],
+            ["training steps without", f"{sharing['steps without']:,}"],
+        ],
     )
 
 
@@ -243,16 +272,29 @@ def bends(found: Row) -> Iterator[str]:
     for row in known:
         rows.setdefault(row["problem"], []).append(row)
     profiles = _profiles(known)
-    header = ["change of loss", *(f"{problem} ({len(mine)} seeds)" for problem, mine in rows.items())]
-    yield from table(header, [[profile, *(_change(mine, profile, "loss") for mine in rows.values())] for profile in profiles])
-    first = rows[FIRST]
-    against = (f"{placebo} {percent(_between(first, 'excess', placebo), 2)}" for placebo in ("size", "shuffled"))
-    yield f"The excess against its placebos, {FIRST}, paired by seed, with 95 % intervals: {', '.join(against)}.\n"
-    yield "Change of FLOPs that goes with it:\n"
-    yield from table(
-        ["change of FLOPs", *rows],
-        [[profile, *(_change(mine, profile, "flops") for mine in rows.values())] for profile in profiles],
-    )
+    first, others = rows[FIRST], {problem: mine for problem, mine in rows.items() if problem != FIRST}
+    for what, key in (("loss", "loss"), ("FLOPs", "flops")):
+        yield f"Change of {what}, mean over seeds:\n"
+        counts = ["seeds", *(str(len(mine)) for mine in rows.values())]
+        means = [[profile, *(_mean(mine, profile, key) for mine in rows.values())] for profile in profiles]
+        yield from table(["profile", *map(_short, rows)], [counts, *means] if key == "loss" else means)
+    yield f"The excess against its placebos ({FIRST}), paired by seed, with 95 % intervals:\n"
+    against = [[placebo, percent(_between(first, "excess", placebo), 2)] for placebo in ("size", "shuffled")]
+    yield from table(["placebo", "change of loss"], against)
+    for what, key in (("loss", "loss"), ("FLOPs", "flops")):
+        yield f"Change of {what} of each seed, in % ({FIRST}):\n"
+        yield from table(
+            ["profile", *(f"seed {row['seed']}" for row in first)],
+            [[profile, *(_each_change([row], profile, key) for row in first)] for profile in profiles],
+        )
+    for what, key in (("loss", "loss"), ("FLOPs", "flops")):
+        yield f"Change of {what} of each seed, in % (the other problems):\n"
+        body = [[profile, *(_each_change(mine, profile, key) for mine in others.values())] for profile in profiles]
+        yield from table(["profile", *map(_short, others)], [cells for cells in body if set(cells[1:]) != {"-"}])
+
+
+def _short(problem: str) -> str:
+    return problem.removeprefix("digits, ").replace(" 16x16", "")
 
 
 def _second_proposals(found: Row) -> Iterator[Row]:
@@ -288,10 +330,12 @@ def _changes(rows: Sequence[Row], profile: str, key: str) -> list[float]:
     return found
 
 
-def _change(rows: Sequence[Row], profile: str, key: str) -> str:
-    """Mean over seeds of the change against the base, and each seed's."""
+def _mean(rows: Sequence[Row], profile: str, key: str) -> str:
+    """Mean over seeds of the change against the base."""
     changes = _changes(rows, profile, key)
-    if not changes:
-        return "-"
-    each = f" ({', '.join(f'{100 * change:+.1f}' for change in changes)})" if len(changes) > 1 else ""
-    return f"{100 * float(np.mean(changes)):+.1f} %{each}"
+    return f"{100 * float(np.mean(changes)):+.1f} %" if changes else "-"
+
+
+def _each_change(rows: Sequence[Row], profile: str, key: str) -> str:
+    """The change against the base, of each seed that has the profile."""
+    return ", ".join(f"{100 * change:+.1f}" for change in _changes(rows, profile, key)) or "-"

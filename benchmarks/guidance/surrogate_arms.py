@@ -67,18 +67,22 @@ def surrogate_arms() -> dict[str, Arm]:
         "gp": Arm("Gaussian process, gamma along the excess", {**guided, "sampler": "gp"}, "similarity"),
         "gp-gamma0": Arm("Gaussian process over the deltas alone", {"sampler": "gp", "pilots": 0}, "gamma0"),
         "nsga2": Arm("NSGA-II, gamma along the excess", {**guided, "sampler": "nsga2"}, "similarity"),
-        "prior": Arm("similarity, startup near the profile's bend", guided, "similarity", from_prior(FIRST_GAMMA)),
-        "prior-shuffled": Arm("the same along a shuffled profile", placebo, "shuffled", from_prior(FIRST_GAMMA)),
-        "prior-gamma0": Arm("deltas alone, startup near the base", ARMS["gamma0"][1], "gamma0", from_prior(0.0)),
-        "kappa": Arm("gamma along kappa as it is, not its excess over the start", guided, "similarity", profile="kappa"),
+        "prior": Arm(
+            "similarity, with startup proposals near the profile's bend", guided, "similarity", from_prior(FIRST_GAMMA)
+        ),
+        "prior-shuffled": Arm("prior, along a shuffled profile", placebo, "shuffled", from_prior(FIRST_GAMMA)),
+        "prior-gamma0": Arm("gamma0, with startup proposals near the base", ARMS["gamma0"][1], "gamma0", from_prior(0.0)),
+        "kappa": Arm("gamma along kappa as it is, not along its excess over the start", guided, "similarity", profile="kappa"),
         "excess and movement": Arm(
             "gamma along the mean of both profiles", guided, "similarity", profile="excess and movement"
         ),
         "gp-cost": Arm("Gaussian process, gamma along the FLOPs of a weight", {**ARMS["cost"][1], "sampler": "gp"}, "cost"),
         "loss": Arm("similarity, with loss as the one objective", {**guided, "objectives": ["loss"]}, "similarity"),
-        "loss-rungs": Arm("the same with rungs", {**guided, "objectives": ["loss"], "rungs": True}, "rungs"),
-        "groups": Arm("similarity, blocks in the groups of `auto`", guided, "similarity", has_few_groups=True),
-        "line": Arm("similarity, the first four on a line along the profile", guided, "similarity", along_the_profile),
+        "loss-rungs": Arm("loss, with rungs", {**guided, "objectives": ["loss"], "rungs": True}, "rungs"),
+        "groups": Arm("similarity, with the blocks in the groups of `auto`", guided, "similarity", has_few_groups=True),
+        "line": Arm(
+            "similarity, with the first four proposals on a line along the profile", guided, "similarity", along_the_profile
+        ),
     }
 
 
