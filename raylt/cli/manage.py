@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.options import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head
+from raylt.cli.groups import with_groups
+from raylt.cli.options import NameArgument, Where, app, ask_head
 from raylt.errors import EnvironmentFailure, InputError
 from raylt.report.lookup import find_results, find_sweep
 
@@ -15,22 +16,21 @@ STOPS_WITHIN_S = 90.0  # Tune gives a running step ten seconds, MLflow's last sy
 
 
 @app.command()
+@with_groups
 def logs(
     context: typer.Context,
     name: NameArgument,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the trial ends.")] = False,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """What a trial's worker said: rounds, losses, and the traceback where it failed."""
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.report.text import spanned
     from raylt.store.sweep_state import state_of
     from raylt.store.trial_log import read_log
 
-    spec, ledger, _ = find_results(name, root)
+    spec, ledger, _ = find_results(name, where.root)
     if trial not in ledger.asked:
         raise InputError(f"{ledger.name} has no trial {trial}; it has {spanned(ledger.asked)}")
 
@@ -47,18 +47,17 @@ def logs(
 
 
 @app.command()
+@with_groups
 def stop(
     context: typer.Context,
     name: NameArgument,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """Stop a running sweep, wherever its driver is: trials leave at their next step, and the same command resumes it."""
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.store.lease import has_stopped, request_stop
 
-    _, ledger, document = find_results(name, root)
+    _, ledger, document = find_results(name, where.root)
     holder = request_stop(ledger.store, ledger.name)
     if holder is None:
         typer.echo(f"{ledger.name}: {document['state']}; nobody drives it")
@@ -75,6 +74,7 @@ def stop(
 
 
 @app.command()
+@with_groups
 def retry(
     context: typer.Context,
     name: NameArgument,
@@ -82,9 +82,7 @@ def retry(
         list[int] | None, typer.Argument(metavar="[TRIAL]...", help="Numbers of trials that failed, or whose stages are gone.")
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All trials that failed.")] = False,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """Ask trials again; the next `raylt sweep` runs them.
 
@@ -92,10 +90,10 @@ def retry(
     """
     if failed == bool(trials):
         raise InputError("which trials? Give their numbers, or --failed for all that failed")
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.sweep.retry import retry as ask_again
 
-    store, name = find_sweep(name, root)
+    store, name = find_sweep(name, where.root)
     retried = ask_again(store, name, trials or None)
     if not any(retried):
         typer.echo(f"{name}: no trial failed, or all that did were asked again")

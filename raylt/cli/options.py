@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,15 @@ ClusterOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where the store is that a command reads."""
+
+    root: RootOption = None
+    local: LocalOption = False
+    cluster: ClusterOption = None
+
+
 @contextmanager
 def lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
     """Gives problems that are found only once shapes, data or the cluster are known the lines of their keys."""
@@ -79,20 +89,20 @@ def lines_of(source: str | None, overrides: list[str] | None) -> Iterator[None]:
         raise located(error.problems, source, list(overrides or [])) from error
 
 
-def head_to_ask(root: str | None, local: bool, cluster: str | None) -> Head | None:
+def head_to_ask(where: Where) -> Head | None:
     """The head whose store a command that reads is about; None where the store is to be read from here."""
     from raylt.cluster.place import decide
 
-    if root is not None and cluster is not None:
+    if where.root is not None and where.cluster is not None:
         raise InputError("--root and --cluster contradict each other; give one of them")
-    if cluster is None and (root is not None or os.environ.get("RAYLT_ROOT")):
+    if where.cluster is None and (where.root is not None or os.environ.get("RAYLT_ROOT")):
         return None
-    return decide(local=local, cluster=cluster).head
+    return decide(local=where.local, cluster=where.cluster).head
 
 
-def ask_head(context: typer.Context, root: str | None, local: bool, cluster: str | None) -> None:
+def ask_head(context: typer.Context, where: Where) -> None:
     """Where the sweep is a cluster's that is reached over SSH: runs this very command on its head, and leaves with its code."""
-    head = head_to_ask(root, local, cluster)
+    head = head_to_ask(where)
     if head is not None:
         from raylt.cluster import ssh
 

@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-from raylt.cli.options import ClusterOption, LocalOption, RootOption, app, ask_head
+from raylt.cli.groups import with_groups
+from raylt.cli.options import Where, app, ask_head
 from raylt.errors import InputError, LeaseHeld
 from raylt.report.lookup import find_sweep, is_file, load, store_root
 from raylt.spec.sections import TrackingSpec, has_credentials
 
 
 @app.command()
+@with_groups
 def record(
     context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sweeps. Default: all in the store.")] = None,
     uri: Annotated[
         str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")
     ] = None,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """Bring MLflow up to date from the store: after a lost database, or on a new server. Runs no trial.
 
@@ -30,15 +30,15 @@ def record(
     """
     if uri is not None and has_credentials(uri):
         raise InputError("--uri: holds a user name, password or token, and anybody can list a command; use MLFLOW_TRACKING_URI")
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.store import Store
     from raylt.store.ledger import sweep_names
     from raylt.tracking.recorder import record_address, record_sweep
 
     if names:
-        found = [(*find_sweep(name, root), uri or _own_uri(name)) for name in names]
+        found = [(*find_sweep(name, where.root), uri or _own_uri(name)) for name in names]
     else:
-        store = Store(store_root(root))
+        store = Store(store_root(where.root))
         found = [(store, name, uri) for name in sweep_names(store)]
     for store, name, place in [(store, name, record_address(store, name, given)) for store, name, given in found]:
         try:

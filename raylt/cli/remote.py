@@ -11,21 +11,21 @@ from raylt.errors import InputError
 from raylt.report.lookup import is_file
 
 if TYPE_CHECKING:
+    from raylt.cli.sweep import Run
     from raylt.cluster.jobs import Sent
     from raylt.cluster.ssh import Head
 
 
-def confirm_on(
-    head: Head, name: str, overrides: list[str] | None, *, top: int | None, seeds: int | None, detach: bool,
-    max_hours: float | None,
-) -> int:  # fmt: skip
-    """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name."""
+def confirm_on(head: Head, name: str, overrides: list[str] | None, counts: list[str], run: Run) -> int:
+    """The confirmation as a job on a cluster's head: of a spec file, or of a sweep that the head has, by its name.
+
+    `counts`: `--top` and `--seeds`, as far as they were given.
+    """
     from raylt.cluster import jobs
     from raylt.spec import dump_yaml, load_spec
     from raylt.spec.sections import has_credentials
 
-    counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
-    bound = _bound(max_hours)
+    bound = _bound(run.max_hours)
     again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
     if is_file(name):
         parsed = load_spec(name, overrides or [], here=False)
@@ -35,19 +35,16 @@ def confirm_on(
             if has_credentials(value):
                 where = "~/.raylt/env on the head has what the sweep needs there"
                 raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
-        counts += [f"--set={given}" for given in overrides or []]
-        sent = jobs.Sent(name, "", name, "", tuple(counts), "confirm", bound)
-    return _run_job(head, sent, again, detach=detach)
+        words = [*counts, *(f"--set={given}" for given in overrides or [])]
+        sent = jobs.Sent(name, "", name, "", tuple(words), "confirm", bound)
+    return _run_job(head, sent, again, detach=run.detach)
 
 
 def _bound(max_hours: float | None) -> tuple[str, ...]:
     return () if max_hours is None else (f"--max-hours={max_hours}",)
 
 
-def sweep_on(
-    head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, detach: bool,
-    max_hours: float | None,
-) -> int:  # fmt: skip
+def sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new: bool, dry_run: bool, run: Run) -> int:
     """The sweep as a job on a cluster's head; what needs its data and its store (`--dry-run`) is asked there as well.
 
     The spec goes as its file is, so that errors found there name its lines; with `--set`, as it reads with them.
@@ -66,11 +63,11 @@ def sweep_on(
     options = ["--new"] if new else []
     if dry_run:
         return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
-    bound = _bound(max_hours)
+    bound = _bound(run.max_hours)
     given = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
     again = shlex.join(["raylt", "sweep", *given, *options, *bound])
     sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options), bound=bound)
-    return _run_job(head, sent, again, detach=detach)
+    return _run_job(head, sent, again, detach=run.detach)
 
 
 def _run_job(head: Head, sent: Sent, again: str, *, detach: bool) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raylt.cli.groups import with_groups
 from raylt.cli.options import (
     ClusterOption,
     LocalOption,
     NameArgument,
     RootOption,
+    Where,
     app,
     ask_head,
     head_to_ask,
@@ -30,21 +33,20 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_groups
 def status(
     context: typer.Context,
     name: NameArgument,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """How far a sweep is, who drives it, and why trials failed."""
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.report.document import counts_of
     from raylt.store.lease import read_holder
     from raylt.store.ledger_files import COMPLETE, RUNNING
     from raylt.store.sweep_state import state_of, states_of
 
-    spec, ledger = find_ledger(name, root)
+    spec, ledger = find_ledger(name, where.root)
     state, states = state_of(spec, ledger), states_of(ledger)
     # Nobody drives it, so no trial runs, whatever its state.
     words = {"running": "unfinished", RUNNING: "UNFINISHED"} if state == "interrupted" else {}
@@ -60,58 +62,61 @@ def status(
         typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the unfinished trials first")
 
 
-@app.command()
-def results(
-    context: typer.Context,
-    name: NameArgument,
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
-    pareto: Annotated[bool, typer.Option("--pareto", help="The Pareto front alone.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False,
-    protocol: Annotated[
-        Protocol | None, typer.Option(help="The trials of the search, or those that confirm it, alone.")
-    ] = None,
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a sweep's results, and how."""
+
+    pareto: Annotated[bool, typer.Option("--pareto", help="The Pareto front alone.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON document.")] = False
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row a trial.")] = False
+    protocol: Annotated[Protocol | None, typer.Option(help="The trials of the search, or those that confirm it, alone.")] = None
     sort: Annotated[
         SortKey | None,
         typer.Option(help="The smallest first; never across protocols or training budgets."),
-    ] = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Training steps and hours of each trial, and of all.")] = False,
+    ] = None
+    cost: Annotated[bool, typer.Option("--cost", help="Training steps and hours of each trial, and of all.")] = False
+
+
+@app.command()
+@with_groups
+def results(
+    context: typer.Context,
+    name: NameArgument,
+    where: Where = Where(),
+    show: Shown = Shown(),
 ) -> None:
     """What a sweep has found, and what was confirmed of it."""
-    if as_json and as_csv:
+    if show.as_json and show.as_csv:
         raise InputError("--json and --csv contradict each other; give one of them")
-    if as_json and sort is not None:
-        raise InputError("--json is by id, so --sort contradicts it; give --csv, or sort what --json prints")
-    if cost and (as_json or as_csv):
+    if show.as_json and show.sort is not None:
+        raise InputError("--json is by id, so --sort contradicts it; give --csv, or show.sort what --json prints")
+    if show.cost and (show.as_json or show.as_csv):
         raise InputError("--cost is a table, and --json and --csv have its numbers anyway; give one of them")
-    ask_head(context, root, local, cluster)
-    _, _, document = find_results(name, root)
-    if cost:
-        print_cost(document, pareto, protocol, sort)
+    ask_head(context, where)
+    _, _, document = find_results(name, where.root)
+    if show.cost:
+        print_cost(document, show.pareto, show.protocol, show.sort)
         return
-    if not as_json and not as_csv:
-        print_tables(document, pareto, protocol, sort)
+    if not show.as_json and not show.as_csv:
+        print_tables(document, show.pareto, show.protocol, show.sort)
         return
     from raylt.report.dataframes import csv_text
     from raylt.report.tables import selected
 
-    chosen = selected(document, protocol=protocol, pareto=pareto, sort=sort)
-    typer.echo(csv_text(chosen) if as_csv else json.dumps(chosen, indent=1, allow_nan=False), nl=as_json)
+    chosen = selected(document, protocol=show.protocol, pareto=show.pareto, sort=show.sort)
+    typer.echo(csv_text(chosen) if show.as_csv else json.dumps(chosen, indent=1, allow_nan=False), nl=show.as_json)
 
 
 @app.command()
+@with_groups
 def report(
     name: NameArgument,
     output: Annotated[Path, typer.Option("-o", help="The HTML file; - is stdout.")],
-    root: RootOption = None,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
+    where: Where = Where(),
 ) -> None:
     """One HTML page with everything a sweep has found."""
-    head = head_to_ask(root, local, cluster)
-    page = _page(name, root) if head is None else _page_of(head, name)
+    head = head_to_ask(where)
+    page = _page(name, where.root) if head is None else _page_of(head, name)
     if str(output) == "-":
         typer.echo(page, nl=False)
         return
@@ -152,6 +157,7 @@ def _page_of(head: Head, name: str) -> str:
 
 
 @app.command()
+@with_groups
 def export(
     name: NameArgument,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
@@ -167,6 +173,7 @@ def export(
 
 
 @app.command()
+@with_groups
 def ui(
     uri: Annotated[
         str | None, typer.Option(help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, sqlite:///mlflow.db.")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylt.cli.options import ClusterOption, LocalOption, NameArgument, RootOption, app, ask_head, print_table
+from raylt.cli.groups import with_groups
+from raylt.cli.options import NameArgument, Where, app, ask_head, print_table
 from raylt.errors import EnvironmentFailure, InputError, LeaseHeld, OutOfSpace
 from raylt.report.lookup import find_sweep, store_root
 
@@ -19,14 +20,15 @@ app.add_typer(store_app, name="store")
 
 
 @store_app.command()
-def du(context: typer.Context, root: RootOption = None, local: LocalOption = False, cluster: ClusterOption = None) -> None:
+@with_groups
+def du(context: typer.Context, where: Where = Where()) -> None:
     """How much each sweep has in a store, and what no sweep names."""
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.errors import in_units
     from raylt.report.fitted_table import FittedTable
     from raylt.store.garbage import Survey
 
-    survey = Survey(_store(root))
+    survey = Survey(_store(where.root))
     header = ("sweep", "whole stages", "of them shared", "unfinished", "ledger")
     table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
@@ -39,26 +41,25 @@ def du(context: typer.Context, root: RootOption = None, local: LocalOption = Fal
 
 
 @store_app.command()
+@with_groups
 def gc(
     context: typer.Context,
     name: NameArgument,
-    root: RootOption = None,
+    where: Where = Where(),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
 ) -> None:
     """Free what a sweep has left and no result needs: unfinished stages, checkpoints, stages of failed trials alone.
 
     The sweep can still be resumed, extended, shown and exported. What was not finished is then made anew.
     """
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.errors import in_units
     from raylt.store import Store
     from raylt.store.garbage import Survey, delete
     from raylt.store.lease import read_holder
     from raylt.store.ledger import existing
 
-    store, name = find_sweep(name, root)
+    store, name = find_sweep(name, where.root)
     existing(store, name)
     if dry_run:
         holder = read_holder(store, name)
@@ -92,25 +93,24 @@ def _lease_of(store: Store, name: str) -> tuple[Lease, int]:
 
 
 @store_app.command()
+@with_groups
 def verify(
     context: typer.Context,
-    root: RootOption = None,
+    where: Where = Where(),
     repair: Annotated[
         bool, typer.Option("--repair", help="Delete what can be made again, restore what has a copy, set the rest aside.")
     ] = False,
-    local: LocalOption = False,
-    cluster: ClusterOption = None,
 ) -> None:
     """Read every file of a store and name what is damaged, what is lost with it, and what mends it.
 
     The same `raylt sweep` command then makes again what it needs. Leaves with 3 where damage is left.
     """
-    ask_head(context, root, local, cluster)
+    ask_head(context, where)
     from raylt.store.damage import loss_of
     from raylt.store.repair import repair as mend
     from raylt.store.verify import verify as look
 
-    store = _store(root)
+    store = _store(where.root)
     found = look(store)
     for error in found.damaged:
         loss = loss_of(error.path)

@@ -8,10 +8,12 @@ import shlex
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylt.cli.groups import with_groups
 from raylt.cli.options import (
     ClusterOption,
     LocalOption,
@@ -56,32 +58,38 @@ MaxHoursOption = Annotated[
 ]
 
 
-def _end_of(max_hours: float | None) -> float | None:
-    """When a command that begins now has had its hours, in seconds of `time.monotonic`."""
-    return None if max_hours is None else time.monotonic() + 3600 * max_hours
+@dataclass(frozen=True)
+class Run:
+    """Where a sweep is to run, and for how long."""
 
+    local: LocalOption = False
+    address: AddressOption = None
+    cluster: ClusterOption = None
+    detach: DetachOption = False
+    max_hours: MaxHoursOption = None
 
-def _place(local: bool, address: str | None, cluster: str | None, detach: bool) -> Place:
-    """Where to run. Raises `InputError` where the options contradict each other or the place."""
-    from raylt.cluster.place import decide
+    def place(self) -> Place:
+        """Raises `InputError` where the options contradict each other or the place."""
+        from raylt.cluster.place import decide
 
-    place = decide(local=local, address=address, cluster=cluster)
-    if detach and place.head is None:
-        raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
-    return place
+        place = decide(local=self.local, address=self.address, cluster=self.cluster)
+        if self.detach and place.head is None:
+            raise InputError(f"--detach is for a cluster reached over SSH, and this sweep {place}")
+        return place
+
+    def ends_at(self) -> float | None:
+        """When a command that begins now has had its hours, in seconds of `time.monotonic`."""
+        return None if self.max_hours is None else time.monotonic() + 3600 * self.max_hours
 
 
 @app.command()
+@with_groups
 def sweep(
     spec: SpecArgument = None,
     set_: SetOption = None,
     new: Annotated[bool, typer.Option("--new", help="Start beside an existing sweep of this name, as NAME-2.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, start nothing.")] = False,
-    local: LocalOption = False,
-    address: AddressOption = None,
-    cluster: ClusterOption = None,
-    detach: DetachOption = False,
-    max_hours: MaxHoursOption = None,
+    run: Run = Run(),
 ) -> None:
     """Run a sweep. The same command again resumes it; a larger search.trials extends it.
 
@@ -90,12 +98,12 @@ def sweep(
     """
     from raylt.spec import load_spec
 
-    ends_at = _end_of(max_hours)
+    ends_at = run.ends_at()
     load_spec(spec, set_ or [], here=False)  # before a cluster is looked for; its paths may be the head's
-    place = _place(local, address, cluster, detach)
+    place = run.place()
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, detach=detach, max_hours=max_hours))
+        raise typer.Exit(sweep_on(place.head, spec, set_, new=new, dry_run=dry_run, run=run))
     parsed = load(spec, set_)
     with lines_of(spec, set_):
         if dry_run:
@@ -105,15 +113,16 @@ def sweep(
             typer.echo(str(place), err=True)
             sys.stdout.writelines(f"{line}\n" for line in described)
             return
-        from raylt.sweep.driver import run_sweep
+        from raylt.sweep.driver import RunRequest, run_sweep
 
-        ended = run_sweep(parsed, place=place, new=new, ends_at=ends_at, console=console(stderr=True))
+        ended = run_sweep(parsed, place, console(stderr=True), RunRequest(new=new, ends_at=ends_at))
     with told():
-        _print_end(ended, new, max_hours)
+        _print_end(ended, new, run.max_hours)
     raise typer.Exit(ended.code)
 
 
 @app.command()
+@with_groups
 def confirm(
     name: NameArgument,
     top: Annotated[
@@ -122,35 +131,31 @@ def confirm(
     seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="Fresh seeds. Default: confirm.seeds.")] = None,
     set_: SetOption = None,
     root: RootOption = None,
-    local: LocalOption = False,
-    address: AddressOption = None,
-    cluster: ClusterOption = None,
-    detach: DetachOption = False,
-    max_hours: MaxHoursOption = None,
+    run: Run = Run(),
 ) -> None:
     """Train a sweep's finalists and baselines anew on fresh seeds, with controls, and say which tickets win.
 
     The same command again resumes it; more seeds extend it. A sweep that has not ended is run to its end first.
     """
-    ends_at = _end_of(max_hours)
-    place = _place(local, address, cluster, detach)
+    ends_at = run.ends_at()
+    place = run.place()
     if place.head is not None and root is not None:
         raise InputError("--root is for this machine: on a cluster reached over SSH, the head's environment names the store")
     if place.head is not None:
         typer.echo(str(place), err=True)
-        raise typer.Exit(confirm_on(place.head, name, set_, top=top, seeds=seeds, detach=detach, max_hours=max_hours))
+        counts = [f"--{key}={value}" for key, value in (("top", top), ("seeds", seeds)) if value is not None]
+        raise typer.Exit(confirm_on(place.head, name, set_, counts, run))
     parsed, stored_images = spec_to_confirm(name, set_, root)
     with lines_of(name if is_file(name) else None, set_):
         from raylt.search.confirm import Request
-        from raylt.sweep.driver import run_sweep
+        from raylt.sweep.driver import RunRequest, run_sweep
 
         chosen = parsed.confirm
         request = Request(chosen.top if top is None else top, chosen.seeds if seeds is None else seeds)
-        ended = run_sweep(
-            parsed, place=place, confirm=request, stored_images=stored_images, ends_at=ends_at, console=console(stderr=True)
-        )
+        asked = RunRequest(confirm=request, stored_images=stored_images, ends_at=ends_at)
+        ended = run_sweep(parsed, place, console(stderr=True), asked)
     with told():
-        _print_end(ended, False, max_hours)
+        _print_end(ended, False, run.max_hours)
     raise typer.Exit(ended.code)
 
 

@@ -141,7 +141,7 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
         return
     if lock is not None:
         check.reads(stored_spec, store, name)
-        _verify_trials(store, name, origin, sizes, aside, contents, check)
+        _verify_trials(store, name, origin, (sizes, aside), contents, check)
 
 
 def _verify_own(store: Store, folder: str, names: Collection[str], has_sums: bool, check: Check) -> None:
@@ -158,10 +158,11 @@ def _verify_own(store: Store, folder: str, names: Collection[str], has_sums: boo
 
 
 def _verify_trials(
-    store: Store, name: str, origin: Origin, sizes: Collection[int], aside: set[int],
+    store: Store, name: str, origin: Origin, folders: tuple[Collection[int], set[int]],
     contents: Mapping[str, str | None], check: Check,
 ) -> None:  # fmt: skip
-    """The files that a sweep has written since it was begun."""
+    """The files that a sweep has written since it was begun. `folders`: of its trials, and of those set aside."""
+    sizes, aside = folders
     folder, planned = f"sweeps/{name}", set[int]()
     for own in (SIMILARITY_FILE, RUNS_FILE):
         check.reads(store.read_record, f"{folder}/{own}", is_sealed=origin.is_sealed or None, sweep=origin.sweep)

@@ -15,6 +15,7 @@ from raylt.diffusion.device import is_lost
 from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.sections import TrackingSpec
 from raylt.store import Store
 from raylt.store.lease import guard_for
 from raylt.store.trial_log import TrialLog
@@ -48,6 +49,12 @@ class WorkerConfig:
             SweepSpec.model_validate(spec), Compute(**compute), Address(**inputs), config["root"], config["name"],
             config["epoch"], config["token"],
         )  # fmt: skip
+
+
+def for_workers(spec: SweepSpec) -> SweepSpec:
+    """The spec without what workers never see: MLflow, and the data set, which reaches them by the store."""
+    data = spec.data.model_copy(update={"root": None})
+    return spec.model_copy(update={"data": data, "tracking": TrackingSpec()})
 
 
 class TrialActor(tune.Trainable):

@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ from raylt.search.profile import measure
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper, study_path
 from raylt.spec import SweepSpec, dump_yaml
-from raylt.spec.sections import TrackingSpec
 from raylt.store import Lease, Ledger, Store
 from raylt.store.layout import SPEC_FILE
 from raylt.store.ledger_files import read_lock
@@ -51,29 +51,38 @@ class Ended(NamedTuple):
     is_recorded: bool = True
 
 
-def run_sweep(
-    spec: SweepSpec, *, place: Place, new: bool = False, confirm: Request | None = None, stored_images: bool = False,
-    ends_at: float | None = None, console: Console,
-) -> Ended:  # fmt: skip
-    """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
+@dataclass(frozen=True)
+class RunRequest:
+    """What is asked of one run of a sweep.
 
     `ends_at` (seconds of `time.monotonic`): when to stop as upon SIGTERM, with exit code 3; the checks before the lease is
     taken are not cut short. `stored_images`: the images are those in the store, since nobody but the store names their folder.
+    """
+
+    new: bool = False  # beside an existing sweep of the name
+    confirm: Request | None = None
+    stored_images: bool = False
+    ends_at: float | None = None
+
+
+def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunRequest | None = None) -> Ended:
+    """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
+    request = request or RunRequest()
     store = Store(spec.storage.root)
-    spec = begin(spec, store, new=new, confirm=confirm)
+    spec = begin(spec, store, new=request.new, confirm=request.confirm)
     check_tracking(tracking_uri(spec))
-    found = preflight.check(spec, store, begun_with(spec, store), stored_images)
+    found = preflight.check(spec, store, begun_with(spec, store), request.stored_images)
     if place.address is None:
         refuse_too_large(spec, Compute.local(spec))
     signals, lease = Signals(), None
     try:
-        if ends_at is not None:
-            signals.start_timer(ends_at)
+        if request.ends_at is not None:
+            signals.start_timer(request.ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
-        driver = _Driver(spec, store, lease, signals, console, confirm)
+        driver = _Driver(spec, store, lease, signals, console, request.confirm)
         return Ended(spec, driver.run(place, found), driver.is_recorded)
     except KeyboardInterrupt:
         return Ended(spec, signals.exit_code)
@@ -201,7 +210,7 @@ class _Driver:
                 self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
 
     def _search(self, lock: dict[str, Any], resources: ray_runtime.Resources, inputs: Address) -> int:
-        from raylt.sweep.actor import WorkerConfig  # these import Ray, which must find its settings made
+        from raylt.sweep.actor import WorkerConfig, for_workers  # these import Ray, which must find its settings made
         from raylt.sweep.searcher import LedgerSearcher
         from raylt.sweep.tune import run_tune
 
@@ -224,7 +233,7 @@ class _Driver:
         searcher = LedgerSearcher(dispatcher, round_done, Memory(self.spec.search.concurrency, progress.say))
         holder = self.lease.holder
         shared = WorkerConfig(
-            _for_workers(self.spec), compute, inputs, self.store.uri, self.spec.name, holder.epoch, holder.token
+            for_workers(self.spec), compute, inputs, self.store.uri, self.spec.name, holder.epoch, holder.token
         )
         try:
             study.sync_soon()
@@ -288,9 +297,3 @@ def _underlying(error: BaseException) -> BaseException:
             return link
         link = link.__cause__ or link.__context__
     return error
-
-
-def _for_workers(spec: SweepSpec) -> SweepSpec:
-    """The spec without what workers never see: MLflow, and the data set, which reaches them by the store."""
-    data = spec.data.model_copy(update={"root": None})
-    return spec.model_copy(update={"data": data, "tracking": TrackingSpec()})

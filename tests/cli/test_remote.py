@@ -28,7 +28,7 @@ from raylt.spec import dump_yaml
 )
 def test_the_head_is_sent_the_very_command(typed, sent, monkeypatch):
     ran = []
-    monkeypatch.setattr(options, "head_to_ask", lambda root, local, cluster: "the head" if cluster == "c.yaml" else None)
+    monkeypatch.setattr(options, "head_to_ask", lambda where: "the head" if where.cluster == "c.yaml" else None)
     monkeypatch.setattr("raylt.cluster.ssh.run", lambda head, words: ran.append((head, " ".join(words))) or 7)
     assert CliRunner().invoke(app, typed.split()).exit_code == 7
     assert ran == [("the head", sent)]

@@ -179,10 +179,10 @@ def test_a_sweep_and_a_record_ask_before_they_start(server: str, tmp_path: Path,
     spec = tiny_spec(storage={"root": str(tmp_path / "root")})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server}/404/html")
     with pytest.raises(EnvironmentFailure, match="no MLflow server"):
-        run_sweep(spec, place=Place("--local"), console=None)  # type: ignore[arg-type]
+        run_sweep(spec, Place("--local"), None)  # type: ignore[arg-type]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "localhost:5000")
     with pytest.raises(InputError, match="http://localhost:5000"):
-        run_sweep(spec, place=Place("--local"), console=None)  # type: ignore[arg-type]
+        run_sweep(spec, Place("--local"), None)  # type: ignore[arg-type]
     assert not (tmp_path / "root").exists()
     store = Store(spec.storage.root)
     Ledger(store, spec.name, lambda: None).write("spec.lock.json", {})

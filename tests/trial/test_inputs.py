@@ -166,7 +166,7 @@ class TestResume:
         lock = {"code_schema": CODE_SCHEMA, "data_sha256": "0" * 64, "inception_sha256": None}
         Store(spec.storage.root).write_record("sweeps/tiny/spec.lock.json", lock)
         with pytest.raises(InputError) as refused:
-            run_sweep(spec, place=Place("told"), console=Console(file=io.StringIO()))
+            run_sweep(spec, Place("told"), Console(file=io.StringIO()))
         assert str(refused.value) == (
             "the images are not those that sweep tiny began with (data.root holds others, or this raylt reads them otherwise, "
             "and the store has no copy); restore them, or use --new"
@@ -197,7 +197,7 @@ class TestResume:
         monkeypatch.setattr("raylt.sweep.driver.ray_runtime.connected", no_ray)
         out = io.StringIO()
         with pytest.raises(EnvironmentFailure, match="starts no Ray"):
-            run_sweep(spec, place=Place("told"), console=Console(file=out, width=60))
+            run_sweep(spec, Place("told"), Console(file=out, width=60))
         assert [line for line in out.getvalue().splitlines() if line in said] == said
 
         def no_bench(*_: object) -> None:
