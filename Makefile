@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made again when pyproject.toml changes.
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test integration check lint types imports slow chaos simulate test-cluster test-gpu clean
+.PHONY: quickstart test integration check docs site lock lint types imports slow chaos simulate test-cluster test-gpu clean
 
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
@@ -54,11 +54,27 @@ test-cluster: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -v -s tests/gpu
 
-$(READY): pyproject.toml
+# The pages that are made from the code.
+docs: $(READY)
+	$(BIN)/python -m raylt.spec.reference > docs/spec.md
+	$(BIN)/python -m raylt.report.formats > docs/formats.md
+
+# All of docs/ as a site, in build/site, by a tool in an environment of its own.
+SITE := build/site-venv
+site:
+	test -e $(SITE)/.ready || { $(PYTHON) -m venv $(SITE) && $(SITE)/bin/python -m pip install --quiet zensical && touch $(SITE)/.ready; }
+	$(SITE)/bin/python docs/site.py
+
+# The exact environment, as it is installed now.
+lock:
+	{ echo "# The exact environment: versions that work together. make installs from it; make lock writes it."; \
+		$(BIN)/python -m pip freeze --exclude-editable; } > requirements.lock
+
+$(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "raylt needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint requirements.lock
 	touch $@
 
 clean:

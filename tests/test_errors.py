@@ -10,7 +10,7 @@ from raylt.cli import remote
 from raylt.cluster.ssh import Head
 from raylt.errors import InputError, SpecError, has_secret, without_secrets
 from raylt.spec import load_spec, parse_spec
-from raylt.spec.sections import has_credentials
+from raylt.spec.paths import has_credentials
 
 WITH = [
     "http://me:hunter2@host:5000", "https://hunter2@host", "http://me:hun/ter2@host", "http://:hunter2@host/x",

@@ -11,8 +11,8 @@ import numpy as np
 from guidance.arms import ARMS, spec_of
 from raylt.search.proposal import Proposer
 from raylt.spec import TrialSpec, dump_yaml, parse_spec
-from raylt.spec.sections import SamplerName
 from raylt.spec.trials import SEARCHED
+from raylt.spec.vocabulary import SamplerName
 from raylt.store.ledger import COMPLETE
 
 PROPOSALS = 5  # timed, the first of them left out: it reads the history in

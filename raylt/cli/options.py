@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from raylt.cluster.ssh import Head
     from raylt.report.fitted_table import FittedTable
+    from raylt.report.records import SweepDocument
     from raylt.report.text import SortKey
-    from raylt.spec.sections import Protocol
+    from raylt.spec.vocabulary import Protocol
 
 app = typer.Typer(
     help="How far can a DDPM be pruned, and where? Lottery-ticket searches on Ray Tune, Optuna and MLflow.",
@@ -136,7 +137,7 @@ def print_table(table: FittedTable) -> None:
     console(stderr=False).print(table, crop=False)
 
 
-def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
+def print_tables(document: SweepDocument, pareto: bool, protocol: Protocol | None = None, sort: SortKey | None = None) -> None:
     """The front; or the search's trials with similarity, the confirmation, or both. Raises `InputError` for a wrong sort."""
     from raylt.report.tables import cost_text, pareto_table, selected, similarity_table, trials_tables
 
@@ -156,14 +157,14 @@ def print_tables(document: dict[str, Any], pareto: bool, protocol: Protocol | No
         typer.echo(f"nothing is confirmed yet; `raylt confirm {document['name']}` does it")
 
 
-def print_cost(document: dict[str, Any], pareto: bool, protocol: Protocol | None, sort: SortKey | None) -> None:
+def print_cost(document: SweepDocument, pareto: bool, protocol: Protocol | None, sort: SortKey | None) -> None:
     """What the chosen trials cost. Raises `InputError` for a wrong sort."""
     from raylt.report.tables import cost_table, selected
 
     print_table(cost_table(selected(document, protocol=protocol, pareto=pareto, sort=sort)))
 
 
-def print_confirmation(document: dict[str, Any]) -> None:
+def print_confirmation(document: SweepDocument) -> None:
     """What `raylt confirm` has found so far; nothing where nothing was confirmed."""
     from raylt.report.confirmation_tables import confirmation_tables
 

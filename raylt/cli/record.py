@@ -11,7 +11,8 @@ from raylt.cli.groups import with_groups
 from raylt.cli.options import Where, app, ask_head
 from raylt.errors import InputError, LeaseHeld
 from raylt.report.lookup import find_sweep, is_file, load, store_root
-from raylt.spec.sections import TrackingSpec, has_credentials
+from raylt.spec.paths import has_credentials
+from raylt.spec.sections import TrackingSpec
 
 
 @app.command()

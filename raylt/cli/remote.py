@@ -23,7 +23,7 @@ def confirm_on(head: Head, name: str, overrides: list[str] | None, counts: list[
     """
     from raylt.cluster import jobs
     from raylt.spec import dump_yaml, load_spec
-    from raylt.spec.sections import has_credentials
+    from raylt.spec.paths import has_credentials
 
     bound = _bound(run.max_hours)
     again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])

@@ -26,7 +26,7 @@ from raylt.cli.options import (
 from raylt.errors import InputError
 from raylt.report.lookup import find_ledger, find_results, name_of
 from raylt.report.text import SortKey
-from raylt.spec.sections import Protocol
+from raylt.spec.vocabulary import Protocol
 
 if TYPE_CHECKING:
     from raylt.cluster.ssh import Head

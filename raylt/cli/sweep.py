@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,6 +36,7 @@ from raylt.spec.paths import literal
 
 if TYPE_CHECKING:
     from raylt.cluster.place import Place
+    from raylt.report.records import TrialRecord
     from raylt.spec import SweepSpec
     from raylt.sweep.driver import Ended
 
@@ -160,8 +161,17 @@ def confirm(
 
 
 @app.command()
-def validate(spec: SpecArgument = None, set_: SetOption = None) -> None:
+def validate(
+    spec: SpecArgument = None,
+    set_: SetOption = None,
+    as_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a spec, for an editor.")] = False,
+) -> None:
     """Read a spec and say everything that is wrong with it. Needs the file alone."""
+    if as_schema:
+        from raylt.spec.reference import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
     parsed = load(spec, set_)
     typer.echo(f"{parsed.name}: valid ({parsed.digest[:12]})")
 
@@ -231,7 +241,7 @@ def _print_found(spec: SweepSpec) -> None:
     typer.echo(f"  MLflow   raylt ui   ({without_secrets(tracking_uri(spec))}, experiment raylt/{spec.name})")
 
 
-def _print_record(record: dict[str, Any], as_json: bool) -> None:
+def _print_record(record: TrialRecord, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(record, indent=1, allow_nan=False))
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raylt.diffusion.data import to_float, to_uint8
 from raylt.diffusion.rng import Draw, generator
 from raylt.diffusion.train import NUM_TIMESTEPS, Compute, add_noise, noise_schedule
-from raylt.spec.sections import Protocol, Spacing
+from raylt.spec.vocabulary import Protocol, Spacing
 
 # One seed for all tickets: differences between tickets are far quieter than their FIDs. Another one for a confirmation,
 # which would else be judged on the very noise that the search chose its finalists by.

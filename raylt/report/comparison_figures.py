@@ -5,20 +5,21 @@ As in `figures`: only `Figure` objects, every function copes with what a sweep l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raylt.report.confirmation_tables import budgets, name_of, rows_at
 from raylt.report.figures import heat_map, new_figure, png_of
+from raylt.report.records import JUDGED, ConfirmationRow, Judged, SweepDocument, TrialRecord, value_of
 from raylt.report.text import axis_label, in_forward_order, shown, trial_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
 
 DPI = 150  # these are read on paper as well
 DODGE, WIDEST = 1.035, 1.35  # from one series to the next, and from first to last: intervals at one density stand side by side
@@ -27,7 +28,7 @@ MOST_ROWS = 40  # trials in allocations.png
 _CONTROLS = {"reinit": "^", "shuffled": "v", "random": "X", "small-dense": "D"}
 
 
-def confirmation_png(results: Record) -> bytes:
+def confirmation_png(results: SweepDocument) -> bytes:
     """Loss and FID against density, one column a training budget: tickets with intervals, their controls, dense as a band.
 
     A ticket's colour is its allocation's and its controls'; hollow: broken on some seed.
@@ -37,11 +38,11 @@ def confirmation_png(results: Record) -> bytes:
     colors = _colors(results["confirmation"])
     for column, steps in enumerate(columns):
         rows = rows_at(results, steps)
-        for row, name in enumerate(("loss", "fid")):
+        for row, name in enumerate(JUDGED):
             _draw(axes[row, column], name, rows, colors)
         axes[0, column].set_title(f"{steps} training steps", fontsize="medium")
         axes[1, column].set_xlabel("density (log)")
-    for row, name in enumerate(("loss", "fid")):
+    for row, name in enumerate(JUDGED):
         axes[row, 0].set_ylabel(axis_label(name, results, "final"))
     figure.suptitle(
         f"{results['name']}: confirmed on fresh seeds\nmean and 95 % interval (hollow: broken on some seed)", fontsize="medium"
@@ -50,13 +51,13 @@ def confirmation_png(results: Record) -> bytes:
     return png_of(figure)
 
 
-def _colors(rows: Sequence[Record]) -> dict[str, str]:
+def _colors(rows: Sequence[ConfirmationRow]) -> dict[str, str]:
     """Ticket -> its colour: those that have controls first, so that they stand out the same wherever they are."""
     names = list(dict.fromkeys([*(name_of(r) for r in rows if r["control"]), *(name_of(r) for r in rows if r["rule"])]))
     return {name: f"C{index % 10}" for index, name in enumerate(names)}
 
 
-def _draw(axes: Axes, name: str, rows: Sequence[Record], colors: Mapping[str, str]) -> None:
+def _draw(axes: Axes, name: Judged, rows: Sequence[ConfirmationRow], colors: Mapping[str, str]) -> None:
     """One number of one budget against density."""
     known = [row for row in rows if row[name]["mean"] is not None and row["density"] is not None]
     series = list(dict.fromkeys((name_of(row), row["control"]) for row in known if row["rule"]))
@@ -64,16 +65,19 @@ def _draw(axes: Axes, name: str, rows: Sequence[Record], colors: Mapping[str, st
     for index, (ticket, control) in enumerate(series):
         mine = [row for row in known if row["rule"] and (name_of(row), row["control"]) == (ticket, control)]
         shift = dodge ** (index - (len(series) - 1) / 2)
-        _draw_series(axes, name, mine, [shift * row["density"] for row in mine], colors[ticket], control)
+        _draw_series(axes, name, mine, [shift * (row["density"] or math.nan) for row in mine], colors[ticket], control)
     for dense in (row for row in known if row["rule"] is None):
-        axes.axhline(dense[name]["mean"], color="black", linewidth=1, zorder=1)
-        if dense[name]["sd"] is not None:
-            low, high = (dense[name]["mean"] + sign * dense[name]["sd"] for sign in (-1, 1))
-            axes.axhspan(low, high, color="black", alpha=0.12, linewidth=0, zorder=0)
+        mean, sd = dense[name]["mean"], dense[name]["sd"]
+        assert mean is not None  # `known` has it
+        axes.axhline(mean, color="black", linewidth=1, zorder=1)
+        if sd is not None:
+            axes.axhspan(mean - sd, mean + sd, color="black", alpha=0.12, linewidth=0, zorder=0)
     _scale(axes, name, known)
 
 
-def _draw_series(axes: Axes, name: str, rows: Sequence[Record], x: Sequence[float], color: str, control: str | None) -> None:
+def _draw_series(
+    axes: Axes, name: Judged, rows: Sequence[ConfirmationRow], x: Sequence[float], color: str, control: str | None
+) -> None:
     """A ticket at its densities as a line, a control of it as marks."""
     means = np.array([row[name]["mean"] for row in rows])
     reach = np.array([(row[name]["high"] or row[name]["mean"]) for row in rows]) - means  # 0 of one seed
@@ -84,10 +88,10 @@ def _draw_series(axes: Axes, name: str, rows: Sequence[Record], x: Sequence[floa
     axes.scatter(x, means, s=26, marker=marker, facecolors=faces, edgecolors=color, zorder=3)
 
 
-def _scale(axes: Axes, name: str, known: Sequence[Record]) -> None:
+def _scale(axes: Axes, name: Judged, known: Sequence[ConfirmationRow]) -> None:
     """Axes that show every mean; the interval of a few seeds may be cut off, lest it press all else into a line."""
     axes.grid(alpha=0.25)
-    densities = sorted({row["density"] for row in known if row["rule"]}, reverse=True)
+    densities = sorted({row["density"] for row in known if row["rule"] and row["density"] is not None}, reverse=True)
     if not densities:
         axes.text(0.5, 0.5, "no number yet", ha="center", transform=axes.transAxes)
         return
@@ -95,7 +99,7 @@ def _scale(axes: Axes, name: str, known: Sequence[Record]) -> None:
     axes.set_xlim(densities[0] * 1.4, densities[-1] / 1.4)  # sparser to the right
     axes.set_xticks(densities, [shown(density, 2) for density in densities])
     axes.set_xticks([], minor=True)
-    means = [row[name]["mean"] for row in known]
+    means = [mean for row in known if (mean := row[name]["mean"]) is not None]
     if min(means) > 0 and max(means) / min(means) > LOG_FROM_RATIO:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -123,17 +127,18 @@ def _legend(figure: Figure, colors: Mapping[str, str], controls: set[str | None]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize="small")
 
 
-def allocations_png(results: Record) -> bytes:
+def allocations_png(results: SweepDocument) -> bytes:
     """Density of every block (columns) under baselines and the Pareto front (rows, best first) in one heat map."""
     from matplotlib.colors import LogNorm
 
     trials = allocated(results)
-    blocks = in_forward_order({block for trial in trials for block in trial["densities"]})
+    blocks = in_forward_order({block for trial in trials for block in trial["densities"] or {}})
     figure, axes = new_figure(1, 1, width=max(6.0, 0.8 * len(blocks) + 4.0), height=1.8 + 0.32 * max(2, len(trials)), dpi=DPI)
     heat = axes[0, 0]
     heat.set_title(f"{results['name']}: density of each block, by allocation (* on the Pareto front)", fontsize="medium")
     if trials:
-        values = np.array([[trial["densities"].get(block, np.nan) for block in blocks] for trial in trials], dtype=float)
+        kept = [trial["densities"] or {} for trial in trials]
+        values = np.array([[own.get(block, math.nan) for block in blocks] for own in kept], dtype=np.float64)
         lowest = min(values[values > 0], default=0.1)  # black holes are empty
         heat_map(heat, values, lambda density: shown(density, 2), cmap="viridis", norm=LogNorm(min(lowest, 0.5), 1.0))
         heat.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
@@ -144,14 +149,19 @@ def allocations_png(results: Record) -> bytes:
     return png_of(figure)
 
 
-def allocated(results: Record) -> list[Record]:
+def allocated(results: SweepDocument) -> list[TrialRecord]:
     """The trials whose allocations are compared: baselines and the Pareto front of the search, best first."""
     first = results["objectives"][0]
     ranked = [t for t in results["trials"] if t["protocol"] == "search" and (t["kind"] == "baseline" or t["pareto"])]
     known = [trial for trial in ranked if trial["densities"]]
-    return sorted(known, key=lambda t: (not t["pareto"], t[first] is None, t[first] or 0, t["id"]))[:MOST_ROWS]
+
+    def place(trial: TrialRecord) -> tuple[bool, bool, float, int]:
+        value = value_of(trial, first)
+        return not trial["pareto"], value is None, value or 0, trial["id"]
+
+    return sorted(known, key=place)[:MOST_ROWS]
 
 
-def _allocation_label(trial: Record) -> str:
+def _allocation_label(trial: TrialRecord) -> str:
     star = " *" if trial["pareto"] else ""
     return f"{trial_name(trial)} ({trial['rule']}), overall {shown(trial['density'], 3)}{star}"

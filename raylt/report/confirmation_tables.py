@@ -6,18 +6,18 @@ The loss, the FID, and comparisons of controls with their tickets, of rules with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from raylt.report.fitted_table import FittedTable
+from raylt.report.records import ConfirmationRow, Difference, Judged, Summary, SweepDocument, value_of
 from raylt.report.tables import protocol_text, seen_by
 from raylt.report.text import shown
 
-Record = Mapping[str, Any]
 Row = list[str]
-Written = Callable[[Record, str], str]  # a summary with its interval as text; "+" as the sign of a difference
+Written = Callable[[Summary, str], str]  # a summary with its interval as text; "+" as the sign of a difference
 
-NUMBERS = {"loss": "loss", "fid": "FID"}
+NUMBERS: dict[Judged, str] = {"loss": "loss", "fid": "FID"}
 HEADERS = {
     "loss": ["rule", "density", "n", "loss", "- dense", "verdict", "FLOPs"],
     "fid": ["rule", "density", "n", "FID", "- dense", "verdict", "KID (sd)"],
@@ -39,23 +39,23 @@ _WINNING = {  # whose margin: what it is
 }
 
 
-def budgets(results: Record) -> list[int]:
+def budgets(results: SweepDocument) -> list[int]:
     """The training budgets that were confirmed, in steps, the longest first."""
     return sorted({row["train_steps"] for row in results["confirmation"]}, reverse=True)
 
 
-def rows_at(results: Record, steps: int) -> list[Record]:
+def rows_at(results: SweepDocument, steps: int) -> list[ConfirmationRow]:
     """The rows of one budget: dense, then tickets from dense to sparse, each followed by its controls."""
     return [row for row in results["confirmation"] if row["train_steps"] == steps]
 
 
-def name_of(row: Record) -> str:
+def name_of(row: ConfirmationRow) -> str:
     """The rule of a ticket, a searched one with its trial's number."""
     rule = row["rule"] or "dense"
     return f"{rule} {row['confirms']}" if rule == "searched" else rule
 
 
-def label_of(row: Record) -> str:
+def label_of(row: ConfirmationRow) -> str:
     """A ticket's name; a control's under it, or with it where the ticket has no row of its own."""
     if row["control"] is None:
         return name_of(row)
@@ -63,7 +63,7 @@ def label_of(row: Record) -> str:
     return f"  {row['control']}" if has_ticket else f"{name_of(row)} {row['control']}"
 
 
-def notes(results: Record) -> list[str]:
+def notes(results: SweepDocument) -> list[str]:
     """How to read the tables, in a few lines."""
     kinds = {margin_of(against) for row in results["confirmation"] for against in row.get("vs_dense", {}).values()}
     return [
@@ -74,7 +74,7 @@ def notes(results: Record) -> list[str]:
     ]
 
 
-def margin_of(against: Record) -> str:
+def margin_of(against: Difference) -> str:
     """What a margin is of: `pooled` over arms, `stated` in the spec, or `dense`, of sweeps begun before."""
     return str(against.get("margin_of", "dense"))
 
@@ -82,7 +82,7 @@ def margin_of(against: Record) -> str:
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 
-def cells(name: str, row: Record, rows: Sequence[Record], written: Written) -> Row:
+def cells(name: Judged, row: ConfirmationRow, rows: Sequence[ConfirmationRow], written: Written) -> Row:
     """The cells of `HEADERS[name]`."""
     broken = f" ({row['broken']})" if name == "loss" and row["broken"] else ""
     against = row.get("vs_dense", {}).get(name)
@@ -97,18 +97,18 @@ def comparison_header(key: str) -> Row:
     return ["rule", "density", *(["control"] if key == "vs_ticket" else []), *differences]
 
 
-def comparison_cells(key: str, row: Record, written: Written) -> Row:
+def comparison_cells(key: str, row: ConfirmationRow, written: Written) -> Row:
     """The cells of `comparison_header`, of a row that has the comparison."""
-    names = [name_of(row), shown(row["density"], 3), *([row["control"]] if key == "vs_ticket" else [])]
-    return [*names, *(cell for name in NUMBERS for cell in difference(row[key][name], written))]
+    names = [name_of(row), shown(row["density"], 3), *([row["control"] or ""] if key == "vs_ticket" else [])]
+    return [*names, *(cell for name in NUMBERS for cell in difference(value_of(row, key)[name], written))]
 
 
-def difference(against: Record | None, written: Written) -> Row:
+def difference(against: Difference | None, written: Written) -> Row:
     """A paired difference and its verdict; dashes where there is nothing to compare with."""
     return ["-", "-"] if against is None else [written(against, "+"), against["verdict"]]
 
 
-def plus_minus(summary: Record, sign: str) -> str:
+def plus_minus(summary: Summary, sign: str) -> str:
     """A mean and half its interval: as many decimals as the interval has to say; the mean alone of one seed."""
     mean, high = summary["mean"], summary["high"]
     if mean is None:
@@ -119,7 +119,7 @@ def plus_minus(summary: Record, sign: str) -> str:
     return f"{mean:{sign}.{decimals}f} ± {high - mean:.{decimals}f}"
 
 
-def interval(summary: Record, sign: str) -> str:
+def interval(summary: Summary, sign: str) -> str:
     """A mean and the ends of its interval: `0.0907 [0.0889, 0.0925]`."""
     mean, low, high = (summary[key] for key in ("mean", "low", "high"))
     if mean is None or high is None:
@@ -134,7 +134,7 @@ def _decimals(error: float) -> int:
     return two if two <= 4 else min(6, max(4, two - 1))
 
 
-def _kid(summary: Record) -> str:
+def _kid(summary: Summary) -> str:
     mean, sd = summary["mean"], summary["sd"]
     if mean is None or sd is None:
         return shown(mean, 3)
@@ -142,17 +142,17 @@ def _kid(summary: Record) -> str:
     return f"{mean:.{decimals}f} ({sd:.{decimals}f})"
 
 
-def _flops(row: Record, rows: Sequence[Record]) -> str:
+def _flops(row: ConfirmationRow, rows: Sequence[ConfirmationRow]) -> str:
     """FLOPs as a share of the dense model's."""
     dense = next((other["flops"] for other in rows if other["rule"] is None), None)
     return "-" if row["flops"] is None or not dense else f"{100 * row['flops'] / dense:.1f} %"
 
 
-def margin_text(name: str, rows: Sequence[Record]) -> str:
+def margin_text(name: Judged, rows: Sequence[ConfirmationRow]) -> str:
     """The margin of `winning`, in words; nothing where it is not known."""
-    against: Record = next((row["vs_dense"][name] for row in rows if "vs_dense" in row), {})
-    margin = against.get("margin")
-    if margin is None:
+    against = next((row["vs_dense"][name] for row in rows if "vs_dense" in row), None)
+    margin = None if against is None else against.get("margin")
+    if against is None or margin is None:
         return ""
     behind = f", of {against['margin_df']} degrees of freedom" if margin_of(against) == "pooled" else ""
     what = "The dense model's standard deviation from seed to seed" if margin_of(against) == "dense" else "Margin"
@@ -171,25 +171,26 @@ class Sheet(NamedTuple):
     body: list[Row]
 
 
-def sheets(results: Record, steps: int, written: Written) -> list[Sheet]:
+def sheets(results: SweepDocument, steps: int, written: Written) -> list[Sheet]:
     """Every table of one training budget: the loss, the FID, and the comparisons that have anything to compare."""
     rows = rows_at(results, steps)
     behind = f"FID (final): {protocol_text(results, 'final')}"
+    titles: dict[Judged, str] = {"loss": "Loss", "fid": behind}
     numbers = [
         Sheet(title, margin_text(name, rows), HEADERS[name], [cells(name, row, rows, written) for row in rows])
-        for name, title in (("loss", "Loss"), ("fid", behind))
+        for name, title in titles.items()
     ]
     compared = [_compared(key, rows, behind, written) for key in COMPARISONS]
     return [*numbers, *(sheet for sheet in compared if sheet.body)]
 
 
-def _compared(key: str, rows: Sequence[Record], behind: str, written: Written) -> Sheet:
+def _compared(key: str, rows: Sequence[ConfirmationRow], behind: str, written: Written) -> Sheet:
     title, note = COMPARISONS[key]
     body = [comparison_cells(key, row, written) for row in rows if key in row]
     return Sheet(f"{title}. {behind}", note, comparison_header(key), body)
 
 
-def confirmation_tables(results: Record) -> list[FittedTable]:
+def confirmation_tables(results: SweepDocument) -> list[FittedTable]:
     """Every table, for a terminal: one training budget after the other."""
     tables = [_drawn(results, steps, sheet) for steps in budgets(results) for sheet in sheets(results, steps, plus_minus)]
     if tables:
@@ -197,7 +198,7 @@ def confirmation_tables(results: Record) -> list[FittedTable]:
     return tables
 
 
-def _drawn(results: Record, steps: int, sheet: Sheet) -> FittedTable:
+def _drawn(results: SweepDocument, steps: int, sheet: Sheet) -> FittedTable:
     """Where it is narrow, a table of numbers keeps its verdicts longest; one of comparisons loses the FID's first."""
     title = f"{results['name']}: confirmed at {steps} training steps\n{sheet.title}"
     last = len(sheet.header) - 1

@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raylt.report.records import ProtocolRecord, SweepDocument, TrialRecord, value_of
 from raylt.report.text import in_forward_order
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Record = Mapping[str, Any]
 
 # Of a trial, as in the document. `train_steps`, `start_seed` and `confirms` are a confirmation's.
 TRIAL_COLUMNS = (
@@ -33,7 +33,7 @@ _WHOLE = {"id", "seed", "train_steps", "confirms", "round", "seeds", "broken_see
 _TRUTHS = {"pareto": "bool", "broken": "boolean", "feasible": "boolean"}  # without a loss a trial is neither broken nor not
 
 
-def trial_rows(results: Record) -> list[dict[str, Any]]:
+def trial_rows(results: SweepDocument) -> list[dict[str, Any]]:
     """One row a trial, all with the same columns; `fid_*` say what the FID of that row was measured with."""
     trials = results["trials"]
     params = sorted({name for trial in trials for name in trial["params"]})
@@ -41,11 +41,12 @@ def trial_rows(results: Record) -> list[dict[str, Any]]:
     return [_trial_row(trial, results["protocols"][trial["protocol"]], params, blocks) for trial in trials]
 
 
-def _trial_row(trial: Record, behind: Record, params: Sequence[str], blocks: Sequence[str]) -> dict[str, Any]:
-    steps, densities = trial["steps"] or {}, trial["densities"] or {}
+def _trial_row(trial: TrialRecord, behind: ProtocolRecord, params: Sequence[str], blocks: Sequence[str]) -> dict[str, Any]:
+    steps: Mapping[str, object] = trial["steps"] or {}
+    densities = trial["densities"] or {}
     reference = "all" if behind["reference"] is None else str(behind["reference"])
     return {
-        **{name: trial[name] for name in TRIAL_COLUMNS},
+        **{name: value_of(trial, name) for name in TRIAL_COLUMNS},
         **{f"fid_{key}": reference if key == "reference" else behind.get(key) for key in _BEHIND_FID},
         **{f"steps_{key}": steps.get(key) for key in _STEPS},
         **{name: (trial["timing"] or {}).get(name) for name in ("wall_s", "hours")},
@@ -54,13 +55,13 @@ def _trial_row(trial: Record, behind: Record, params: Sequence[str], blocks: Seq
     }
 
 
-def confirmation_rows(results: Record) -> list[dict[str, Any]]:
+def confirmation_rows(results: SweepDocument) -> list[dict[str, Any]]:
     """The rows of a confirmation with nested numbers under joined names: `loss_mean`, `vs_dense_fid_verdict`."""
     rows = [{**row, "seeds": len(row["seeds"])} for row in results["confirmation"]]
     return [{("broken_seeds" if name == "broken" else name): value for name, value in _joined(row)} for row in rows]
 
 
-def _joined(record: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _joined(record: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _joined(value, f"{prefix}{name}_")
@@ -68,7 +69,7 @@ def _joined(record: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def csv_text(results: Record) -> str:
+def csv_text(results: SweepDocument) -> str:
     """One row a trial; nothing where there is no number."""
     rows = trial_rows(results)
     buffer = io.StringIO()
@@ -82,22 +83,22 @@ def _cell(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def trials_frame(results: Record) -> DataFrame:
+def trials_frame(results: SweepDocument) -> DataFrame:
     """The columns of the CSV, one row a trial, by id. `attrs` has name, digest, state, objectives, protocols."""
     return _frame(results, trial_rows(results), TRIAL_COLUMNS).set_index("id")
 
 
-def confirmation_frame(results: Record) -> DataFrame:
+def confirmation_frame(results: SweepDocument) -> DataFrame:
     """`confirmation_rows` as they are; no row and no more than their keys as columns before anything was confirmed."""
     return _frame(results, confirmation_rows(results), ("train_steps", "confirms", "rule", "control", "round"))
 
 
-def _frame(results: Record, rows: Sequence[Record], first: Sequence[str]) -> DataFrame:
+def _frame(results: SweepDocument, rows: Sequence[Mapping[str, object]], first: Sequence[str]) -> DataFrame:
     import pandas
 
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     frame = pandas.DataFrame({name: _series([row.get(name) for row in rows], name) for name in columns})
-    frame.attrs = {key: results[key] for key in ("name", "digest", "state", "objectives", "protocols")}
+    frame.attrs = {key: value_of(results, key) for key in ("name", "digest", "state", "objectives", "protocols")}
     return frame
 
 

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from raylt.report.records import Counts, ProtocolRecord, RoundRecord, Similarity, Steps, SweepDocument, Timing, TrialRecord
 from raylt.report.verdicts import confirmation
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.ceilings import is_feasible
+from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger
 from raylt.store.layout import RUNS_FILE, SIMILARITY_FILE
 from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.store.sweep_state import RANKED_KINDS, groups_of, pareto_of, state_of
 
 SCHEMA = 1
-
-# Of a block and of a layer. Sweeps measured by an earlier raylt have the first four alone.
-SIMILARITY_NUMBERS = (
-    "kappa", "kappa_start", "movement", "pairs", "kappa_low", "kappa_high", "excess", "kappa_partial", "kappa_movement", "z",
-    "jaccard", "jaccard_chance",
-)  # fmt: skip
-
-_NUMBERS = (
-    "density",
-    "densities",
-    "kept",
-    "layers",
-    "loss",
-    "fid",
-    "kid",
-    "kid_sd",
-    "flops",
-    "flops_dense",
-    "ticket_bytes",
-    "broken",
-    "ticket",
-)
-_ROUND_NUMBERS = ("round", "density", "fid", "kid", "kid_sd", "loss", "flops", "broken")
+SIMILARITY_NUMBERS, _ROUND_NUMBERS = tuple(Similarity.__annotations__), tuple(RoundRecord.__annotations__)
 
 
-def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
+def results(spec: SweepSpec, ledger: Ledger) -> SweepDocument:
     """Everything a sweep has found so far. Two runs of one spec differ in `steps`, `timing` and `mlflow_run_id` alone."""
     best = pareto_of(spec, ledger)
     runs = ledger.read(RUNS_FILE) or {}
@@ -66,26 +46,30 @@ def results(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _similarity(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _similarity(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Similarity]:
     """Block or layer -> all its numbers, null where a sweep measured earlier lacks one."""
-    places = {place: {name: numbers.get(name) for name in SIMILARITY_NUMBERS} for place, numbers in measured.items()}
-    for numbers in places.values():
+    places: dict[str, Similarity] = {}
+    for place, known in measured.items():
+        numbers = cast(Similarity, {name: known.get(name) for name in SIMILARITY_NUMBERS})
         kappa, inherited = numbers["kappa"], numbers["kappa_start"]
         if kappa is not None and inherited is not None:
             numbers["excess"] = kappa - inherited
+        places[place] = numbers
     return places
 
 
-def protocol_record(spec: SweepSpec, name: Any, is_first_schema: bool = False) -> dict[str, Any]:
+def protocol_record(spec: SweepSpec, name: Protocol, is_first_schema: bool = False) -> ProtocolRecord:
     """What stands behind a FID. Sweeps of the first code schema sampled before there was a choice of spacing."""
-    known = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
-    return {key: value for key, value in known.items() if not (is_first_schema and key == "spacing")}
+    known: ProtocolRecord = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}  # type: ignore[typeddict-item]
+    if is_first_schema:
+        known.pop("spacing", None)
+    return known
 
 
-def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> dict[str, Any]:
+def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> TrialRecord:
     """One trial of `results --json`; `raylt ticket --json` prints one too."""
     known = result or {}
-    rounds = [{key: r.get(key) for key in _ROUND_NUMBERS} for r in known.get("rounds", [])]
+    rounds = [cast(RoundRecord, {key: r.get(key) for key in _ROUND_NUMBERS}) for r in known.get("rounds", [])]
     return {
         "id": trial.id,
         "kind": trial.kind,
@@ -98,7 +82,19 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
         "confirms": trial.confirms,
         "start_seed": trial.start_seed,
         "train_steps": trial.steps,
-        **{name: known.get(name) for name in _NUMBERS},
+        "density": known.get("density"),
+        "densities": known.get("densities"),
+        "kept": known.get("kept"),
+        "layers": known.get("layers"),
+        "loss": known.get("loss"),
+        "fid": known.get("fid"),
+        "kid": known.get("kid"),
+        "kid_sd": known.get("kid_sd"),
+        "flops": known.get("flops"),
+        "flops_dense": known.get("flops_dense"),
+        "ticket_bytes": known.get("ticket_bytes"),
+        "broken": known.get("broken"),
+        "ticket": known.get("ticket"),
         "feasible": is_feasible(known) if trial.kind in RANKED_KINDS and known.get("loss") is not None else None,
         "pareto": pareto,
         "rounds": rounds,
@@ -110,27 +106,38 @@ def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = Fals
     }
 
 
-def counts_of(states: Sequence[str]) -> dict[str, int]:
-    names = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAIL, "running": RUNNING}
-    return {"asked": len(states), **{name: states.count(state) for name, state in names.items()}}
+def counts_of(states: Sequence[str]) -> Counts:
+    return {
+        "asked": len(states), "complete": states.count(COMPLETE), "pruned": states.count(PRUNED),
+        "failed": states.count(FAIL), "running": states.count(RUNNING),
+    }  # fmt: skip
 
 
-def _timing(known: dict[str, float] | None) -> dict[str, float | None] | None:
+def _timing(known: Mapping[str, float] | None) -> Timing | None:
     """With `hours`: what a trial cost, as the time its worker was busy making stages that it found in no store.
 
     `stages_s`, not `wall_s`: stages outlive the attempt that made them, and who waits for another's stage computes nothing,
     so hours of trials add up. Not in it: steps that were lost to a kill, start-up, and statistics of the data set. null of
     sweeps whose raylt did not keep it.
     """
-    stages_s = (known or {}).get("stages_s")
-    return None if known is None else {**known, "hours": None if stages_s is None else round(stages_s / 3600, 6)}
+    if known is None:
+        return None
+    timing = cast(Timing, dict(known))
+    stages_s = known.get("stages_s")
+    timing["hours"] = None if stages_s is None else round(stages_s / 3600, 6)
+    return timing
 
 
-def hours_of(trials: Sequence[Mapping[str, Any]]) -> float:
+def hours_of(trials: Sequence[TrialRecord]) -> float:
     """Of records of trials, together; those still at it, and those whose worker died for good, do not say."""
     return round(sum((trial["timing"] or {}).get("hours") or 0.0 for trial in trials), 6)
 
 
-def steps_of(trials: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def steps_of(trials: Sequence[TrialRecord]) -> Steps:
     """Of records of trials, together."""
-    return {key: sum(trial["steps"][key] for trial in trials if trial["steps"]) for key in ("asked", "trained", "shared")}
+    known = [trial["steps"] for trial in trials if trial["steps"]]
+    return {
+        "asked": sum(steps["asked"] for steps in known),
+        "trained": sum(steps["trained"] for steps in known),
+        "shared": sum(steps["shared"] for steps in known),
+    }

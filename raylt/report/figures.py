@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raylt.report.records import Similarity, SweepDocument, TrialRecord, value_of
 from raylt.report.text import axis_label, in_forward_order, shown, trial_name
 
 if TYPE_CHECKING:
@@ -67,13 +68,14 @@ def _saved(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def allocation_png(record: Mapping[str, Any]) -> bytes:
+def allocation_png(record: TrialRecord) -> bytes:
     """What a trial (a record of `results --json`) keeps of each block, on a log axis."""
-    blocks = in_forward_order(record.get("densities") or {})
+    kept = record["densities"] or {}
+    blocks = in_forward_order(kept)
     figure, axes = _figure(width=max(5.0, 0.7 * len(blocks) + 1.5))
     overall = record.get("density")
     if blocks:
-        densities = [record["densities"][block] for block in blocks]
+        densities = [kept[block] for block in blocks]
         axes.bar(range(len(blocks)), densities, color=_COLORS["search"])
         axes.set_yscale("log")
         axes.set_ylim(
@@ -90,7 +92,7 @@ def allocation_png(record: Mapping[str, Any]) -> bytes:
     return png_of(figure)
 
 
-def pareto_png(results: Mapping[str, Any]) -> bytes:
+def pareto_png(results: SweepDocument) -> bytes:
     """The search's trials in the plane of the first two objectives, the Pareto front marked, hollow what is not ranked.
 
     With one objective: that objective against the trial's id.
@@ -102,7 +104,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
     far = [trial for trial in trials if trial["kind"] == "dense" and _is_far(trial, trials, across)]
     figure, axes = _figure(width=7.0)
     for trial in far:
-        axes.axhline(trial[up], color="black", linestyle=":", label=f"dense, at {trial[across]:.3g}")
+        axes.axhline(value_of(trial, up), color="black", linestyle=":", label=f"dense, at {value_of(trial, across):.3g}")
     trials = [trial for trial in trials if trial not in far]
     for kind, marker in _MARKERS.items():
         mine = [trial for trial in trials if trial["kind"] == kind]
@@ -111,7 +113,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
             faces = ["none" if trial["broken"] or trial.get("feasible") is False else color for trial in mine]
             x, y = _columns(mine, across, up)
             axes.scatter(x, y, s=45, marker=marker, facecolors=faces, edgecolors=color, label=kind)
-    front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (trial[across], -trial[up]))
+    front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (value_of(trial, across), -value_of(trial, up)))
     if front:
         # of more than two objectives this is a projection, and with one there is nothing to connect
         line: Any = {"linestyle": "-", "drawstyle": "steps-post"} if len(objectives) == 2 else {"linestyle": ""}
@@ -128,7 +130,7 @@ def pareto_png(results: Mapping[str, Any]) -> bytes:
     return png_of(figure)
 
 
-def similarity_png(results: Mapping[str, Any]) -> bytes:
+def similarity_png(results: SweepDocument) -> bytes:
     """kappa of each block with its interval, and what it becomes once the start is taken into account, as bars."""
     similarity = results.get("similarity") or {}
     blocks = [block for block in in_forward_order(similarity) if similarity[block].get("kappa") is not None]
@@ -150,7 +152,7 @@ def similarity_png(results: Mapping[str, Any]) -> bytes:
     return png_of(figure)
 
 
-def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
+def similarity_heat_png(results: SweepDocument) -> bytes:
     """Measures of similarity (rows) of every block (columns, in the order of the forward pass), each number in its cell."""
     similarity = results.get("similarity") or {}
     blocks = in_forward_order(similarity)
@@ -166,7 +168,7 @@ def similarity_heat_png(results: Mapping[str, Any]) -> bytes:
     return png_of(figure)
 
 
-def _pairs(similarity: Mapping[str, Mapping[str, Any]]) -> str:
+def _pairs(similarity: Mapping[str, Similarity]) -> str:
     pairs = max((numbers.get("pairs") or 0 for numbers in similarity.values()), default=0)
     return f"{pairs} pair{'' if pairs == 1 else 's'} of pilots"
 
@@ -204,13 +206,13 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _columns(trials: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]]:
-    return [[float(trial[name]) for trial in trials] for name in names]
+def _columns(trials: Sequence[TrialRecord], *names: str) -> list[list[float]]:
+    return [[float(value_of(trial, name)) for trial in trials] for name in names]
 
 
-def _values(similarity: Mapping[str, Mapping[str, float | None]], blocks: Sequence[str], name: str) -> NDArray[np.float64]:
+def _values(similarity: Mapping[str, Similarity], blocks: Sequence[str], name: str) -> NDArray[np.float64]:
     """One number of each block; NaN, which matplotlib leaves out, where there is none."""
-    found = (similarity[block].get(name) for block in blocks)
+    found = (value_of(similarity[block], name) for block in blocks)
     return np.array([math.nan if value is None else value for value in found])
 
 
@@ -218,15 +220,15 @@ def _name_blocks(axes: Axes, blocks: Sequence[str]) -> None:
     axes.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
 
 
-def _is_far(dense: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], across: str) -> bool:
+def _is_far(dense: TrialRecord, trials: Sequence[TrialRecord], across: str) -> bool:
     """Whether the dense model has so much more of `across` than every ticket that it would press them into one column."""
-    others = [trial[across] for trial in trials if trial["kind"] != "dense"]
-    return across != "id" and len(others) > 0 and dense[across] > FAR_RATIO * max(others)
+    others = [value_of(trial, across) for trial in trials if trial["kind"] != "dense"]
+    return across != "id" and len(others) > 0 and value_of(dense, across) > FAR_RATIO * max(others)
 
 
-def _scale(axes: Axes, trials: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
+def _scale(axes: Axes, trials: Sequence[TrialRecord], across: str, up: str) -> None:
     """A log axis where one broken ticket would otherwise press all others into a line."""
     for name, setter in ((across, axes.set_xscale), (up, axes.set_yscale)):
-        values = [trial[name] for trial in trials]
+        values = [value_of(trial, name) for trial in trials]
         if name != "id" and values and min(values) > 0 and max(values) / min(values) > LOG_FROM_RATIO:
             setter("log")

@@ -18,6 +18,7 @@ from raylt.report.comparison_figures import allocations_png, confirmation_png
 from raylt.report.confirmation_tables import budgets, interval, notes, sheets
 from raylt.report.figures import pareto_png, similarity_heat_png, similarity_png
 from raylt.report.fitted_table import justify
+from raylt.report.records import SweepDocument, TrialRecord
 from raylt.report.sample_grids import Grid, sample_grids
 from raylt.report.tables import (
     SIMILARITY_HEADER,
@@ -34,18 +35,17 @@ from raylt.report.text import shown, trial_name
 from raylt.store import Ledger
 from raylt.store.layout import LOCK_FILE
 
-Record = Mapping[str, Any]
 Pictures = Mapping[str, bytes]
 Row = list[str]
 
 
-def sweep_page(results: Record, ledger: Ledger, spec_yaml: str, pictures: Pictures | None = None) -> str:
+def sweep_page(results: SweepDocument, ledger: Ledger, spec_yaml: str, pictures: Pictures | None = None) -> str:
     """The page of a sweep, with what its store has: samples, versions."""
     return html_page(results, spec_yaml, ledger.read(LOCK_FILE) or {}, sample_grids(ledger, results), pictures)
 
 
 def html_page(
-    results: Record, spec_yaml: str, lock: Record | None = None, grids: Sequence[Sequence[Grid]] = (),
+    results: SweepDocument, spec_yaml: str, lock: Mapping[str, Any] | None = None, grids: Sequence[Sequence[Grid]] = (),
     pictures: Pictures | None = None,
 ) -> str:  # fmt: skip
     """The whole sweep as one page.
@@ -67,7 +67,7 @@ def html_page(
     )  # fmt: skip
 
 
-def pictures_of(results: Record) -> Pictures:
+def pictures_of(results: SweepDocument) -> Pictures:
     """Name -> PNG bytes: the page's, which MLflow is given as files too."""
     drawn = {
         "pareto": pareto_png(results),
@@ -78,7 +78,7 @@ def pictures_of(results: Record) -> Pictures:
     return drawn | ({"confirmation": confirmation_png(results)} if results["confirmation"] else {})
 
 
-def _resolved(lock: Record) -> dict[str, str]:
+def _resolved(lock: Mapping[str, Any]) -> dict[str, str]:
     """What was resolved when the sweep began, in words."""
     versions = (lock.get("versions") or {}).items()
     keys = (key for key in ("precision", "device", "threads") if lock.get(key) is not None)
@@ -88,7 +88,7 @@ def _resolved(lock: Record) -> dict[str, str]:
     }
 
 
-def _trial_rows(trials: Sequence[Record]) -> list[tuple[Row, str]]:
+def _trial_rows(trials: Sequence[TrialRecord]) -> list[tuple[Row, str]]:
     """Each row with the class that it stands out by."""
     return [(trial_row(trial), weight(trial)) for trial in trials]
 

@@ -9,11 +9,12 @@ import contextlib
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 log = logging.getLogger("raylt.lookup")
 
 if TYPE_CHECKING:
+    from raylt.report.records import SweepDocument
     from raylt.spec import SweepSpec
     from raylt.store import Ledger, Store
 
@@ -56,7 +57,7 @@ def _place(source: str, words: str) -> str:
     return root
 
 
-def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, dict[str, Any]]:
+def find_results(name: str, root: str | None) -> tuple[SweepSpec, Ledger, SweepDocument]:
     from raylt.report.document import results as document_of
 
     spec, ledger = find_ledger(name, root)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raylt.errors import EnvironmentFailure
 from raylt.report.figures import small_grid_png
+from raylt.report.records import SweepDocument, TrialRecord, value_of
 from raylt.report.tables import comparable, pareto_rows
 from raylt.store import Ledger
 from raylt.store.ledger_files import COMPLETE, Result
@@ -16,18 +16,17 @@ from raylt.store.stages import stage_of
 log = logging.getLogger("raylt.report")
 
 MOST = 24  # grids of one budget
-Record = Mapping[str, Any]
 
 
 class Grid(NamedTuple):
     """A trial's first samples. All trials sample from the same noise, so that grids compare image by image."""
 
-    trial: Record
+    trial: TrialRecord
     density: float | None  # of the ticket it is about: a small dense model keeps all of its own weights
     png: bytes | None  # None: the store has them no more
 
 
-def sample_grids(ledger: Ledger, results: Record) -> list[list[Grid]]:
+def sample_grids(ledger: Ledger, results: SweepDocument) -> list[list[Grid]]:
     """One list a training budget: dense, tickets, their controls, all of the confirmation's first seed.
 
     Before anything was confirmed: the search's dense model and its Pareto front.
@@ -41,25 +40,24 @@ def sample_grids(ledger: Ledger, results: Record) -> list[list[Grid]]:
     ]
 
 
-def _of_first_seed(trials: list[Record]) -> list[Record]:
+def _of_first_seed(trials: list[TrialRecord]) -> list[TrialRecord]:
     """Dense first, then each ticket followed by its controls."""
     seed = min(trial["seed"] for trial in trials)
     mine = [trial for trial in trials if trial["seed"] == seed and trial["state"] == COMPLETE]
     return sorted(mine, key=lambda trial: (trial["rule"] is not None, trial["confirms"], trial["control"] or "", trial["id"]))
 
 
-def _of_the_search(results: Record) -> list[Record]:
+def _of_the_search(results: SweepDocument) -> list[TrialRecord]:
     dense = [t for t in results["trials"] if t["kind"] == "dense" and t["state"] == COMPLETE]
     return [*dense, *pareto_rows(results)]
 
 
-def _density(trial: Record, results: Record) -> float | None:
+def _density(trial: TrialRecord, results: SweepDocument) -> float | None:
     """Of a confirming trial, what its row of the confirmation is about; of the search's, its own."""
     if trial["protocol"] == "search":
-        own: float | None = trial["density"]
-        return own
+        return trial["density"]
     keys = ("train_steps", "confirms", "control")
-    rows = (row for row in results["confirmation"] if all(row[key] == trial[key] for key in keys))
+    rows = (row for row in results["confirmation"] if all(value_of(row, key) == value_of(trial, key) for key in keys))
     return next((row["density"] for row in rows if row["round"] == trial["rounds"][-1]["round"]), None)
 
 

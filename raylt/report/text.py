@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from raylt.report.records import SweepDocument
+
 SortKey = Literal["id", "loss", "fid", "kid", "flops", "density", "ticket_bytes"]
 
 _LABELS = {
@@ -20,7 +22,7 @@ def trial_name(record: Mapping[str, Any]) -> str:
     return f"{record['id']:04d}-{record['kind']}"
 
 
-def axis_label(name: str, results: Mapping[str, Any], protocol: str = "search") -> str:
+def axis_label(name: str, results: SweepDocument, protocol: str = "search") -> str:
     """An objective in words. FID and KID mean nothing without the features and samples behind them."""
     if name in ("fid", "kid"):
         behind = results["protocols"][protocol]

@@ -16,13 +16,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from raylt.intervals import student_t
+from raylt.report.records import JUDGED, ConfirmationRow, Difference, Judged, RoundRecord, Summary, TrialRecord
 
 Record = Mapping[str, Any]
-JUDGED = ("loss", "fid")  # lower is better
-_SHOWN = (*JUDGED, "kid")
 MarginRule = Literal["pooled", "dense"]  # over arms; of the dense model alone, as sweeps begun before have it
 
 
@@ -35,8 +34,8 @@ class Margin(NamedTuple):
 
 
 def confirmation(
-    trials: Sequence[Record], rule: MarginRule = "pooled", stated: Mapping[str, float | None] | None = None
-) -> list[dict[str, Any]]:
+    trials: Sequence[TrialRecord], rule: MarginRule = "pooled", stated: Mapping[str, float | None] | None = None
+) -> list[ConfirmationRow]:
     """One row for each budget, allocation, control and round, over its seeds; [] before anything was confirmed.
 
     `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`. `stated`:
@@ -52,11 +51,11 @@ def confirmation(
     return [_row(key, rows, uniform, margins) for key in sorted(rows, key=_place)]
 
 
-def _ended(trials: Sequence[Record]) -> list[Record]:
+def _ended(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial["protocol"] == "final" and trial["state"] == "COMPLETE"]
 
 
-def rows_of(trials: Sequence[Record]) -> Rows:
+def rows_of(trials: Sequence[TrialRecord]) -> Rows:
     """(budget, confirmed trial, rule, control, round) -> seed -> its numbers; round 0 of the dense model alone."""
     rows: Rows = {}
     for trial in _ended(trials):
@@ -67,11 +66,10 @@ def rows_of(trials: Sequence[Record]) -> Rows:
 
 
 Rows = dict[tuple[Any, ...], dict[int, Record]]  # row -> seed -> its round
-Curves = Mapping[tuple[int, int], Sequence[Record]]  # budget, seed -> the rounds of the uniform rule
-_KEYS = ("train_steps", "confirms", "rule", "control", "round")
+Curves = Mapping[tuple[int | None, int], Sequence[RoundRecord]]  # budget, seed -> the rounds of the uniform rule
 
 
-def _row_of(trial: Record, index: int) -> tuple[Any, ...]:
+def _row_of(trial: TrialRecord, index: int) -> tuple[Any, ...]:
     return trial["train_steps"], trial["confirms"], trial["rule"], trial["control"], index
 
 
@@ -81,15 +79,19 @@ def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return -steps, rule is not None, index, confirms, control or ""
 
 
-def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, str], Margin]) -> dict[str, Any]:
+def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, Judged], Margin]) -> ConfirmationRow:
     steps, confirms, rule, control, index = key
     mine, dense = rows[key], _dense(rows, steps)
-    row = {**dict(zip(_KEYS, key, strict=True)), "seeds": sorted(mine), "broken": sum(bool(r["broken"]) for r in mine.values())}
     ticket = rows.get((steps, confirms, rule, None, index), {})
     # a smaller dense net keeps all weights of its own: what it is about is the density of its ticket
-    row["density"] = _mean_of(r["density"] for r in (ticket if control == "small-dense" else mine).values())
-    row["flops"] = _mean_of(r["flops"] for r in mine.values())
-    row |= {name: summary([r[name] for r in mine.values() if r[name] is not None]) for name in _SHOWN}
+    of_density = ticket if control == "small-dense" else mine
+    row: ConfirmationRow = {
+        "train_steps": steps, "confirms": confirms, "rule": rule, "control": control, "round": index, "seeds": sorted(mine),
+        "broken": sum(bool(r["broken"]) for r in mine.values()),
+        "density": _mean_of(r["density"] for r in of_density.values()),
+        "flops": _mean_of(r["flops"] for r in mine.values()),
+        "loss": summary(_values("loss", mine)), "fid": summary(_values("fid", mine)), "kid": summary(_values("kid", mine)),
+    }  # fmt: skip
     if rule is not None:
         row["vs_dense"] = {name: _against_dense(name, mine, dense, margins[steps, name]) for name in JUDGED}
     if control is not None:
@@ -154,7 +156,7 @@ def _on_curve(name: str, flops: float, rounds: Sequence[Record]) -> float | None
     return None
 
 
-def summary(values: Sequence[float]) -> dict[str, float | int | None]:
+def summary(values: Sequence[float]) -> Summary:
     """n, mean, standard deviation and the ends of the mean's interval; None where there are too few values."""
     n = len(values)
     if n < 2:
@@ -164,28 +166,32 @@ def summary(values: Sequence[float]) -> dict[str, float | int | None]:
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
-def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, float | int | None]:
+def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> Summary:
     """`summary` of mine - other over the seeds that both have."""
     both = [(mine[seed][name], other[seed][name]) for seed in sorted(mine.keys() & other.keys())]
     return summary([a - b for a, b in both if a is not None and b is not None])
 
 
-def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record], margin: Margin) -> dict[str, Any]:
+def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record], margin: Margin) -> Difference:
     difference = paired(name, mine, dense)
-    known = {"margin": margin.value} | ({} if margin.of == "dense" else {"margin_of": margin.of, "margin_df": margin.df})
-    return {**difference, **known, "verdict": verdict(difference, margin.value, ("winning", "not winning"))}
+    judged = verdict(difference, margin.value, ("winning", "not winning"))
+    if margin.of == "dense":
+        return cast(Difference, {**difference, "margin": margin.value, "verdict": judged})
+    known = {"margin": margin.value, "margin_of": margin.of, "margin_df": margin.df}
+    return cast(Difference, {**difference, **known, "verdict": judged})
 
 
-def _against(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> dict[str, Any]:
+def _against(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> Difference:
     difference = paired(name, mine, other)
-    return {**difference, "verdict": verdict(difference, 0.0, ("better", "worse"))}
+    return cast(Difference, {**difference, "verdict": verdict(difference, 0.0, ("better", "worse"))})
 
 
-def verdict(difference: Mapping[str, Any], margin: float | None, words: tuple[str, str]) -> str:
+def verdict(difference: Summary, margin: float | None, words: tuple[str, str]) -> str:
     """The first word where the whole interval lies below the margin, the second where above, else `undecided`."""
-    if margin is None or difference["low"] is None:
+    low, high = difference["low"], difference["high"]
+    if margin is None or low is None or high is None:
         return "undecided"
-    return words[0] if difference["high"] < margin else words[1] if difference["low"] > margin else "undecided"
+    return words[0] if high < margin else words[1] if low > margin else "undecided"
 
 
 def _mean_of(values: Any) -> float | None:

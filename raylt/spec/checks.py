@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from raylt.errors import Problem
-from raylt.spec.paths import root_problem
+from raylt.spec.paths import CREDENTIALS_ADVICE, has_credentials, root_problem
 from raylt.spec.schema import SweepSpec, matches
-from raylt.spec.sections import CREDENTIALS_ADVICE, IMAGE_SHAPES, has_credentials
 from raylt.spec.tracking_uri import uri_problem
 from raylt.spec.unet_checks import config_problems
+from raylt.spec.vocabulary import IMAGE_SHAPES
 
 LEAST_GPU = 0.0001
 _TRACKING_ADVICE = (

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from raylt.errors import Problem, shown
 from raylt.spec.schema import SweepSpec
-from raylt.spec.sections import GROUP_NAME_LENGTH
+from raylt.spec.vocabulary import GROUP_NAME_LENGTH
 from raylt.spec.yaml_text import dotted
 
 Path = tuple[str | int, ...]

@@ -9,6 +9,8 @@ import os
 import re
 from string import Template
 
+from raylt.errors import MASK, has_secret
+
 _SCHEMES = "file|s3|gs|gcs|hdfs|viewfs|abfs|abfss"
 
 
@@ -57,3 +59,14 @@ def root_problem(root: str) -> tuple[str, str] | None:
     if "?" in root and (root.startswith("file:") or not all("=" in option for option in options.split("&"))):
         return "has a ?, behind which a URI's options stand", "%3F for it" if root.startswith("file:") else "a name without ?"
     return None
+
+
+CREDENTIALS_ADVICE = "credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or from ~/.aws"
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether a URI carries a password, a token or a server's user name, which would then stand in specs, logs and runs."""
+    scheme, mark, rest = uri.partition("://")
+    user, at, _ = re.split(r"[/?#]", rest)[0].rpartition("@")
+    is_named = bool(mark and at) and user != MASK  # which stands in specs that older stores keep
+    return has_secret(uri) or (is_named and (":" in user or scheme in ("s3", "http", "https")))  # abfs://container@account

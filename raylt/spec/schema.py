@@ -14,15 +14,10 @@ from pydantic import Field
 from raylt.spec.canonical import digest_of
 from raylt.spec.presets import PRESETS, block_names, block_of, default_groups
 from raylt.spec.sections import (
-    IMAGE_SHAPES,
-    NAME_LENGTH,
-    AsWritten,
     ConfirmSpec,
     DataSpec,
-    FeaturesName,
     MetricsSpec,
     ModelSpec,
-    Protocol,
     ProtocolSpec,
     ResourcesSpec,
     SearchSpec,
@@ -32,6 +27,7 @@ from raylt.spec.sections import (
     TrackingSpec,
     TrainSpec,
 )
+from raylt.spec.vocabulary import IMAGE_SHAPES, NAME_LENGTH, AsWritten, FeaturesName, Protocol
 
 SCHEMA = 1
 
@@ -118,14 +114,14 @@ class SweepSpec(Section):
 
 # Keys that may change between two runs of one sweep: they decide where and how long, never what comes out of a trial.
 # `search.concurrency` decides which trials a later proposal knows, though: what has been asked stays as it is.
-_FREE = (
+FREE = (
     *("schema", "name", "data.root", "train.checkpoint_every", "search.trials", "search.concurrency"),
     *("confirm.*", "resources.*", "storage.*", "tracking.*"),
 )
 
 
 def _is_free(key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in _FREE)
+    return any(fnmatchcase(key, pattern) for pattern in FREE)
 
 
 def _default_preset(spec: SweepSpec) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from raylt.spec.schema import SweepSpec
-from raylt.spec.sections import Control, Protocol
+from raylt.spec.vocabulary import Control, Protocol
 
 Kind = Literal["dense", "pilot", "baseline", "search", "control"]
 SEARCHED = "searched"

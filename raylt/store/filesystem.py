@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pyarrow import fs as pafs
 
 from raylt.errors import InputError, OutOfSpace, StoreFailure
-from raylt.spec.sections import CREDENTIALS_ADVICE, has_credentials
+from raylt.spec.paths import CREDENTIALS_ADVICE, has_credentials
 from raylt.store.bucket import ANSWER_WITHIN_S, CONNECT_WITHIN_S, BucketFolder
 from raylt.store.damage import Damaged
 from raylt.store.folders import ArrowFolder, Folder, Found, LocalFolder

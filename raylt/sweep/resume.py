@@ -8,7 +8,7 @@ import os
 from raylt.errors import InputError
 from raylt.search.confirm import Request, extend
 from raylt.spec import SweepSpec
-from raylt.spec.sections import NAME_LENGTH
+from raylt.spec.vocabulary import NAME_LENGTH
 from raylt.store import Ledger, Store
 from raylt.store.layout import SPEC_FILE
 from raylt.store.ledger import was_begun

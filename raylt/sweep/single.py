@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import get_args
 
 from rich.console import Console
 
@@ -13,8 +13,9 @@ from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.report.document import trial_record
+from raylt.report.records import TrialRecord
 from raylt.spec import SweepSpec, TrialSpec
-from raylt.spec.sections import Rule
+from raylt.spec.vocabulary import Rule
 from raylt.store import Ledger, Store
 from raylt.store.layout import SAMPLES, TICKET, TRAINED
 from raylt.store.ledger_files import COMPLETE, FAIL, missing_stages
@@ -29,7 +30,7 @@ INDEX = "model_index.json"  # of a pipeline, as diffusers names it
 PARTIAL = ".raylt-"  # begins the name of a folder that an export is written to first, and of one that was killed
 
 
-def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -> tuple[dict[str, Any], int]:
+def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -> tuple[TrialRecord, int]:
     """One search of the spec under a rule; returns its record as in `results --json`, and the exit code."""
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")

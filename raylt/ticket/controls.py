@@ -22,7 +22,7 @@ import torch
 from raylt.diffusion.flops import count_flops, narrower_unet
 from raylt.diffusion.rng import Draw, generator, seed_of
 from raylt.spec.schema import matches
-from raylt.spec.sections import Control
+from raylt.spec.vocabulary import Control
 from raylt.ticket.find import Round, TicketRunner
 from raylt.ticket.mask import Mask
 from raylt.ticket.ticket_search import TicketSearch

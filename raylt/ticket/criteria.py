@@ -17,7 +17,7 @@ from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.train import Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, weight_name
 from raylt.errors import Diverged
-from raylt.spec.sections import Criterion
+from raylt.spec.vocabulary import Criterion
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import PRUNED, Scores, magnitude
 from raylt.ticket.synflow import SynapticFlow

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from raylt.errors import EnvironmentFailure, InputError, shown, without_secrets
 from raylt.report.document import protocol_record, results, trial_record
+from raylt.report.records import SweepDocument
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.paths import EXPECTED
 from raylt.spec.tracking_uri import absolute_uri, expanded_uri, uri_problem
+from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.ledger_files import FAIL, RUNNING, Result
@@ -116,7 +118,7 @@ class Run:
         self.points.update(points)
 
 
-def sweep_tags(spec: SweepSpec, ledger: Ledger, ledger_id: str, protocol: str = "search") -> dict[str, str]:
+def sweep_tags(spec: SweepSpec, ledger: Ledger, ledger_id: str, protocol: Protocol = "search") -> dict[str, str]:
     """The tags every run of the sweep has: in MLflow a filter on a parent does not find its children."""
     behind = protocol_record(spec, protocol)
     reference = behind["reference"]
@@ -239,7 +241,7 @@ def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> 
     """The files of the parent run. `state`: as the driver knows it, which still holds the lease when it ends."""
     from raylt.report.html_page import pictures_of, sweep_page
 
-    document = {**results(spec, ledger), "state": state}
+    document: SweepDocument = {**results(spec, ledger), "state": state}
     pictures = pictures_of(document)
     return {
         "spec.yaml": spec_yaml.encode(),

@@ -18,7 +18,7 @@ from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import build_unet, load_parameters
 from raylt.spec import SweepSpec
-from raylt.spec.sections import Protocol
+from raylt.spec.vocabulary import Protocol
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.store.layout import CLASSIFIER, GRID, SAMPLES, STATISTICS
 from raylt.ticket.find import Round, data_key

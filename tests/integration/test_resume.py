@@ -165,7 +165,7 @@ def assert_a_kill_changes_nothing(whole, sweep, *, after, last):
     return document
 
 
-@pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in tests/unit/test_rungs.py
+@pytest.mark.slow  # two more sweeps: kills are tried above, and who is stopped in search/test_median_stopping.py
 def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_sweep):
     search = {"rungs": True, "objectives": ["loss"], "trials": 5, "concurrency": 1}  # loss alone: more of them are stopped
     changes = {"ticket": {"rounds": 3}, "search": search}
@@ -179,7 +179,7 @@ def test_a_guided_sweep_with_rungs_that_was_killed_ends_as_one_that_was_not(new_
             assert not trial["pareto"]
 
 
-@pytest.mark.slow  # two more sweeps: what decides is tried in tests/unit/test_dispatch.py and test_profile.py
+@pytest.mark.slow  # two more sweeps: what decides is tried in sweep/test_dispatch.py, search/test_profile.py
 def test_a_sweep_with_auto_groups_that_was_killed_ends_as_one_that_was_not(new_sweep):
     changes = {"search": {"groups": "auto", "profile": "movement", "pilots": 0, "baselines": [], "trials": 4}}
     whole, sweep = new_sweep(**changes), new_sweep(**changes)

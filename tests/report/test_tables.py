@@ -208,7 +208,7 @@ def test_pictures_of_similarity_show_each_number_and_cope_with_none(document: di
             for value in (0.05, None):
                 other = {"conv_in": nothing, "mid_block": {**FULL, name: value}}
                 assert draw({**document, "similarity": other}) != whole, name
-        assert draw({**document, "similarity": {"conv_in": nothing, "mid_block": {"kappa": 0.5}}})
+        assert draw({**document, "similarity": {"conv_in": nothing, "mid_block": {**nothing, "kappa": 0.5}}})
         assert draw({**document, "similarity": {"conv_in": nothing}})
 
 

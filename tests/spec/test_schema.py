@@ -15,7 +15,8 @@ from raylt.spec import SweepSpec, load_spec
 from raylt.spec.checks import cross_key_problems
 from raylt.spec.presets import PRESETS
 from raylt.spec.schema import flatten
-from raylt.spec.sections import PresetName, TicketSpec
+from raylt.spec.sections import TicketSpec
+from raylt.spec.vocabulary import PresetName
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 

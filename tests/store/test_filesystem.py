@@ -104,7 +104,7 @@ def test_a_password_in_a_spec_is_refused_by_validate_without_showing_it(tmp_path
 
 
 def test_who_stands_in_other_addresses_is_no_secret():
-    from raylt.spec.sections import has_credentials
+    from raylt.spec.paths import has_credentials
 
     assert not has_credentials("abfs://container@account.dfs.core.windows.net/x")
     assert not has_credentials("/home/me@work:here/x")

@@ -33,7 +33,7 @@ def environment(folder: Path, plan: Mapping[int, str], pace_s: float = 0.0) -> d
     """
     hook = folder / "hook"
     hook.mkdir(exist_ok=True)
-    (hook / "sitecustomize.py").write_text("from tests import sabotage\n\nsabotage.watch()\n")
+    (hook / "sitecustomize.py").write_text("from tests.support import sabotage\n\nsabotage.watch()\n")
     repository = Path(__file__).parents[2]
     settings = {"folder": str(folder), "plan": {str(trial): what for trial, what in plan.items()}, "pace_s": pace_s}
     return {"PYTHONPATH": f"{hook}{os.pathsep}{repository}", VARIABLE: json.dumps(settings)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from raylt.errors import InputError
 from raylt.spec.presets import PRESETS
 from raylt.spec.schema import matches
 from raylt.spec.sections import TicketSpec
+from raylt.spec.vocabulary import Rule
 from raylt.ticket.allocation import Allocation, bend
 from raylt.ticket.budget import LayerBudget, smallest_density
 from raylt.ticket.density_rules import BASES, lamp
@@ -25,7 +27,7 @@ CONFIG = {**PRESETS["digits"], "sample_size": 8, "in_channels": 1, "out_channels
 LAYERS = layers_of(CONFIG)
 TOTAL = sum(layer.size for layer in LAYERS)
 FLOPS = {layer.name: count_flops(CONFIG).layers[layer.name] // layer.size for layer in LAYERS}
-RULES = ["uniform", "uniform+", "er", "erk", "lamp", "global"]
+RULES = list(get_args(Rule))  # a new one is tried as well
 NO_FLOORS = {"keep_dense": [], "min_kept": 0}
 
 

@@ -1,0 +1,84 @@
+"""docs/formats.md: the files of a store, and the document of `records`, key by key.
+
+python -m raylt.report.formats > docs/formats.md
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from raylt.report import records
+from raylt.spec.reference import docstrings_of, entry, wrapped
+
+STORE = """\
+# Formats
+
+What raylt keeps and prints, for programs that read it. The second part of this page is made from
+the code by `python -m raylt.report.formats`. [History](formats-history.md) says what was added
+when.
+
+## Files of a store
+
+A store is a folder or a bucket, here `ROOT`. Every JSON file that is believed has a member
+`sha256` over its content and its place.
+
+```text
+ROOT/sweeps/NAME/
+  spec.yaml                      the spec, with every default written out
+  spec.lock.json                 what was resolved when the sweep began, and its copy,
+  spec.lock.copy.json            from which `raylt store verify --repair` restores it
+  trials/00017/asked.json        a trial as it was submitted
+  trials/00017/result.json       its result, written once
+  similarity.json                similarity of the pilots, profile, groups
+  confirm.json, confirm-2.json   the plan of a confirmation, and what extends it
+  mlflow.json                    trial -> its run in MLflow
+  lease.json, lease/00003.json   the driver's sign of life; one file a driver, in turn
+  stop.json                      a request to stop
+  index/                         a cache of finished trials; may be deleted
+  logs/00017/                    what workers said, for people
+  study.db                       Optuna's study, made from the trials; may be deleted
+ROOT/stages/AB/SHA256/
+  key.json                       what the stage is computed from; its hash is the address
+  manifest.json                  its values and files; a stage without it is unfinished
+  failed.json                    in place of a manifest: it diverged twice
+  *.safetensors, samples.npz     its files
+```
+
+`spec.lock.json` has the code schema, the spec's digest and the spec as it began, device,
+precision, threads, `startup`, the hashes of the images and of Inception's weights, and the
+versions of the libraries.
+
+A stage is of one of these kinds: `start` (the rewind point), `train` (weights, their average and
+the mask of a round), `mask` (of a costly criterion), `loss`, `sample` (FID and KID), `ticket`,
+and the inputs: images, weights of Inception, statistics, a classifier.
+
+## `raylt results NAME --json`
+"""
+
+ORDER = ("SweepDocument", "TrialRecord", "RoundRecord", "ConfirmationRow", "Summary", "Difference", "Similarity",
+         "ProtocolRecord", "Counts", "Steps", "Timing")  # fmt: skip
+TITLES = {
+    "SweepDocument": "The document", "TrialRecord": "A trial", "RoundRecord": "A round of a trial",
+    "ConfirmationRow": "A row of `confirmation`", "Summary": "A number over seeds", "Difference": "A paired difference",
+    "Similarity": "Similarity of a block or layer", "ProtocolRecord": "A protocol", "Counts": "`counts`", "Steps": "`steps`",
+    "Timing": "`timing`",
+}  # fmt: skip
+
+
+def page() -> str:
+    """docs/formats.md."""
+    return STORE + "\n" + "\n".join(_records()) + "\n"
+
+
+def _records() -> Iterator[str]:
+    yield from (*wrapped("`null` stands where a number is not there. `raylt ticket --json` prints one trial of it."), "")
+    for name in ORDER:
+        yield from (f"### {TITLES[name]}", "", *wrapped(inspect.getdoc(getattr(records, name)) or ""), "")
+        for key, text in docstrings_of(records)[name].items():
+            yield from entry(key, text)
+        yield ""
+
+
+if __name__ == "__main__":
+    print(page().rstrip("\n"))
