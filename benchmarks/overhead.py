@@ -47,10 +47,11 @@ from raylt.store import Lease, Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher
+from raylt.sweep.messages import TrialFinished, as_result
 from raylt.sweep.progress import SweepProgress
-from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
+from raylt.sweep.searcher import LedgerSearcher
+from raylt.sweep.tune import run_tune
 from raylt.tracking.tracker import Tracker
-from raylt.trial.run import MESSAGE
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 WINDOW = 20  # trials behind each median: from the 10th on, and up to the last
@@ -89,7 +90,7 @@ class Instant(tune.Trainable):
         }
         result = {**self._config["template"], **numbers}
         result["rounds"] = [{**report, **numbers} for report in result["rounds"]]
-        return {MESSAGE: json.dumps({"report": result["rounds"][-1], "result": result}), "done": True}
+        return as_result(TrialFinished(result, result["rounds"][-1]))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """As `TrialActor`: nothing."""
@@ -168,7 +169,7 @@ def run_raylt(folder: Path, trials: int, resources: ray_runtime.Resources) -> di
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), changed)
     searcher = LedgerSearcher(dispatcher, round_done, Memory(spec.search.concurrency, progress.say))
     shared = {"template": template(spec, store)}
-    ray_runtime.run_tune(Instant, searcher, [WorkerDeaths(searcher)], StopEarly(searcher), spec, resources, shared)
+    run_tune(spec, searcher, resources, shared, Instant)
     study.close()
     assert tracker.close("complete"), "the record is not whole"
     lag_s = time.perf_counter() - ends[-1].wall

@@ -239,7 +239,7 @@ class _Driver:
             study.sync_soon()
             tracker.sync_soon()
             with ray_watch.watched(ray_watch.of_ray(), self._ray_is_gone, self._leave_at_once):
-                run_tune(self.spec, searcher, resources, shared)
+                run_tune(self.spec, searcher, resources, shared.dump())
         except Exception as error:
             raise self._gone or _underlying(error) from error
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,27 @@ from ray.tune.search import ConcurrencyLimiter
 from raylt.cluster import ray_internals
 from raylt.cluster.ray_runtime import Resources
 from raylt.spec import SweepSpec
-from raylt.sweep.actor import TrialActor, WorkerConfig
+from raylt.sweep.actor import TrialActor
 from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
 
-def run_tune(spec: SweepSpec, searcher: LedgerSearcher, resources: Resources, shared: WorkerConfig) -> None:
-    """To its end, to Ctrl-C or to the stopper. Tune's own experiment files are scratch and are thrown away."""
+def run_tune(
+    spec: SweepSpec, searcher: LedgerSearcher, resources: Resources, shared: Mapping[str, Any],
+    trainable: type[tune.Trainable] = TrialActor,
+) -> None:  # fmt: skip
+    """To its end, to Ctrl-C or to the stopper. Tune's own experiment files are scratch and are thrown away.
 
-    class Actor(TrialActor):
-        """The actor with what all trials share: Tune's config then holds the trial alone."""
+    `shared`: what all trials share, as `WorkerConfig.dump` gives it.
+    """
+
+    class Actor(trainable):  # type: ignore[misc]
+        """The trainable with what all trials share: Tune's config then holds the trial alone."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            super().setup({**shared.dump(), **config})
+            super().setup({**shared, **config})
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            return super().reset_config({**shared.dump(), **new_config})
+            return bool(super().reset_config({**shared, **new_config}))
 
     ray_internals.patch()
     scratch = Path(tempfile.mkdtemp(prefix="raylt-tune-"))
