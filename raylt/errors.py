@@ -78,20 +78,20 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        given = f" (got {shown(self.given)})" if self.has_given else ""
+        given = f" (got {as_yaml_value(self.given)})" if self.has_given else ""
         expected = f"; {self.expected}" if self.expected else ""
         return f"{where}{self.key}: {self.what}{given}{expected}"
 
 
-def shown(value: object) -> str:
+def as_yaml_value(value: object) -> str:
     """A value on one line, as a spec would have it: null, true, 'text', [1, 2]; cut where it is long."""
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     elif isinstance(value, dict):
         items = [(key if str(key).isprintable() else repr(key), item) for key, item in list(value.items())[:20]]
-        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in items) + "}"
+        text = "{" + ", ".join(f"{key}: {as_yaml_value(item)}" for key, item in items) + "}"
     elif isinstance(value, (list, tuple)):
-        text = "[" + ", ".join(map(shown, value[:20])) + "]"
+        text = "[" + ", ".join(map(as_yaml_value, value[:20])) + "]"
     else:
         text = without_secrets(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -72,12 +72,12 @@ def _measured(job: tuple[str, int], root: Path) -> Row:
 
 def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
     from raylt.diffusion.train import Compute
-    from raylt.search.profile import measure
+    from raylt.search.profile import measure_similarity
     from raylt.spec import dump_yaml, parse_spec
     from raylt.store import Ledger, Store
     from raylt.sweep import preflight
     from raylt.sweep.dispatch import Dispatcher
-    from raylt.trial.run import Bench
+    from raylt.trial.run import TrialContext
 
     data, densities, base, budget = PROBLEMS[problem]
     spec = parse_spec(
@@ -94,12 +94,12 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
         name, (),
     )  # fmt: skip
     store = Store(spec.storage.root, owner=f"bends/{name}")
-    bench = Bench.open(spec, Compute.local(spec), preflight.check(spec, store).inputs)
+    bench = TrialContext.open(spec, Compute.local(spec), preflight.check(spec, store).inputs)
     ledger = Ledger(store, name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, 0, lambda trial, result: None)
     while isinstance(trial := dispatcher.next_trial(()), TrialSpec):
         dispatcher.ended(trial.id, _run(trial, bench, store))
-    blocks = measure(spec, ledger)["blocks"]
+    blocks = measure_similarity(spec, ledger)["blocks"]
     sizes = _sizes(spec)
     free = [block for block in spec.blocks if blocks[block]["kappa"] is not None]
     bends = {"base": dict.fromkeys(free, 0.0)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from raylt.cluster.own_files import read_own
 from raylt.cluster.ssh import Head
-from raylt.errors import EnvironmentFailure, InputError, shown
+from raylt.errors import EnvironmentFailure, InputError, as_yaml_value
 
 ASK_WITHIN_S = 10.0  # for the head's address, of whoever knows it
 DASHBOARD_PORT = 8265
@@ -83,7 +83,9 @@ def _refuse_odd(path: str, key: str, value: object) -> None:
     """Raises `InputError` for a value that ssh, or a shell behind it, could take for an option or a command of its own."""
     what, pattern = _WORDS.get(key, ("", None))
     if pattern is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
-        raise InputError(f"{path}: {key}: is no {what} (got {shown(value)}); text that does not begin with - or hold odd signs")
+        raise InputError(
+            f"{path}: {key}: is no {what} (got {as_yaml_value(value)}); text that does not begin with - or hold odd signs"
+        )
 
 
 def was_brought_up(file: ClusterFile) -> bool:

@@ -26,10 +26,10 @@ from raylt.report.tables import (
     failures,
     pareto_rows,
     protocol_text,
+    row_style,
     similarity_rows,
     trial_row,
     used_protocols,
-    weight,
 )
 from raylt.report.text import shown, trial_name
 from raylt.store import Ledger
@@ -90,7 +90,7 @@ def _resolved(lock: Mapping[str, Any]) -> dict[str, str]:
 
 def _trial_rows(trials: Sequence[TrialRecord]) -> list[tuple[Row, str]]:
     """Each row with the class that it stands out by."""
-    return [(trial_row(trial), weight(trial)) for trial in trials]
+    return [(trial_row(trial), row_style(trial)) for trial in trials]
 
 
 # --- what the template calls ----------------------------------------------------------------------------------------

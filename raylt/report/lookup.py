@@ -44,16 +44,16 @@ def store_root(root: str | None) -> str:
 
 
 def _place(source: str, words: str) -> str:
-    from raylt.errors import InputError, shown
+    from raylt.errors import InputError, as_yaml_value
     from raylt.spec.paths import EXPECTED, expanded, root_problem
 
     try:
         root = expanded(words)
     except LookupError as error:
-        raise InputError(f"{source}: {error} (got {shown(words)}); {EXPECTED}") from None
+        raise InputError(f"{source}: {error} (got {as_yaml_value(words)}); {EXPECTED}") from None
     found = root_problem(root)
     if found is not None:
-        raise InputError(f"{source}: {found[0]} (got {shown(words)}); {found[1]}")
+        raise InputError(f"{source}: {found[0]} (got {as_yaml_value(words)}); {found[1]}")
     return root
 
 

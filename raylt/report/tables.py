@@ -110,7 +110,7 @@ def state_text(trial: TrialRecord) -> str:
     return "failed" if trial["state"] == "FAIL" else str(trial["state"]).lower()
 
 
-def weight(trial: TrialRecord) -> str:
+def row_style(trial: TrialRecord) -> str:
     """How a trial's row stands out: on the front, or as one that is not ranked."""
     return "dim" if state_text(trial) != "complete" else "front" if trial["pareto"] else ""
 
@@ -238,7 +238,7 @@ def _trials_table(results: SweepDocument, title: str, caption: str, header: Row,
     row_of, least = (trial_row, _LEAST_TRIAL) if is_search else (confirming_row, _LEAST_CONFIRMING)
     table = FittedTable(title, header, least, seen_by(results, "--csv"), caption)
     for trial in trials:
-        table.add_row(row_of(trial), style={"front": "bold"}.get(weight(trial), weight(trial)))
+        table.add_row(row_of(trial), style={"front": "bold"}.get(row_style(trial), row_style(trial)))
     return table
 
 

@@ -23,7 +23,7 @@ Groups = dict[str, list[str]]
 _Division = tuple[Fraction, list[int]]  # of the first values: the sum of squares within classes, and where each ends
 
 
-def settled(spec: SweepSpec, measured: Mapping[str, Any]) -> SweepSpec:
+def with_chosen_groups(spec: SweepSpec, measured: Mapping[str, Any]) -> SweepSpec:
     """The spec with the groups it will have for good: in place of `auto`, those that were `measured` with the profile.
 
     For whoever needs groups. It is no sweep's spec: its identity is another.

@@ -32,7 +32,7 @@ log = logging.getLogger("raylt.profile")
 LEAST_SPREAD = 1e-12  # of raw values: below, there is nothing to tell them apart
 
 
-def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
+def measure_similarity(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
     """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "groups": {group: blocks}, "profile": {group: s_g}}`.
 
     Measured once, then in the ledger. Call it when dense and pilots have ended; trials of them that failed are left out.

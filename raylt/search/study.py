@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from raylt.background import AbandonedError, Background, Pace
-from raylt.search.groups import settled
+from raylt.search.groups import with_chosen_groups
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
 from raylt.spec import SweepSpec
@@ -94,7 +94,7 @@ class StudyFile:
     def _space_of(self, ledger: Ledger) -> dict[str, BaseDistribution]:
         """The space of the study, once there is a trial: before, its groups may not have been chosen."""
         if self._space is None:
-            self._space = distributions(settled(self.spec, ledger.read(SIMILARITY_FILE) or {}))
+            self._space = distributions(with_chosen_groups(self.spec, ledger.read(SIMILARITY_FILE) or {}))
         return self._space
 
     def close(self) -> None:

@@ -20,13 +20,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from raylt.errors import InputError, Problem, SpecError, shown
+from raylt.errors import InputError, Problem, SpecError, as_yaml_value
 from raylt.spec.checks import cross_key_problems, place_problems
 from raylt.spec.messages import meant_by, wrong_keys
 from raylt.spec.paths import EXPECTED, expanded, literal
 from raylt.spec.schema import SweepSpec
 from raylt.spec.tracking_uri import expanded_uri, with_path
-from raylt.spec.yaml_text import Document, Place, dotted, dump_yaml, read_yaml
+from raylt.spec.yaml_text import Document, SourceLocation, dotted, dump_yaml, read_yaml
 
 __all__ = ["builtin_sweeps", "dump_yaml", "find_spec", "load_spec", "parse_again", "parse_spec", "read_spec"]
 
@@ -183,7 +183,7 @@ def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        problem = Problem(shown(override), "is no override", "KEY=VALUE, for example search.trials=20", file=_SET)
+        problem = Problem(as_yaml_value(override), "is no override", "KEY=VALUE, for example search.trials=20", file=_SET)
         document.problems.append(problem)
         return
     try:
@@ -213,7 +213,7 @@ def _put(document: Document, parts: list[str], value: Any) -> str:
         is_entry = isinstance(inner, list) and following.isdecimal() and int(following) < len(inner)
         if not isinstance(inner, dict) and not is_entry:
             inner = data[slot] = {}
-            document.places[dotted(*parts[: index + 1])] = Place(_SET, None)
+            document.places[dotted(*parts[: index + 1])] = SourceLocation(_SET, None)
         data = inner
     return dotted(*parts)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raylt.errors import Problem, shown
+from raylt.errors import Problem, as_yaml_value
 from raylt.spec.schema import SweepSpec
 from raylt.spec.vocabulary import GROUP_NAME_LENGTH
 from raylt.spec.yaml_text import dotted
@@ -146,7 +146,7 @@ def _bounds(node: dict[str, Any]) -> str:
 
 
 def _word(value: object) -> str:
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else as_yaml_value(value)
 
 
 @cache

@@ -43,7 +43,7 @@ _HINTS = {  # of what ruamel.yaml says: what would be right
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a key stands. An override stands in no line of no file: its file is `--set`."""
 
     file: str
@@ -56,11 +56,11 @@ class Document:
     """What a YAML text says. `places` goes by dotted key, "" being the whole; `twice` are keys given more than once."""
 
     data: Any = None
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, SourceLocation] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
-    def place(self, key: str) -> Place:
+    def place(self, key: str) -> SourceLocation:
         """Of a key, or of the nearest section around it that is there."""
         while key and key not in self.places:
             key = key.rpartition(".")[0]
@@ -76,7 +76,7 @@ def read_yaml(text: str, file: str, prefix: tuple[str | int, ...] = (), has_line
     """The document in `text`; raises SpecError where it is not YAML. Keys are named below `prefix`."""
     reader = _Reader(text, file, has_lines)
     node = reader.compose(dotted(*prefix) or "YAML")
-    reader.document.places[dotted(*prefix)] = Place(file, 1 if has_lines else None)
+    reader.document.places[dotted(*prefix)] = SourceLocation(file, 1 if has_lines else None)
     if node is not None:
         reader.document.data = reader.value(node, prefix)
     return reader.document
@@ -152,9 +152,9 @@ class _Reader:
         place = self.place(node)
         self.document.problems.append(Problem(dotted(*path) or "YAML", what, expected, file=place.file, line=place.line))
 
-    def place(self, node: Any) -> Place:
+    def place(self, node: Any) -> SourceLocation:
         mark = node.start_mark
-        return Place(self.file, mark.line + 1, mark.column) if self.has_lines else Place(self.file, None)
+        return SourceLocation(self.file, mark.line + 1, mark.column) if self.has_lines else SourceLocation(self.file, None)
 
     def value(self, node: Any, path: tuple[str | int, ...]) -> Any:
         """Plain data of a node: dict with text keys, list, text, number, true or false, None."""

@@ -21,8 +21,8 @@ from raylt.store.lease import guard_for
 from raylt.store.trial_log import TrialLog
 from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.trial import inputs
-from raylt.trial.inputs import Address
-from raylt.trial.run import Bench, TrialRun, failure
+from raylt.trial.inputs import InputDigests
+from raylt.trial.run import TrialContext, TrialRun, failure
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WorkerConfig:
 
     spec: SweepSpec
     compute: Compute
-    inputs: Address
+    inputs: InputDigests
     root: str  # the store's
     name: str  # the sweep's in that store
     epoch: int  # and token: of the driver's lease
@@ -46,7 +46,7 @@ class WorkerConfig:
         """What `dump` made."""
         spec, compute, inputs = config["spec"], config["compute"], config["inputs"]
         return WorkerConfig(
-            SweepSpec.model_validate(spec), Compute(**compute), Address(**inputs), config["root"], config["name"],
+            SweepSpec.model_validate(spec), Compute(**compute), InputDigests(**inputs), config["root"], config["name"],
             config["epoch"], config["token"],
         )  # fmt: skip
 
@@ -66,8 +66,8 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._bench: Bench | None = None
-        self._bench_of: tuple[str, Compute] | None = None
+        self._context: TrialContext | None = None
+        self._context_of: tuple[str, Compute] | None = None
         preemption.watch(ray_internals.drain_notice)
         preemption.on_terminate()
         self.reset_config(config)
@@ -109,16 +109,16 @@ class TrialActor(tune.Trainable):
             shared, trial = WorkerConfig.load(self._config), TrialSpec.load(self._config["trial"])
             guard = guard_for(Store(shared.root), shared.name, shared.epoch, shared.token)
             store = Store(shared.root, owner=f"{shared.name}/{trial.id}", guard=guard)
-            self._run = TrialRun(trial, self._bench_for(shared, store), store, log.trained)
+            self._run = TrialRun(trial, self._context_for(shared, store), store, log.trained)
             self._rounds = iter(self._run)
         return self._run, self._rounds
 
-    def _bench_for(self, shared: WorkerConfig, store: Store) -> Bench:
+    def _context_for(self, shared: WorkerConfig, store: Store) -> TrialContext:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # diffusers must never look anything up
-        if self._bench is None or self._bench_of != (shared.spec.digest, shared.compute):
-            self._bench = Bench.open(shared.spec, shared.compute, inputs.get(shared.inputs, store))
-            self._bench_of = (shared.spec.digest, shared.compute)
-        return self._bench
+        if self._context is None or self._context_of != (shared.spec.digest, shared.compute):
+            self._context = TrialContext.open(shared.spec, shared.compute, inputs.get(shared.inputs, store))
+            self._context_of = (shared.spec.digest, shared.compute)
+        return self._context
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: what is worth keeping is in the store."""

@@ -15,7 +15,7 @@ from raylt.store.read_only import NotComplete, ReadOnlyStore
 from raylt.sweep.trainings import Training, trainings_of
 from raylt.ticket.find import find_ticket
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, search_of
+from raylt.trial.run import TrialContext, search_of
 
 
 @dataclass
@@ -39,18 +39,18 @@ def completed_trainings(
         for training in trainings_of(spec, trial):  # of a trial that failed or was stopped: its reported rounds
             if (training.round or 0) <= last:
                 made.add(trial, training, is_scored=True)
-    bench, store = Bench(spec, compute, inputs), ReadOnlyStore(ledger.store.root)
+    context, store = TrialContext(spec, compute, inputs), ReadOnlyStore(ledger.store.root)
     for trial in trials:
         if trial.rule != SEARCHED or trial.params:
-            _look(spec, trial, bench, store, made)
+            _look(spec, trial, context, store, made)
     return made
 
 
-def _look(spec: SweepSpec, trial: TrialSpec, bench: Bench, store: ReadOnlyStore, made: CompletedTrainings) -> None:
+def _look(spec: SweepSpec, trial: TrialSpec, context: TrialContext, store: ReadOnlyStore, made: CompletedTrainings) -> None:
     """As far as the search's trainings are whole; the last may have to be scored yet. A control's own count as not made."""
     found: list[int | None] = []
     try:
-        for ticket in find_ticket(search_of(bench, trial), bench.images, store):
+        for ticket in find_ticket(search_of(context, trial), context.images, store):
             found += [ticket.index] if found else [None, ticket.index]
     except (NotComplete, Diverged, InputError):
         pass

@@ -13,9 +13,9 @@ from typing import Any
 
 from raylt.search.confirm import Request, confirm
 from raylt.search.cost_model import CostModel
-from raylt.search.groups import settled
+from raylt.search.groups import with_chosen_groups
 from raylt.search.median_stopping import thresholds
-from raylt.search.profile import measure
+from raylt.search.profile import measure_similarity
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec, TrialSpec, plan
@@ -98,7 +98,7 @@ class Dispatcher:
         if not self._have_ended(range(first)):
             return Wait()
         # Also for a sweep that searches nothing: its pilots were trained for this.
-        measured = measure(self.spec, self.ledger)
+        measured = measure_similarity(self.spec, self.ledger)
         if number >= self.spec.search.trials:
             return Finished()
         trial_id = next_free_id(self.spec, self.ledger)
@@ -118,7 +118,7 @@ class Dispatcher:
             if trial.is_search and n <= seen and n in results
         ]
         if self._proposer is None:
-            self._proposer = Proposer(settled(self.spec, measured), self.startup)
+            self._proposer = Proposer(with_chosen_groups(self.spec, measured), self.startup)
         spec, profile = self._proposer.spec, measured["profile"]
         params, attrs = self._proposer.propose(
             number, history, lambda drawn: self._cost_model.violation(offsets(spec, drawn, profile))

@@ -19,7 +19,7 @@ from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.train import Compute
 from raylt.errors import EnvironmentFailure, InputError, RayltError, without_secrets
 from raylt.search.confirm import Request
-from raylt.search.profile import measure
+from raylt.search.profile import measure_similarity
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyKeeper, study_path
 from raylt.spec import SweepSpec, dump_yaml
@@ -37,7 +37,7 @@ from raylt.sweep.resume import begin, begun_with, has_more_to_confirm, refuse_re
 from raylt.tracking.client import check as check_tracking
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import Tracker
-from raylt.trial.inputs import Address
+from raylt.trial.inputs import InputDigests
 
 VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
 STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
@@ -105,9 +105,9 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     found = preflight.check(spec, store, begun_with(spec, store))
     compute = Compute.local(spec)
     refuse_too_large(spec, compute)  # it is measured here
-    budget = dry_run.describe(spec, Ledger(store, spec.name), found.inputs, compute)
+    budget = dry_run.describe_cost(spec, Ledger(store, spec.name), found.inputs, compute)
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
-    return [*preflight.describe(spec, store, found), *budget, *warning]
+    return [*preflight.describe_plan(spec, store, found), *budget, *warning]
 
 
 def _say(console: Console, line: str) -> None:
@@ -138,7 +138,7 @@ class _Driver:
             self._restore(lock)
         if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
             return self._project_and_leave()
-        self._refuse_other_inputs(lock, found.inputs.address)
+        self._refuse_other_inputs(lock, found.inputs.digests)
         self._say(str(place))
         self._warn_of_store()
         for line in preflight.data_lines(self.spec, found.inputs.images):
@@ -151,7 +151,7 @@ class _Driver:
             self._write_spec()
             lock = lock or self._lock(self._compute(resources), found)
             self._warn_of_other_versions(lock)
-            return self._search(lock, resources, found.inputs.address)
+            return self._search(lock, resources, found.inputs.digests)
 
     def _compute(self, resources: ray_runtime.Resources) -> Compute:
         """Decided once per sweep. Asks a worker what its GPU can do, since we may have none."""
@@ -171,7 +171,7 @@ class _Driver:
     def _has_more_to_confirm(self) -> bool:
         return has_more_to_confirm(self.spec, self.ledger, self.confirm)
 
-    def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: Address) -> None:
+    def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: InputDigests) -> None:
         name = self.spec.name
         if lock is not None and lock["data_sha256"] != have.images:
             cause = "data.root holds others, or this raylt reads them otherwise, and the store has no copy"
@@ -187,8 +187,8 @@ class _Driver:
             "spec": self.yaml,  # as it began, should spec.yaml be lost
             **compute.key(),
             "startup": default_startup(self.spec),
-            "data_sha256": found.inputs.address.images,
-            "inception_sha256": found.inputs.address.inception,
+            "data_sha256": found.inputs.digests.images,
+            "inception_sha256": found.inputs.digests.inception,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
         self.ledger.lock(lock)
@@ -209,7 +209,7 @@ class _Driver:
             if now != then:
                 self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
 
-    def _search(self, lock: dict[str, Any], resources: ray_runtime.Resources, inputs: Address) -> int:
+    def _search(self, lock: dict[str, Any], resources: ray_runtime.Resources, inputs: InputDigests) -> int:
         from raylt.sweep.actor import WorkerConfig, for_workers  # these import Ray, which must find its settings made
         from raylt.sweep.searcher import LedgerSearcher
         from raylt.sweep.tune import run_tune
@@ -269,7 +269,7 @@ class _Driver:
     def _project_and_leave(self) -> int:
         """Nothing to run: bring similarity, study and MLflow up to date, should they be behind or gone."""
         self.signals.end_timer()
-        measure(self.spec, self.ledger)
+        measure_similarity(self.spec, self.ledger)
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         self._close(study, Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec)))
         return self._exit_code()

@@ -21,7 +21,7 @@ from raylt.store import Ledger
 from raylt.store.layout import LOCK_FILE
 from raylt.store.sweep_state import next_free_id
 from raylt.sweep.completed_trainings import CompletedTrainings, completed_trainings
-from raylt.sweep.step_time import Speed, measure
+from raylt.sweep.step_time import Speed, measure_step_time
 from raylt.sweep.trainings import Training, proposals, trainings_of
 from raylt.trial.inputs import Inputs
 
@@ -144,9 +144,9 @@ def _who_waits(trials: Sequence[Planned]) -> TopologicalSorter[int]:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def describe(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) -> list[str]:
+def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) -> list[str]:
     """What the sweep asks for, what of it is left, and how long that takes, in plain lines. Writes nothing."""
-    trials, speed = all_trials(spec, ledger), measure(spec, inputs.images, compute)
+    trials, speed = all_trials(spec, ledger), measure_step_time(spec, inputs.images, compute)
     whole = work_of(spec, (item.trial for item in trials))
     still_open = [item for item in trials if item.trial.id not in ledger.results]
     made = completed_trainings(spec, ledger, inputs, _compute_of(ledger) or compute, [item.trial for item in still_open])

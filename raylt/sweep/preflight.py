@@ -17,7 +17,7 @@ from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.sweep_state import groups_of
 from raylt.sweep.footprint import footprint
 from raylt.ticket.budget import cost_of, costs_of, demands, least_kept, smallest_density
-from raylt.trial.inputs import Address, Inputs, gather
+from raylt.trial.inputs import InputDigests, Inputs, gather
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Preflight:
     flops: Flops
 
 
-def check(spec: SweepSpec, store: Store, begun: Address | None = None, stored_images: bool = False) -> Preflight:
+def check(spec: SweepSpec, store: Store, begun: InputDigests | None = None, stored_images: bool = False) -> Preflight:
     """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong.
 
     `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not; `stored_images`: and
@@ -118,7 +118,7 @@ def data_lines(spec: SweepSpec, images: ImageSet) -> list[str]:
     return lines
 
 
-def describe(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
+def describe_plan(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
     """What the sweep would do, in plain lines."""
     ticket, total = spec.ticket, sum(layer.size for layer in found.layers)
     planned = [item.trial for item in plan(spec)]

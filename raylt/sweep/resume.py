@@ -15,13 +15,15 @@ from raylt.store.ledger import was_begun
 from raylt.store.ledger_files import code_schema_of, read_lock, require_lock
 from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_state import is_complete, stored_spec
-from raylt.trial.inputs import Address
+from raylt.trial.inputs import InputDigests
 
 
-def begun_with(spec: SweepSpec, store: Store) -> Address | None:
+def begun_with(spec: SweepSpec, store: Store) -> InputDigests | None:
     """The inputs of a sweep of this name, where one was begun."""
     lock = read_lock(store, spec.name)
-    return None if lock is None or "data_sha256" not in lock else Address(lock["data_sha256"], lock.get("inception_sha256"))
+    return (
+        None if lock is None or "data_sha256" not in lock else InputDigests(lock["data_sha256"], lock.get("inception_sha256"))
+    )
 
 
 def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:

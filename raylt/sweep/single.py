@@ -24,7 +24,7 @@ from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import ticket_progress
 from raylt.ticket.ticket_file import export_pipeline
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 
 INDEX = "model_index.json"  # of a pipeline, as diffusers names it
 PARTIAL = ".raylt-"  # begins the name of a folder that an export is written to first, and of one that was killed
@@ -39,9 +39,9 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     refuse_too_large(spec, compute)
     for line in preflight.data_lines(spec, found.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    bench = Bench.open(spec, compute, found.inputs)
+    context = TrialContext.open(spec, compute, found.inputs)
     trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
-    run = TrialRun(trial, bench, store, ticket_progress(spec, console))
+    run = TrialRun(trial, context, store, ticket_progress(spec, console))
     try:
         for report in run:
             line = (

@@ -28,7 +28,7 @@ class Speed:
     batch: int
 
 
-def measure(spec: SweepSpec, images: ImageSet, compute: Compute) -> Speed:
+def measure_step_time(spec: SweepSpec, images: ImageSet, compute: Compute) -> Speed:
     """Trains a few steps and denoises a few images, a few seconds in all; nothing of it is kept."""
     threads = torch.get_num_threads()
     compute.use()

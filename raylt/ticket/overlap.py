@@ -38,9 +38,9 @@ class Overlap:
     or empty in one of the masks.
     """
 
-    both: float = 0  # o
+    intersection: float = 0  # o
     chance: float = 0  # e = k1 k2 / n, the mean of o
-    most: float = 0  # min(k1, k2)
+    max_intersection: float = 0  # min(k1, k2)
     variance: float = 0  # k1 k2 (n - k1) (n - k2) / (n^2 (n - 1)), that of o
     kept: float = 0  # k1 + k2
 
@@ -49,7 +49,7 @@ class Overlap:
 
     @property
     def is_open(self) -> bool:
-        return self.most - self.chance > 1e-9
+        return self.max_intersection - self.chance > 1e-9
 
     @property
     def kappa(self) -> float | None:
@@ -58,17 +58,17 @@ class Overlap:
         Cohen's kappa (1960) at equal counts, Loevinger's H (1948) at unequal ones. Its standard deviation by chance is
         sqrt(variance) / (min(k1, k2) - e).
         """
-        return (self.both - self.chance) / (self.most - self.chance) if self.is_open else None
+        return (self.intersection - self.chance) / (self.max_intersection - self.chance) if self.is_open else None
 
     @property
     def z(self) -> float | None:
         """(o - e) / sqrt(variance): mean 0 and standard deviation 1 by chance. Grows with the weights, unlike kappa."""
-        return (self.both - self.chance) / math.sqrt(self.variance) if self.is_open else None
+        return (self.intersection - self.chance) / math.sqrt(self.variance) if self.is_open else None
 
     @property
     def jaccard(self) -> float | None:
         """|A and B| / |A or B| = o / (k1 + k2 - o): not corrected for chance, so read it beside `jaccard_chance`."""
-        return self.both / (self.kept - self.both) if self.is_open else None
+        return self.intersection / (self.kept - self.intersection) if self.is_open else None
 
     @property
     def jaccard_chance(self) -> float | None:

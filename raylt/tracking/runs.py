@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from raylt.errors import EnvironmentFailure, InputError, shown, without_secrets
+from raylt.errors import EnvironmentFailure, InputError, as_yaml_value, without_secrets
 from raylt.report.document import protocol_record, results, trial_record
 from raylt.report.records import SweepDocument
 from raylt.spec import SweepSpec, TrialSpec, plan
@@ -59,7 +59,7 @@ def given_uri(source: str, uri: str) -> str:
 def _checked(source: str, uri: str) -> str:
     found = uri_problem(uri)
     if found is not None:
-        raise InputError(f"{source}: {found[0]} (got {shown(without_secrets(uri))}); {found[1]}")
+        raise InputError(f"{source}: {found[0]} (got {as_yaml_value(without_secrets(uri))}); {found[1]}")
     return absolute_uri(uri)
 
 

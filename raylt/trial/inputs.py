@@ -18,7 +18,7 @@ import filelock
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.image_notes import Note
 from raylt.diffusion.tensors import NamedTensors, pack, unpack
-from raylt.errors import Problem, SpecError, StoreFailure, shown
+from raylt.errors import Problem, SpecError, StoreFailure, as_yaml_value
 from raylt.spec import SweepSpec
 from raylt.store import Output, Stage, Store
 from raylt.store.folders import replace_file
@@ -29,7 +29,7 @@ IMAGES, INCEPTION = "images", "inception"  # kinds of stages
 
 
 @dataclass(frozen=True)
-class Address:
+class InputDigests:
     """Where a sweep's inputs are: the SHA-256 of what they hold."""
 
     images: str
@@ -42,19 +42,19 @@ class Inputs:
     inception: NamedTensors | None = None  # what decides Inception's features; None where others are used
 
     @cached_property
-    def address(self) -> Address:
-        return Address(self.images.digest, None if self.inception is None else weights_digest(self.inception))
+    def digests(self) -> InputDigests:
+        return InputDigests(self.images.digest, None if self.inception is None else weights_digest(self.inception))
 
     def put(self, store: Store) -> None:
         """Into the store, where they are not there yet."""
-        _stage(store, IMAGES, self.address.images).make(lambda _: Output(files={FILE: _pack_images(self.images)}))
+        _stage(store, IMAGES, self.digests.images).make(lambda _: Output(files={FILE: _pack_images(self.images)}))
         inception = self.inception
-        if inception is not None and self.address.inception is not None:
-            stage = _stage(store, INCEPTION, self.address.inception)
+        if inception is not None and self.digests.inception is not None:
+            stage = _stage(store, INCEPTION, self.digests.inception)
             stage.make(lambda _: Output(files={FILE: pack(weights=inception)}))
 
 
-def gather(spec: SweepSpec, store: Store, begun: Address | None, stored_images: bool = False) -> Inputs:
+def gather(spec: SweepSpec, store: Store, begun: InputDigests | None, stored_images: bool = False) -> Inputs:
     """The inputs of a sweep: those it has used so far (`begun`) where the store has them, else this machine's.
 
     `stored_images`: the store's alone, since `data.root` is not the user's word. Raises `SpecError` or `EnvironmentFailure`
@@ -62,7 +62,7 @@ def gather(spec: SweepSpec, store: Store, begun: Address | None, stored_images: 
     """
     images = _begun_images(spec, store, begun)
     if images is None and stored_images:
-        what = f"is not given, and the store lacks the sweep's images; its spec there names {shown(spec.data.root)}"
+        what = f"is not given, and the store lacks the sweep's images; its spec there names {as_yaml_value(spec.data.root)}"
         raise SpecError([Problem("data.root", what, "--set data.root=FOLDER", file="--set")])
     if images is None:
         images = load_images(spec.data)
@@ -77,7 +77,7 @@ def gather(spec: SweepSpec, store: Store, begun: Address | None, stored_images: 
     return Inputs(images, inception)
 
 
-def _begun_images(spec: SweepSpec, store: Store, begun: Address | None) -> ImageSet | None:
+def _begun_images(spec: SweepSpec, store: Store, begun: InputDigests | None) -> ImageSet | None:
     """A sweep's own images from its store. A folder may hold others by now, so it is said that nobody looks there."""
     images = None if begun is None else _images(_stage(store, IMAGES, begun.images))
     if images is None or spec.data.name != "images":
@@ -87,15 +87,15 @@ def _begun_images(spec: SweepSpec, store: Store, begun: Address | None) -> Image
     return replace(images, notes=(Note(count, what),))
 
 
-def get(address: Address, store: Store) -> Inputs:
+def get(digests: InputDigests, store: Store) -> Inputs:
     """The inputs, from the store. Raises `StoreFailure` where it lacks them or has others under their name."""
-    images = _images(_stage(store, IMAGES, address.images))
-    inception = None if address.inception is None else _inception(_stage(store, INCEPTION, address.inception))
-    if images is None or (address.inception is not None and inception is None):
+    images = _images(_stage(store, IMAGES, digests.images))
+    inception = None if digests.inception is None else _inception(_stage(store, INCEPTION, digests.inception))
+    if images is None or (digests.inception is not None and inception is None):
         what = "images" if images is None else "Inception weights"
         raise StoreFailure(f"the sweep's {what} are not in the store {store.root}; `raylt sweep` again puts them there")
     found = Inputs(images, inception)
-    if found.address != address:
+    if found.digests != digests:
         raise StoreFailure(f"the store {store.root} holds other images or weights than it says; empty its stages")
     return found
 

@@ -29,7 +29,7 @@ from raylt.trial.score import Scorer
 
 
 @dataclass
-class Bench:
+class TrialContext:
     """What trials of one sweep share in one process: images on hand, features, reference statistics."""
 
     spec: SweepSpec
@@ -38,9 +38,9 @@ class Bench:
     scorers: dict[str, Scorer] = field(default_factory=dict)
 
     @staticmethod
-    def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> Bench:
+    def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> TrialContext:
         compute.use()  # whatever this machine has: as the sweep was begun
-        return Bench(spec, compute, inputs)
+        return TrialContext(spec, compute, inputs)
 
     @property
     def images(self) -> ImageSet:
@@ -52,24 +52,24 @@ class Bench:
         return self.scorers[protocol]
 
 
-def search_of(bench: Bench, trial: TrialSpec) -> TicketSearch:
+def search_of(context: TrialContext, trial: TrialSpec) -> TicketSearch:
     """The ticket search that a trial asks for; of a control, that of its ticket."""
-    spec = bench.spec
+    spec = context.spec
     if trial.rule is None:
         allocation = None
     elif trial.rule == SEARCHED:
         allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
     else:
         allocation = Allocation(trial.rule)
-    return TicketSearch(spec, bench.compute, allocation, trial.seed, trial.start_seed, trial.steps)
+    return TicketSearch(spec, context.compute, allocation, trial.seed, trial.start_seed, trial.steps)
 
 
 class TrialRun:
     """A trial at work: iterate over its rounds, then take its `result`. Stages in the store are used, never made again."""
 
-    def __init__(self, trial: TrialSpec, bench: Bench, store: Store, progress: Progress | None = None) -> None:
-        self.trial, self.bench, self.store = trial, bench, store
-        self.runner = TicketRunner(search_of(bench, trial), bench.images, store, progress)
+    def __init__(self, trial: TrialSpec, context: TrialContext, store: Store, progress: Progress | None = None) -> None:
+        self.trial, self.context, self.store = trial, context, store
+        self.runner = TicketRunner(search_of(context, trial), context.images, store, progress)
         self.rounds: list[dict[str, Any]] = []
         self.numbers: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -79,9 +79,9 @@ class TrialRun:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Train and score round after round; yields each round's numbers."""
         for trained in self._rounds():
-            self.bench.compute.release_memory()  # training and scoring want different pieces of it
+            self.context.compute.release_memory()  # training and scoring want different pieces of it
             report = self._score(trained)
-            self.bench.compute.release_memory()
+            self.context.compute.release_memory()
             yield report
             if self.has_ended:
                 return
@@ -131,7 +131,7 @@ class TrialRun:
             self._steps[stage.digest] = (manifest.values["steps"], manifest.owner)
 
     def _score(self, trained: Round) -> dict[str, Any]:
-        scores = self.bench.scorer(self.trial.protocol).score(trained, self.store)
+        scores = self.context.scorer(self.trial.protocol).score(trained, self.store)
         ticket, manifest = self._ticket_stage(trained)
         for stage in (scores.loss_stage, scores.sample_stage, ticket):
             self._count(stage, stage.whole())
@@ -150,10 +150,10 @@ class TrialRun:
             "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
         }
         self.rounds.append(report)
-        dense = count_flops(self.bench.spec.unet_config).dense
+        dense = count_flops(self.context.spec.unet_config).dense
         self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": dense}
-        self.numbers["violations"] = violations(self.bench.spec, self.numbers)
-        if trained.unet_config != self.bench.spec.unet_config:
+        self.numbers["violations"] = violations(self.context.spec, self.numbers)
+        if trained.unet_config != self.context.spec.unet_config:
             self.numbers["unet_config"] = dict(trained.unet_config)
         self.numbers |= {
             "start_stage": trained.start.digest, "final_stage": trained.stage.digest,
@@ -163,7 +163,7 @@ class TrialRun:
 
     def _mask_numbers(self, trained: Round) -> dict[str, Any]:
         layers = layers_of(trained.unet_config)
-        blocks = block_counts(trained.mask, layers, self.bench.spec.blocks)
+        blocks = block_counts(trained.mask, layers, self.context.spec.blocks)
         return {
             "densities": {block: kept / total for block, (kept, total) in blocks.items()},
             "kept": {block: list(counts) for block, counts in blocks.items()},
@@ -188,10 +188,10 @@ class TrialRun:
         """
         if self._stopped_by is not None:
             return {"state": PRUNED, "cause": self._stopped_by, **self._record()}
-        values = [self.numbers[objective] for objective in self.bench.spec.search.objectives]
+        values = [self.numbers[objective] for objective in self.context.spec.search.objectives]
         if any(value is None for value in values):
             return self.failed(
-                RayltError(f"an objective is not finite: {dict(zip(self.bench.spec.search.objectives, values, strict=True))}")
+                RayltError(f"an objective is not finite: {dict(zip(self.context.spec.search.objectives, values, strict=True))}")
             )
         return {"state": COMPLETE, "cause": None, **self.numbers, **self._record()}
 

@@ -26,7 +26,7 @@ from raylt.store.sweep_state import write_spec
 from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.tracking import tracker
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from tests.conftest import TINY
 from tests.support import sabotage
 
@@ -78,10 +78,10 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
     inputs.put(store)
     if read_lock(store, spec.name) is None:
         begun = {"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml}
-        ledger.lock({**begun, "startup": default_startup(spec), "data_sha256": inputs.address.images})
+        ledger.lock({**begun, "startup": default_startup(spec), "data_sha256": inputs.digests.images})
     study = StudyFile(spec, Path(root) / "sweeps" / spec.name / "study.db")
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: study.sync(ledger))
-    bench = Bench.open(spec, Compute(), inputs)
+    bench = TrialContext.open(spec, Compute(), inputs)
     study.sync(ledger)
     while not isinstance(trial := dispatcher.next_trial(set()), Finished):
         run = TrialRun(trial, bench, Store(root, owner=f"{spec.name}/{trial.id}", guard=lease.check))

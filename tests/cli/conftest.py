@@ -16,7 +16,7 @@ from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger, Store
 from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun, failure
+from raylt.trial.run import TrialContext, TrialRun, failure
 from tests.support.begun import write_begun
 from tests.support.commands import BROKEN_OFF, SMALL, Call, Done
 
@@ -54,7 +54,7 @@ def small(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_begun(ledger, spec, startup=1)
     dispatcher, bench = (
         Dispatcher(spec, ledger, 1, lambda trial, result: None),
-        Bench.open(spec, Compute(), Inputs(load_images(spec.data))),
+        TrialContext.open(spec, Compute(), Inputs(load_images(spec.data))),
     )
     while not isinstance(trial := dispatcher.next_trial(()), Finished):
         run = TrialRun(trial, bench, Store(store.root, owner=f"small/{trial.id}"))

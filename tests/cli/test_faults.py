@@ -31,7 +31,7 @@ from raylt.spec import dump_yaml, plan
 from raylt.store import Ledger, Store
 from raylt.store.trial_log import TrialLog
 from raylt.sweep import preflight
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from tests.conftest import TINY, merged
 from tests.support import forks
 from tests.support.begun import write_begun
@@ -93,7 +93,7 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(str(folder / "raylt-data"), owner="done/0")
     ledger = Ledger(store, "done", lambda: None)
     write_begun(ledger, done, **LOCK)
-    bench = Bench.open(done, Compute(), preflight.check(done, store).inputs)
+    bench = TrialContext.open(done, Compute(), preflight.check(done, store).inputs)
     for trial in [item.trial for item in plan(done) if item.trial.rule in (None, "uniform") and item.trial.kind != "pilot"]:
         trained, log = TrialRun(trial, bench, store), TrialLog(store, "done", trial.id)
         for report in trained:

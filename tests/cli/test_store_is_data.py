@@ -26,7 +26,7 @@ from raylt.store import Store
 from raylt.store.sweep_state import write_spec
 from raylt.tracking.recorder import record_address
 from raylt.trial import inputs
-from raylt.trial.inputs import FILE, IMAGES, Address, Inputs, gather
+from raylt.trial.inputs import FILE, IMAGES, InputDigests, Inputs, gather
 from tests.support.confirmed import begun
 
 DEFAULT = "sqlite:///mlflow.db"
@@ -166,11 +166,11 @@ class TestTheImages:
         Inputs(images).put(store)
         monkeypatch.setattr(inputs, "load_images", pytest.fail)
         spec = load_spec("digits").model_copy(update={"data": DataSpec(name="mnist", root="/home/me/secret")})
-        assert gather(spec, store, Address(images.digest, None), True).images.digest == images.digest
+        assert gather(spec, store, InputDigests(images.digest, None), True).images.digest == images.digest
         with pytest.raises(
             SpecError, match=r"^--set: data\.root: is not given, and the store lacks .* names '/home/me/secret'"
         ):
-            gather(spec, store, Address("0" * 64, None), True)
+            gather(spec, store, InputDigests("0" * 64, None), True)
 
     def test_a_sweep_of_a_folder_goes_on_without_the_folder(self, folder: Path) -> None:
         data = pictures(folder / "pictures")
@@ -179,7 +179,7 @@ class TestTheImages:
         for path in (folder / "pictures").iterdir():
             path.write_bytes(b"")  # would be an error if it were read
         spec = load_spec("digits").model_copy(update={"data": data})
-        assert gather(spec, store, Address(images.digest, None), True).images.digest == images.digest
+        assert gather(spec, store, InputDigests(images.digest, None), True).images.digest == images.digest
 
     @pytest.mark.parametrize("name", ["../../../../owned", "{root}/owned", "", "0" * 63])
     def test_the_manifest_names_no_file_of_the_nodes_cache(self, folder: Path, name: str) -> None:

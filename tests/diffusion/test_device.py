@@ -19,7 +19,7 @@ from raylt.sweep.messages import message_of
 from raylt.ticket.find import TicketRunner
 from raylt.trial import features
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from raylt.trial.score import Scorer
 
 MULTIPLIERS = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
@@ -44,7 +44,7 @@ def precisions():
 def test_fp32_is_ieee_everywhere_and_tf32_is_asked_for(tiny_spec, precision, expected):
     use_tf32(precision == "fp32")  # whatever the process computed with before
     spec = tiny_spec()
-    Bench.open(spec, Compute("cpu", precision), Inputs(load_images(spec.data)))
+    TrialContext.open(spec, Compute("cpu", precision), Inputs(load_images(spec.data)))
     assert precisions() == {expected}
 
 
@@ -213,7 +213,7 @@ def test_training_and_scoring_leave_nothing_in_the_allocators_cache(tiny_spec, w
     monkeypatch.setattr(TicketRunner, "rounds", spied)
     spec = tiny_spec()
     run = TrialRun(
-        TrialSpec(0, "dense", None, 0), Bench(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))
+        TrialSpec(0, "dense", None, 0), TrialContext(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))
     )
     assert len(list(run)) == 1
     assert happened == ["train", "release", "score", "release"]

@@ -23,7 +23,7 @@ CONFIRM = {"steps": [12, 6], "controls": ["reinit", "small-dense"], "control_rou
 
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
 
 
 def outcome(trial):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylt.search.groups import GOOD_FIT, MAX_CLASSES, grouped, settled
+from raylt.search.groups import GOOD_FIT, MAX_CLASSES, grouped, with_chosen_groups
 
 VALUES = st.lists(st.integers(-50, 50) | st.integers(-3, 3), min_size=1, max_size=9)
 
@@ -91,10 +91,10 @@ def test_as_one_would_by_eye(values, sizes):
 def test_a_settled_spec_has_the_groups_that_were_measured(tiny_spec):
     chosen = {"g0": ["mid_block", "up_blocks.0"], "g1": ["time_embedding", "down_blocks.0", "down_blocks.1", "up_blocks.1"]}
     spec = tiny_spec(search={"groups": "auto"})
-    assert {group: sorted(blocks) for group, blocks in settled(spec, {"groups": chosen}).groups.items()} == {
+    assert {group: sorted(blocks) for group, blocks in with_chosen_groups(spec, {"groups": chosen}).groups.items()} == {
         group: sorted(blocks) for group, blocks in chosen.items()
     }
     with pytest.raises(KeyError):
-        settled(spec, {})
+        with_chosen_groups(spec, {})
     fixed = tiny_spec()
-    assert settled(fixed, {"groups": chosen}) is fixed
+    assert with_chosen_groups(fixed, {"groups": chosen}) is fixed

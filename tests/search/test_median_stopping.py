@@ -20,7 +20,7 @@ from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
 from raylt.store.sweep_state import is_complete, pareto_of
 from raylt.sweep import dispatch
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from tests.support.driving import asked, drive
 
 TICKET = {"rounds": 4, "shared_rounds": 1}  # rungs: rounds 2 and 3
@@ -88,7 +88,7 @@ def test_rungs_need_a_round_to_stop_at(tiny_spec, rounds, shared, is_right):
 
 @pytest.fixture
 def _profile(monkeypatch):
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
 
 
 def outcome(trial):
@@ -152,7 +152,7 @@ def test_optuna_is_told_with_the_rungs_values(tiny_spec, tmp_path, objectives):
 def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spec, warm_root):
     train = {"steps": 120, "batch_size": 16}  # enough that no ticket is broken
     spec = tiny_spec(train=train, ticket={"rounds": 3, "shared_rounds": 1}, search={"rungs": True})
-    bench = Bench.open(spec, Compute(), Inputs(load_images(spec.data)))
+    bench = TrialContext.open(spec, Compute(), Inputs(load_images(spec.data)))
 
     def ran(number, threshold):
         trial = TrialSpec(number, "search", "searched", 0, thresholds={"2": threshold})

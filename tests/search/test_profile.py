@@ -14,8 +14,8 @@ from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute, TrainState
 from raylt.diffusion.unet import layers_of
 from raylt.report.document import SIMILARITY_NUMBERS, results
-from raylt.search.groups import grouped, settled
-from raylt.search.profile import load_mask, measure
+from raylt.search.groups import grouped, with_chosen_groups
+from raylt.search.profile import load_mask, measure_similarity
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
@@ -56,7 +56,7 @@ def swept(tmp_path_factory):
 def measured(swept, tmp_path):
     spec, ledger = swept
     ledger.store.delete(f"{ledger.folder}/{SIMILARITY_FILE}")
-    return spec, ledger, measure(spec, ledger)
+    return spec, ledger, measure_similarity(spec, ledger)
 
 
 def free_layers(spec):
@@ -155,7 +155,7 @@ def chosen(swept):
         auto = spec.model_copy(update={"search": search})
         ledger.store.delete(f"{ledger.folder}/{SIMILARITY_FILE}")
         assert results(auto, ledger)["groups"] is None
-        return auto, measure(auto, ledger)
+        return auto, measure_similarity(auto, ledger)
 
     return make
 
@@ -177,13 +177,13 @@ def test_auto_groups_are_the_breaks_of_the_profile_block_by_block(swept, chosen,
     assert found["groups"] == grouped(raw)
     assert 2 <= len(found["groups"]) <= 4
     assert results(spec, ledger)["groups"] == found["groups"]
-    assert measure(spec, ledger) == found  # as it was written
+    assert measure_similarity(spec, ledger) == found  # as it was written
     assert list(found["profile"]) == list(found["groups"])
     values = [*found["profile"].values()]
     assert (np.mean(values), np.std(values)) == pytest.approx((0, 1))
     ledger.store.delete(f"{ledger.folder}/{SIMILARITY_FILE}")
-    named = settled(spec, found)
-    assert measure(named, ledger)["profile"] == found["profile"]  # the same groups, given by hand
+    named = with_chosen_groups(spec, found)
+    assert measure_similarity(named, ledger)["profile"] == found["profile"]  # the same groups, given by hand
 
 
 def test_a_placebo_has_the_groups_of_excess_and_their_values_shuffled(chosen):
@@ -198,7 +198,7 @@ def test_a_profile_that_tells_nothing_leaves_the_usual_groups_and_says_so(swept,
     alone = Ledger(ledger.store, "alone", check=lambda: None)  # its pilots have failed
     alone.ask(TrialSpec(0, "dense", None, spec.train.seed))
     alone.finish(0, ledger.results[0])
-    found = measure(auto, alone)
+    found = measure_similarity(auto, alone)
     assert found["groups"] == spec.groups
     assert found["profile"] == dict.fromkeys(spec.groups, 0.0)
     assert "groups: auto: the profile excess is not known of every block; groups are down, mid, up" in caplog.text
@@ -216,7 +216,7 @@ def test_it_is_measured_once_and_results_shows_it(measured):
     document = results(spec, ledger)
     assert (document["similarity"], document["similarity_layers"]) == (found["blocks"], found["layers"])
     ledger.write(SIMILARITY_FILE, {"blocks": {}, "profile": {"down": 1.0}})
-    assert measure(spec, ledger) == {"blocks": {}, "profile": {"down": 1.0}}
+    assert measure_similarity(spec, ledger) == {"blocks": {}, "profile": {"down": 1.0}}
 
 
 def test_what_an_earlier_raylt_measured_has_nulls_for_the_rest(measured):
@@ -236,4 +236,4 @@ def test_pilots_of_one_search_are_refused(swept, tmp_path):
         twins.ask(TrialSpec(number, "pilot", "uniform", spec.train.seed))
         twins.finish(number, ledger.results[trial])
     with pytest.raises(NestedMasks, match="tickets 0 and 1 come from one search"):
-        measure(spec, twins)
+        measure_similarity(spec, twins)

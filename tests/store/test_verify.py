@@ -188,7 +188,7 @@ def outcome(trial: TrialSpec) -> dict:
 def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkeypatch):
     """It would be searched without: its number shows that it was there."""
     spec = tiny_spec(search={"trials": 3, "pilots": 0, "profile": "cost", "sampler": "random", "concurrency": 1})
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
     ledger = Ledger(store, spec.name, lambda: None)
     write_begun(ledger, spec, startup=1)
     whole, _ = drive(spec, store.root, outcome)

@@ -33,7 +33,7 @@ PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
 
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": PROFILE})
 
 
 def base_share(spec):

@@ -30,7 +30,7 @@ CHOSEN = {
 
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": PROFILE})
 
 
 class Killed(Exception):
@@ -54,7 +54,7 @@ def chooses(monkeypatch):
             return known or ledger.read(SIMILARITY_FILE)
 
         choices = iter([CHOSEN, {"groups": {"g0": ["mid_block"]}, "profile": {"g0": 0.0}}])
-        monkeypatch.setattr(dispatch, "measure", measure)
+        monkeypatch.setattr(dispatch, "measure_similarity", measure)
 
     return make
 

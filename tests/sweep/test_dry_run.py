@@ -19,10 +19,10 @@ from raylt.spec import TrialSpec, plan
 from raylt.spec.trials import SEARCHED, Planned
 from raylt.store import Ledger, Store
 from raylt.sweep.completed_trainings import completed_trainings
-from raylt.sweep.dry_run import all_trials, describe, held_here, makespan_s, work_of
+from raylt.sweep.dry_run import all_trials, describe_cost, held_here, makespan_s, work_of
 from raylt.sweep.step_time import Speed, _seconds_per_image
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from tests.support.confirmed import begun, end
 
 
@@ -85,7 +85,7 @@ def test_what_a_trial_under_way_has_made_is_not_left(tiny_spec, warm_root):
     spec = tiny_spec()
     ledger = Ledger(Store(str(warm_root)), "tiny")
     assert left_of(spec, ledger)[1] == work_of(spec, trials_of(spec, ledger)).distinct
-    bench = Bench(spec, Compute(), Inputs(load_images(spec.data)))
+    bench = TrialContext(spec, Compute(), Inputs(load_images(spec.data)))
     run = iter(TrialRun(plan(spec)[4].trial, bench, Store(str(warm_root), owner="other/4")))  # ERK
     for trained in (1, 2, 3):
         next(run)
@@ -170,8 +170,8 @@ def test_fewer_trials_than_there_are_already(tiny_spec, tmp_path):
     spec = tiny_spec(search={"trials": 2})
     ledger, inputs = begun(tmp_path, spec), Inputs(load_images(spec.data))
     warning = "warning: search.trials is 0, but the sweep has 1 search trial already; they stay in it"
-    assert warning in describe(tiny_spec(search={"trials": 0}), ledger, inputs, Compute())
-    assert warning not in describe(spec, ledger, inputs, Compute())
+    assert warning in describe_cost(tiny_spec(search={"trials": 0}), ledger, inputs, Compute())
+    assert warning not in describe_cost(spec, ledger, inputs, Compute())
 
 
 def test_a_slow_machine_is_measured_with_smaller_batches():
@@ -183,7 +183,7 @@ def test_a_slow_machine_is_measured_with_smaller_batches():
 
 
 def lines(spec, ledger) -> list[str]:
-    return describe(spec, ledger, Inputs(load_images(spec.data)), Compute())
+    return describe_cost(spec, ledger, Inputs(load_images(spec.data)), Compute())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_a_machine_holds_at_once(tiny_spec, monkeypatch, resources, device,
 
 
 def test_in_words(tiny_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("raylt.sweep.dry_run.measure", lambda *_: Speed(step_s=100.0, image_s=1.0, batch=2))
+    monkeypatch.setattr("raylt.sweep.dry_run.measure_step_time", lambda *_: Speed(step_s=100.0, image_s=1.0, batch=2))
     monkeypatch.setattr("raylt.sweep.dry_run.os.cpu_count", lambda: 3)
     spec = tiny_spec(search={"rungs": True}, resources={"cpus": 2})
     said = {line.split()[0]: line for line in lines(spec, unbegun(tmp_path))}

@@ -25,7 +25,7 @@ from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.store.verify import verify
 from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 
 DATA = Path(__file__).parents[1] / "data" / "kept"
 SWEEPS = ("finished", "half")
@@ -84,7 +84,7 @@ def test_the_half_finished_one_is_gone_on_with(store: Store) -> None:
     spec, before = stored_spec(store, "half"), files_of(store)
     inputs = Inputs(load_images(spec.data))
     inputs.put(store)
-    dispatcher, bench, numbers = dispatcher_of(store, spec), Bench.open(spec, Compute(), inputs), []
+    dispatcher, bench, numbers = dispatcher_of(store, spec), TrialContext.open(spec, Compute(), inputs), []
     while not isinstance(trial := dispatcher.next_trial(set()), Finished):
         run = TrialRun(trial, bench, Store(store.root, owner=f"half/{trial.id}"))
         for _ in run:

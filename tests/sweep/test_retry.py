@@ -20,7 +20,7 @@ from tests.sweep.test_dispatch import PROFILE, asked, outcome, run
 
 @pytest.fixture(autouse=True)
 def _profile(monkeypatch):
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": PROFILE})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": PROFILE})
 
 
 def failing(*ids):

@@ -95,7 +95,7 @@ def counts(monkeypatch):
 
 def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypatch, counts):
     spec = tiny_spec(search={"trials": TRIALS, "concurrency": 1, "pilots": 0, "baselines": []})
-    monkeypatch.setattr(dispatch, "measure", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
+    monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
     monkeypatch.setattr("raylt.tracking.tracker.connect", lambda uri: Client(lambda name: counts.update([name])))
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr(index, "PART", PART)

@@ -29,7 +29,7 @@ from raylt.ticket.prune import PRUNED, top_k
 from raylt.ticket.synflow import SynapticFlow
 from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, search_of
+from raylt.trial.run import TrialContext, search_of
 
 
 def noisy(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -228,7 +228,7 @@ def test_rounds_nest_and_meet_their_budget_under_every_criterion(tiny_spec, tmp_
 def test_a_trial_s_search_has_the_costs_that_its_spec_asks_for(tiny_spec):
     for budget in ("density", "flops"):
         spec = tiny_spec(search={"budget": budget})
-        bench = Bench(spec, Compute(), Inputs(load_images(spec.data)))
+        bench = TrialContext(spec, Compute(), Inputs(load_images(spec.data)))
         for rule in (None, "erk", SEARCHED):
             costs = search_of(bench, TrialSpec(0, "baseline", rule, 0)).costs
             flops = count_flops(spec.unet_config).layers

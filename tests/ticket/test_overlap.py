@@ -63,7 +63,7 @@ def test_overlap_is_counted_and_chance_has_the_hypergeometric_mean_and_variance(
     a, b = (top_k({layer.name: torch.rand(layer.shape, generator=draw)}, {layer.name: k}) for k in (k1, k2))
     found = layer_overlap(a, b, layer.name)
     both = sum(int(x and y) for x, y in zip(a.layers[layer.name].flatten(), b.layers[layer.name].flatten(), strict=True))
-    assert (found.both, found.chance, found.most, found.kept) == (both, k1 * k2 / 20, min(k1, k2), k1 + k2)
+    assert (found.intersection, found.chance, found.max_intersection, found.kept) == (both, k1 * k2 / 20, min(k1, k2), k1 + k2)
     law = [math.comb(k1, o) * math.comb(20 - k1, k2 - o) / math.comb(20, k2) for o in range(k2 + 1)]
     average = sum(o * p for o, p in enumerate(law))
     variance = sum((o - average) ** 2 * p for o, p in enumerate(law))
@@ -78,7 +78,7 @@ def test_overlap_is_counted_and_chance_has_the_hypergeometric_mean_and_variance(
 def test_layers_are_pooled_by_their_sums_not_by_their_means():
     a, b = random_mask(0.2, 1), random_mask(0.2, 2)
     parts = [layer_overlap(a, b, layer.name) for layer in LAYERS]
-    expected = sum(p.both - p.chance for p in parts) / sum(p.most - p.chance for p in parts)
+    expected = sum(p.intersection - p.chance for p in parts) / sum(p.max_intersection - p.chance for p in parts)
     assert pooled_kappa(a, b, LAYERS) == pytest.approx(expected)
 
 
@@ -153,7 +153,7 @@ def test_identical_masks_agree_wholly():
     mask = random_mask((0.05, 0.3), 3)
     found = pooled(compare(mask, mask, LAYERS), LAYERS)
     assert found.kappa == pytest.approx(1.0) and found.jaccard == 1.0
-    assert found.z == pytest.approx((found.most - found.chance) / math.sqrt(found.variance))
+    assert found.z == pytest.approx((found.max_intersection - found.chance) / math.sqrt(found.variance))
 
 
 @pytest.mark.parametrize("kept", [0, 20])
@@ -188,7 +188,7 @@ def test_partial_kappa_is_zero_for_masks_that_agree_only_through_the_start():
         plain.append(pooled_kappa(a, b, LAYERS))
         given = add_up(layer_overlap_given(a, b, (start, start), layer.name) for layer in LAYERS)
         partial.append(given.kappa)
-        errors.append(math.sqrt(given.variance) / (given.most - given.chance))
+        errors.append(math.sqrt(given.variance) / (given.max_intersection - given.chance))
     assert min(plain) > 0.2
     assert_centred(partial, errors[0])
     assert add_up(layer_overlap_given(a, a, (start, start), layer.name) for layer in LAYERS).kappa == pytest.approx(1.0)

@@ -25,7 +25,7 @@ from raylt.sweep.driver import describe_sweep, run_sweep
 from raylt.sweep.single import run_ticket
 from raylt.trial import inputs
 from raylt.trial.features import InceptionFeatures, load_inception
-from raylt.trial.inputs import FILE, Address, Inputs, gather, get
+from raylt.trial.inputs import FILE, InputDigests, Inputs, gather, get
 from tests.diffusion.test_image_folder import write_images
 from tests.trial.test_features import inception_file, inception_state  # noqa: F401  (fixtures)
 
@@ -49,20 +49,20 @@ def test_images_come_back_as_they_were(tmp_path, labels):
     Inputs(images).put(store)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     Inputs(images).put(store)
-    found = get(Inputs(images).address, store)
+    found = get(Inputs(images).digests, store)
     assert found.images.digest == images.digest
     assert (found.images.train_labels_N is None) == (not labels)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before  # one copy, made once
     with pytest.raises(EnvironmentFailure, match=r"the sweep's images are not in the store .*; `raylt sweep` again"):
-        get(Address("0" * 64, None), store)
+        get(InputDigests("0" * 64, None), store)
 
 
 def test_inception_from_the_store_gives_the_same_features_and_digest(tmp_path, inception_file):  # noqa: F811
     store, state = Store(str(tmp_path)), load_inception(inception_file)
     Inputs(some_images(), state).put(store)
-    found = get(Inputs(some_images(), state).address, store)
+    found = get(Inputs(some_images(), state).digests, store)
     ours, theirs = InceptionFeatures("cpu", inception_file), InceptionFeatures("cpu", found.inception)
-    assert ours.digest == theirs.digest == Inputs(some_images(), state).address.inception
+    assert ours.digest == theirs.digest == Inputs(some_images(), state).digests.inception
     assert torch.equal(ours(some_images().test_NCHW[:2]), theirs(some_images().test_NCHW[:2]))
     assert not any(path.suffix in (".pth", ".pt", ".pkl") for path in tmp_path.rglob("*"))
 
@@ -89,7 +89,7 @@ def test_a_node_fetches_once_for_all_its_actors(s3_root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Files, "read", read)
     found: list[Inputs] = []
-    actors = [threading.Thread(target=lambda: found.append(get(Inputs(images).address, Store(s3_root)))) for _ in range(4)]
+    actors = [threading.Thread(target=lambda: found.append(get(Inputs(images).digests, Store(s3_root)))) for _ in range(4)]
     for actor in actors:
         actor.start()
     for actor in actors:
@@ -99,7 +99,7 @@ def test_a_node_fetches_once_for_all_its_actors(s3_root, tmp_path, monkeypatch):
 
     (cached,) = (path for path in (tmp_path / "home/.cache/raylt/inputs").iterdir() if not path.suffix)
     cached.write_bytes(cached.read_bytes()[:-1])  # a node's cache is not trusted either
-    assert get(Inputs(images).address, Store(s3_root)).images.digest == images.digest
+    assert get(Inputs(images).digests, Store(s3_root)).images.digest == images.digest
     assert len(reads) == 2
 
 
@@ -107,7 +107,7 @@ def test_a_node_fetches_once_for_all_its_actors(s3_root, tmp_path, monkeypatch):
 def test_a_node_that_cannot_keep_a_cache_reads_from_the_store(s3_root, tmp_path):
     Inputs(some_images()).put(Store(s3_root))
     (tmp_path / "home").write_text("not a folder")
-    assert get(Inputs(some_images()).address, Store(s3_root)).images.digest == some_images().digest
+    assert get(Inputs(some_images()).digests, Store(s3_root)).images.digest == some_images().digest
 
 
 def test_a_stage_that_holds_other_images_than_its_key_says_is_refused(tmp_path):
@@ -115,7 +115,7 @@ def test_a_stage_that_holds_other_images_than_its_key_says_is_refused(tmp_path):
     stage = store.stage({"kind": "images", "sha256": images.digest})
     stage.make(lambda _: Output(files={FILE: inputs._pack_images(some_images(1))}))
     with pytest.raises(EnvironmentFailure, match="holds other images or weights than it says"):
-        get(Inputs(images).address, store)
+        get(Inputs(images).digests, store)
 
 
 # --- a head that has lost its data set ----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class TestResume:
         first.put(store)
         shutil.rmtree(tmp_path / "pictures")
         monkeypatch.setenv("RAYLT_INCEPTION", "/nowhere.pth")
-        assert gather(folder_spec, store, first.address).address == first.address
+        assert gather(folder_spec, store, first.digests).digests == first.digests
         with pytest.raises(SpecError, match="no folder"):  # a new sweep cannot begin here
             gather(folder_spec, store, None)
 
@@ -152,8 +152,8 @@ class TestResume:
         began = Inputs(ImageSet(now.images.train_NCHW[order_N], now.images.test_NCHW), now.inception)
         began.put(store)
         (tmp_path / "pictures/sub0/000.png").write_bytes(b"damaged since")
-        found = gather(folder_spec, store, began.address)
-        assert found.address == began.address != now.address
+        found = gather(folder_spec, store, began.digests)
+        assert found.digests == began.digests != now.digests
         assert [str(note) for note in found.images.notes] == [
             "24 images as they were when the sweep began, kept in its store; data.root is not looked at (--new would)"
         ]
@@ -203,7 +203,7 @@ class TestResume:
         def no_bench(*_: object) -> None:
             raise EnvironmentFailure("this test trains nothing")
 
-        monkeypatch.setattr("raylt.sweep.single.Bench.open", no_bench)
+        monkeypatch.setattr("raylt.sweep.single.TrialContext.open", no_bench)
         out = io.StringIO()
         with pytest.raises(EnvironmentFailure, match="trains nothing"):
             run_ticket(spec, "uniform", None, Console(file=out, width=60))
@@ -214,9 +214,9 @@ class TestResume:
         began = Inputs(some_images(), {"weight": torch.ones(3)})
         began.put(store)
         monkeypatch.setattr(CIFAR10, "download", lambda self: pytest.fail("downloads"))
-        assert gather(spec, store, began.address).images.digest == began.images.digest
+        assert gather(spec, store, began.digests).images.digest == began.images.digest
 
     def test_a_store_without_them_falls_back_on_the_machine(self, folder_spec, store, monkeypatch, inception_file):  # noqa: F811
         monkeypatch.setenv("RAYLT_INCEPTION", str(inception_file))
         first = gather(folder_spec, store, None)  # as begun by a raylt that put nothing into the store
-        assert gather(folder_spec, store, replace(first.address, inception=None)).address == first.address
+        assert gather(folder_spec, store, replace(first.digests, inception=None)).digests == first.digests

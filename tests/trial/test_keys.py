@@ -33,7 +33,7 @@ from raylt.ticket.find import TicketRunner
 from raylt.ticket.prune import magnitude
 from raylt.trial import score
 from raylt.trial.inputs import Inputs
-from raylt.trial.run import Bench, TrialRun
+from raylt.trial.run import TrialContext, TrialRun
 from tests.conftest import TINY, merged
 
 GOLDEN = Path(__file__).parents[1] / "data" / "stage-keys.json"
@@ -113,7 +113,7 @@ def keys_of(case: str, root: Path) -> dict[str, dict[str, Any]]:
     with recorded() as keys:
         inputs, store = Inputs(load_images(spec.data)), Store(str(root))
         inputs.put(store)
-        run = TrialRun(TrialSpec(**{"id": 9, "seed": 0, **trial}), Bench.open(spec, Compute(), inputs), store)
+        run = TrialRun(TrialSpec(**{"id": 9, "seed": 0, **trial}), TrialContext.open(spec, Compute(), inputs), store)
         for _ in run:
             pass
     assert run.result["state"] == "COMPLETE"

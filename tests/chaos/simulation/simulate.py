@@ -205,7 +205,7 @@ class Simulation:
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        measured, dispatch.measure = dispatch.measure, work.measure
+        measured, dispatch.measure_similarity = dispatch.measure_similarity, work.measure
         at_once, filesystem.AT_ONCE = filesystem.AT_ONCE, 1  # threads of the system know nothing of ours
         parse, sweep_state.parse_spec = sweep_state.parse_spec, work.parsed
         try:
@@ -223,7 +223,7 @@ class Simulation:
                     ended_at = self.world.now
                     self.world.end()
         finally:
-            dispatch.measure, sweep_state.parse_spec, filesystem.AT_ONCE = measured, parse, at_once
+            dispatch.measure_similarity, sweep_state.parse_spec, filesystem.AT_ONCE = measured, parse, at_once
         struck = [fault for fault in self.all_faults if fault.struck]
         world = self.world
         return Outcome(

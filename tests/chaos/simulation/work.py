@@ -107,7 +107,7 @@ def _number(data: bytes) -> float:
 
 
 def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
-    """In place of `search.profile.measure`: reads what that reads, decides once what that decides."""
+    """In place of `search.profile.measure_similarity`: reads what that reads, decides once what that decides."""
     known = ledger.read(SIMILARITY_FILE)
     if known is not None:
         return dict(known)
