@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -33,7 +32,8 @@ from raylt.report.tables import (
 )
 from raylt.report.text import shown, trial_name
 from raylt.store import Ledger
-from raylt.store.layout import LOCK_FILE
+from raylt.store.ledger_files import read_lock
+from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
 Pictures = Mapping[str, bytes]
 Row = list[str]
@@ -41,11 +41,11 @@ Row = list[str]
 
 def sweep_page(results: SweepDocument, ledger: Ledger, spec_yaml: str, pictures: Pictures | None = None) -> str:
     """The page of a sweep, with what its store has: samples, versions."""
-    return html_page(results, spec_yaml, ledger.read(LOCK_FILE) or {}, sample_grids(ledger, results), pictures)
+    return html_page(results, spec_yaml, read_lock(ledger.store, ledger.name), sample_grids(ledger, results), pictures)
 
 
 def html_page(
-    results: SweepDocument, spec_yaml: str, lock: Mapping[str, Any] | None = None, grids: Sequence[Sequence[Grid]] = (),
+    results: SweepDocument, spec_yaml: str, lock: SweepLock | None = None, grids: Sequence[Sequence[Grid]] = (),
     pictures: Pictures | None = None,
 ) -> str:  # fmt: skip
     """The whole sweep as one page.
@@ -63,7 +63,7 @@ def html_page(
         trial_header=TRIAL_HEADER, front=_trial_rows(pareto_rows(results)), searched=_trial_rows(search),
         confirming=len(results["trials"]) - len(search),
         similarity_header=SIMILARITY_HEADER, similarity=similarity_rows(results),
-        pictures=pictures or pictures_of(results), resolved=_resolved(lock or {}),
+        pictures=pictures or pictures_of(results), resolved=_resolved(lock or NO_LOCK),
     )  # fmt: skip
 
 
@@ -78,13 +78,12 @@ def pictures_of(results: SweepDocument) -> Pictures:
     return drawn | ({"confirmation": confirmation_png(results)} if results["confirmation"] else {})
 
 
-def _resolved(lock: Mapping[str, Any]) -> dict[str, str]:
+def _resolved(lock: SweepLock) -> dict[str, str]:
     """What was resolved when the sweep began, in words."""
-    versions = (lock.get("versions") or {}).items()
-    keys = (key for key in ("precision", "device", "threads") if lock.get(key) is not None)
+    how = lock.computed
     return {
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions),
-        "Resolved": ", ".join(f"{key} {lock[key]}" for key in keys),
+        "Versions": ", ".join(f"{name} {version}" for name, version in lock.versions.items()),
+        "Resolved": "" if how is None else f"precision {how.precision}, device {how.device}, threads {how.threads}",
     }
 
 

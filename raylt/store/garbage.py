@@ -17,6 +17,7 @@ from raylt.store.ledger import Ledger, existing, sweep_names
 from raylt.store.ledger_files import FAIL, read_lock
 from raylt.store.stage_lock import CLAIM, Busy, read_claim, sole_maker
 from raylt.store.stages import CHECKPOINT, FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
+from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
 
@@ -90,7 +91,7 @@ class Survey:
                 self.ledgers[name] = existing(store, name)
             except Damaged as error:
                 self.damaged[name] = error
-        self.locks: dict[str, dict[str, Any]] = {name: read_lock(store, name) or {} for name in self.ledgers}
+        self.locks = {name: read_lock(store, name) or NO_LOCK for name in self.ledgers}
         named = set[str]().union(*(self._named(name, failed) for name in self.ledgers for failed in (False, True)))
         unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in named]
         self._keys = dict(zip(unnamed, store.each(self._key_of, unnamed), strict=True))
@@ -122,10 +123,10 @@ class Survey:
         wanted = own.union(data, self._named(name, False))
         return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
 
-    def _is_of_data_set(self, key: dict[str, Any], lock: dict[str, Any]) -> bool:
+    def _is_of_data_set(self, key: dict[str, Any], lock: SweepLock) -> bool:
         if key.get("kind") not in OF_A_DATA_SET:
             return False
-        return key.get("sha256", key.get("data", {}).get("sha256")) in (lock.get("data_sha256"), lock.get("inception_sha256"))
+        return key.get("sha256", key.get("data", {}).get("sha256")) in (lock.images, lock.inception)
 
     def owner(self, digest: str) -> str:
         """Who made a stage that no result names, or began to: SWEEP/TRIAL, or nobody we know."""
@@ -198,8 +199,8 @@ class Survey:
 
     def runs_beside(self, name: str) -> list[str]:
         """Other sweeps on the same data that run right now: they may be about to name any stage."""
-        data = self.locks[name].get("data_sha256")
-        beside = [other for other in self.ledgers if other != name and self.locks[other].get("data_sha256") == data]
+        data = self.locks[name].images
+        beside = [other for other in self.ledgers if other != name and self.locks[other].images == data]
         holders = {other: read_holder(self.store, other) for other in beside}
         return [other for other, holder in holders.items() if holder is not None and holder.seems_alive]
 

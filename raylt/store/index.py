@@ -22,9 +22,10 @@ from typing import NamedTuple
 from raylt.spec import TrialSpec
 from raylt.spec.canonical import canonical
 from raylt.store.filesystem import dump_json
-from raylt.store.ledger_files import Origin, Result, Sizes
+from raylt.store.ledger_files import Result, Sizes
 from raylt.store.seals import BadSeal, place_of, seal, seal_bytes, unseal_bytes
 from raylt.store.stages import Store
+from raylt.store.sweep_lock import Origin
 
 PART = 200  # trials: few enough that an open tail is soon read, many enough that a long sweep has few parts
 

@@ -21,13 +21,10 @@ from raylt.store.layout import LOCK_COPY, LOCK_FILE, result_path
 from raylt.store.ledger_files import (
     COMPLETE,
     Result,
-    code_schema_of,
     confirm_files,
-    is_sealed,
     listed,
     lost_trial,
     missing_trials,
-    origin_of,
     read_asked,
     read_confirmations,
     read_lock,
@@ -35,6 +32,7 @@ from raylt.store.ledger_files import (
     require_lock,
 )
 from raylt.store.stages import Store
+from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
 log = logging.getLogger("raylt.ledger")
 
@@ -59,8 +57,9 @@ class Ledger:
         self._begun(read_lock(store, name))
         self.reload()
 
-    def _begun(self, lock: Mapping[str, Any] | None) -> None:
-        self.code_schema, self._origin = code_schema_of(lock), origin_of(lock)
+    def _begun(self, lock: SweepLock | None) -> None:
+        lock = lock or NO_LOCK
+        self.code_schema, self._origin = lock.code_schema, lock.origin
 
     def reload(self) -> None:
         """Read what is new. Finished trials never change, so they are read once: from the index, as far as it has them."""
@@ -181,16 +180,16 @@ class Ledger:
         self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name))
         return self.read(name) or {}
 
-    def lock(self, value: Mapping[str, Any]) -> None:
+    def lock(self, lock: SweepLock) -> None:
         """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
-        self.create(LOCK_FILE, value)
-        self._begun(value)
-        self.keep_copy(value)
+        self.create(LOCK_FILE, lock.record)
+        self._begun(lock)
+        self.keep_copy(lock)
 
-    def keep_copy(self, lock: Mapping[str, Any]) -> None:
+    def keep_copy(self, lock: SweepLock) -> None:
         """See that the lock has its copy: whoever began the sweep may have died before writing it."""
-        if is_sealed(lock) and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
-            self.write(LOCK_COPY, lock)
+        if lock.is_sealed and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
+            self.write(LOCK_COPY, lock.record)
 
     @property
     def _is_sealed(self) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from raylt.spec import TrialSpec
-from raylt.spec.canonical import digest_of
 from raylt.spec.trials import Planned
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SET_ASIDE, asked_path, result_path
-from raylt.store.stages import FIRST_SEALED, MANIFEST, Store, folder_of, is_digest
+from raylt.store.stages import MANIFEST, Store, folder_of, is_digest
+from raylt.store.sweep_lock import Origin, SweepLock
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
 
@@ -26,19 +26,6 @@ class Sizes(NamedTuple):
 
     asked: int | None
     result: int | None
-
-
-class Origin(NamedTuple):
-    """What the files that a sweep has written since it was begun are checked by."""
-
-    is_sealed: bool  # they must have checksums
-    sweep: str  # which sweep it is: the digest of its lock
-
-
-def origin_of(lock: Mapping[str, Any] | None) -> Origin:
-    """By what a sweep was begun with; before that, and of an earlier raylt's, nothing is asked for."""
-    sealed = is_sealed(lock)
-    return Origin(sealed, digest_of(lock) if sealed else "")
 
 
 def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
@@ -138,7 +125,7 @@ def lost_trial(store: Store, name: str, number: int) -> Damaged:
     return store.damaged(asked_path(name, number), "it is not there, though later trials were submitted")
 
 
-def read_lock(store: Store, name: str) -> dict[str, Any] | None:
+def read_lock(store: Store, name: str) -> SweepLock | None:
     """What a sweep was begun with; None where none was begun. Raises `Damaged` where that is lost."""
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock, is_verified = store.read_checked(path)
@@ -146,17 +133,7 @@ def read_lock(store: Store, name: str) -> dict[str, Any] | None:
         lock, is_verified = store.read_checked(path)  # begun between the two
         if not is_verified:
             raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
-    return lock
-
-
-def code_schema_of(lock: Mapping[str, Any] | None) -> int:
-    """The `CODE_SCHEMA` that a sweep was begun with: the first, where no lock says another."""
-    return int((lock or {}).get("code_schema", 1))
-
-
-def is_sealed(lock: Mapping[str, Any] | None) -> bool:
-    """Whether a sweep's files have checksums: those of an earlier raylt have none."""
-    return code_schema_of(lock) >= FIRST_SEALED
+    return None if lock is None else SweepLock(lock)
 
 
 def require_lock(store: Store, name: str) -> None:

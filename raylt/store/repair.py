@@ -15,6 +15,7 @@ from raylt.store.layout import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, SPEC_FI
 from raylt.store.lease import Holder, Lease, read_holder
 from raylt.store.ledger_files import listed, read_lock
 from raylt.store.stages import CHECKPOINT, MANIFEST, STAGES, Store
+from raylt.store.sweep_lock import NO_LOCK
 from raylt.store.sweep_state import write_spec
 from raylt.store.verify import Check, verify
 
@@ -87,7 +88,7 @@ def _forget_in_index(store: Store, folder: str) -> None:
 
 
 def _restored_spec(store: Store, sweep: str, path: str) -> str:
-    begun = (read_lock(store, sweep) or {}).get("spec")  # mended before: locks come first
+    begun = (read_lock(store, sweep) or NO_LOCK).spec  # mended before: locks come first
     if begun is None:
         store.delete(path)
         return f"{path}: deleted, no copy of it was kept; `raylt sweep SPEC` writes it again"

@@ -11,10 +11,11 @@ from raylt.spec.ceilings import is_feasible
 from raylt.store.layout import SPEC_FILE
 from raylt.store.lease import read_holder
 from raylt.store.ledger import Ledger
-from raylt.store.ledger_files import COMPLETE, FAIL, RUNNING, Result, is_sealed, read_lock
+from raylt.store.ledger_files import COMPLETE, FAIL, RUNNING, Result, read_lock
 from raylt.store.pareto import pareto_ids
 from raylt.store.seals import BadSeal, seal_yaml, unseal_yaml
 from raylt.store.stages import Store
+from raylt.store.sweep_lock import NO_LOCK
 
 RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured against, not ranked
 
@@ -22,7 +23,7 @@ RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured
 def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
-    yaml, begun = stored_yaml(store, name), (read_lock(store, name) or {}).get("spec")
+    yaml, begun = stored_yaml(store, name), (read_lock(store, name) or NO_LOCK).spec
     try:
         spec, then = (parse_spec(text, f"{store.root}/{path}", was_begun=True) for text in (yaml, begun or yaml))
     except SpecError as error:
@@ -47,7 +48,7 @@ def stored_yaml(store: Store, name: str) -> str:
         raise store.damaged(path, "it is not there, though the sweep was begun")
     try:
         text, has_sum = unseal_yaml(data, path)
-        if not has_sum and is_sealed(read_lock(store, name)):
+        if not has_sum and (read_lock(store, name) or NO_LOCK).is_sealed:
             raise BadSeal("its checksum is missing")
     except BadSeal as error:
         raise store.damaged(path, str(error)) from error

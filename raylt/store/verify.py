@@ -16,15 +16,12 @@ from raylt.store.index import Part
 from raylt.store.layout import FOLDERS, LOCK_COPY, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, result_path
 from raylt.store.ledger_files import (
     COMPLETE,
-    Origin,
     Result,
     confirm_files,
-    is_sealed,
     listed,
     lost_trial,
     misplaced,
     missing_trials,
-    origin_of,
     read_asked,
     read_confirmations,
     read_lock,
@@ -33,6 +30,7 @@ from raylt.store.ledger_files import (
 )
 from raylt.store.seals import BadSeal, place_of
 from raylt.store.stages import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
+from raylt.store.sweep_lock import NO_LOCK, Origin, SweepLock
 from raylt.store.sweep_state import stored_spec
 
 
@@ -124,16 +122,18 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
     check.reads(require_lock, store, name)
     lock = check.reads(read_lock, store, name)
     if lock is None:  # damaged: what it says is in its copy
-        lock = check.reads(store.read_record, f"{folder}/{LOCK_COPY}", is_sealed=True)
+        copy = check.reads(store.read_record, f"{folder}/{LOCK_COPY}", is_sealed=True)
+        lock = None if copy is None else SweepLock(copy)
     names = store.names(folder)
     check.files += len(store.all_files(folder))
-    check.unverified += lock is not None and not is_sealed(lock)
-    _verify_own(store, folder, names, is_sealed(lock), check)
+    check.unverified += lock is not None and not lock.is_sealed
+    is_sealed = lock is not None and lock.is_sealed
+    _verify_own(store, folder, names, is_sealed, check)
     if lock is None and sizes:
         return  # nothing can be checked, and nothing may be deleted for that
-    if is_sealed(lock) and LOCK_COPY not in names:
+    if is_sealed and LOCK_COPY not in names:
         check.damaged.append(store.damaged(f"{folder}/{LOCK_COPY}", "it is not there"))
-    origin = origin_of(lock)
+    origin = (lock or NO_LOCK).origin
     # All of more trials than a few flipped bits would meet: then it is the lock that does not belong here.
     if len(sizes) > 2 and not any(_is_readable(read_asked, store, name, number, origin) for number in sizes):
         why = "none of the trials was submitted under it, so it is another sweep's"

@@ -17,7 +17,7 @@ from raylt.cluster.place import Place
 from raylt.cluster.signals import Signals
 from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.train import Compute
-from raylt.errors import EnvironmentFailure, InputError, RayltError, without_secrets
+from raylt.errors import EnvironmentFailure, RayltError, without_secrets
 from raylt.search.confirm import Request
 from raylt.search.profile import measure_similarity
 from raylt.search.sampler import default_startup
@@ -27,13 +27,14 @@ from raylt.store import Lease, Ledger, Store
 from raylt.store.layout import SPEC_FILE
 from raylt.store.ledger_files import read_lock
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import failed_trials, is_complete, write_spec
 from raylt.sweep import dry_run, preflight
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import SweepProgress
-from raylt.sweep.resume import begin, begun_with, has_more_to_confirm, refuse_read_only
+from raylt.sweep.resume import begin, begun_with, has_more_to_confirm, refuse_other_inputs, refuse_read_only
 from raylt.tracking.client import check as check_tracking
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import Tracker
@@ -138,7 +139,7 @@ class _Driver:
             self._restore(lock)
         if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
             return self._project_and_leave()
-        self._refuse_other_inputs(lock, found.inputs.digests)
+        refuse_other_inputs(self.spec.name, lock, found.inputs.digests)
         self._say(str(place))
         self._warn_of_store()
         for line in preflight.data_lines(self.spec, found.inputs.images):
@@ -158,7 +159,7 @@ class _Driver:
         can = ray_runtime.on_a_node(gpu_abilities, resources, self._say) if resources.gpus else (False, False)
         return Compute.resolve(self.spec, *can)
 
-    def _restore(self, lock: dict[str, Any]) -> None:
+    def _restore(self, lock: SweepLock) -> None:
         """What `raylt store verify --repair` deletes for the next driver to write, or a driver died before writing."""
         self.ledger.keep_copy(lock)
         if self.store.read(f"sweeps/{self.spec.name}/{SPEC_FILE}") is None:
@@ -171,17 +172,9 @@ class _Driver:
     def _has_more_to_confirm(self) -> bool:
         return has_more_to_confirm(self.spec, self.ledger, self.confirm)
 
-    def _refuse_other_inputs(self, lock: dict[str, Any] | None, have: InputDigests) -> None:
-        name = self.spec.name
-        if lock is not None and lock["data_sha256"] != have.images:
-            cause = "data.root holds others, or this raylt reads them otherwise, and the store has no copy"
-            raise InputError(f"the images are not those that sweep {name} began with ({cause}); restore them, or use --new")
-        if lock is not None and lock.get("inception_sha256", have.inception) != have.inception:
-            raise InputError(f"the Inception weights are not those that sweep {name} began with; restore them, or use --new")
-
-    def _lock(self, compute: Compute, found: preflight.Preflight) -> dict[str, Any]:
+    def _lock(self, compute: Compute, found: preflight.Preflight) -> SweepLock:
         """What is resolved once and then holds for the sweep's life."""
-        lock = {
+        record = {
             "code_schema": CODE_SCHEMA,
             "digest": self.spec.digest,
             "spec": self.yaml,  # as it began, should spec.yaml be lost
@@ -191,6 +184,7 @@ class _Driver:
             "inception_sha256": found.inputs.digests.inception,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
+        lock = SweepLock(record)
         self.ledger.lock(lock)
         return lock
 
@@ -203,18 +197,19 @@ class _Driver:
                 "see to it that one driver alone is started on a sweep there"
             )
 
-    def _warn_of_other_versions(self, lock: dict[str, Any]) -> None:
-        for name, then in lock["versions"].items():
+    def _warn_of_other_versions(self, lock: SweepLock) -> None:
+        for name, then in lock.versions.items():
             now = platform.python_version() if name == "python" else version(name)
             if now != then:
                 self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
 
-    def _search(self, lock: dict[str, Any], resources: ray_runtime.Resources, inputs: InputDigests) -> int:
+    def _search(self, lock: SweepLock, resources: ray_runtime.Resources, inputs: InputDigests) -> int:
         from raylt.sweep.actor import WorkerConfig, for_workers  # these import Ray, which must find its settings made
         from raylt.sweep.searcher import LedgerSearcher
         from raylt.sweep.tune import run_tune
 
-        compute = Compute(lock["device"], lock["precision"], lock["threads"])
+        assert lock.computed is not None
+        compute = Compute(*lock.computed)
         self._say(f"computes {compute}")
         study = StudyKeeper(self.spec, self.ledger, study_path(self.store, self.spec.name))
         tracker = Tracker(self.spec, self.ledger, self.yaml, tracking_uri(self.spec))
@@ -229,7 +224,7 @@ class _Driver:
             tracker.round_done(trial, report)
             progress.round_done(trial, report)
 
-        dispatcher = Dispatcher(self.spec, self.ledger, lock["startup"], changed, self.confirm)
+        dispatcher = Dispatcher(self.spec, self.ledger, lock.startup, changed, self.confirm)
         searcher = LedgerSearcher(dispatcher, round_done, Memory(self.spec.search.concurrency, progress.say))
         holder = self.lease.holder
         shared = WorkerConfig(

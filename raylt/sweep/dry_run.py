@@ -18,7 +18,7 @@ from raylt.report.text import counted, hours_text
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.trials import Planned
 from raylt.store import Ledger
-from raylt.store.layout import LOCK_FILE
+from raylt.store.ledger_files import read_lock
 from raylt.store.sweep_state import next_free_id
 from raylt.sweep.completed_trainings import CompletedTrainings, completed_trainings
 from raylt.sweep.step_time import Speed, measure_step_time
@@ -167,8 +167,8 @@ def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Comp
 
 def _compute_of(ledger: Ledger) -> Compute | None:
     """As the sweep was begun with, and its stages' keys have it."""
-    lock = ledger.read(LOCK_FILE)
-    return None if lock is None or "device" not in lock else Compute(lock["device"], lock["precision"], lock["threads"])
+    lock = read_lock(ledger.store, ledger.name)
+    return None if lock is None or lock.computed is None else Compute(*lock.computed)
 
 
 def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequence[Planned], left: Work) -> list[str]:

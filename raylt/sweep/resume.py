@@ -12,8 +12,9 @@ from raylt.spec.vocabulary import NAME_LENGTH
 from raylt.store import Ledger, Store
 from raylt.store.layout import SPEC_FILE
 from raylt.store.ledger import was_begun
-from raylt.store.ledger_files import code_schema_of, read_lock, require_lock
+from raylt.store.ledger_files import read_lock, require_lock
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.trial.inputs import InputDigests
 
@@ -21,9 +22,7 @@ from raylt.trial.inputs import InputDigests
 def begun_with(spec: SweepSpec, store: Store) -> InputDigests | None:
     """The inputs of a sweep of this name, where one was begun."""
     lock = read_lock(store, spec.name)
-    return (
-        None if lock is None or "data_sha256" not in lock else InputDigests(lock["data_sha256"], lock.get("inception_sha256"))
-    )
+    return None if lock is None or lock.images is None else InputDigests(lock.images, lock.inception)
 
 
 def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
@@ -42,7 +41,7 @@ def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
     require_lock(store, spec.name)
     lock = read_lock(store, spec.name)
     if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
-        if lock is not None and lock.get("digest", spec.digest) != spec.digest:
+        if lock is not None and lock.digest not in (None, spec.digest):
             raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
         return
     before = stored_spec(store, spec.name)
@@ -63,13 +62,22 @@ def refuse_other_numbers(store: Store, name: str) -> None:
     What it has stays readable: `status`, `results`, `report`, `export`.
     """
     lock = read_lock(store, name)
-    begun = CODE_SCHEMA if lock is None else code_schema_of(lock)
+    begun = CODE_SCHEMA if lock is None else lock.code_schema
     if begun != CODE_SCHEMA:
         raise InputError(
             f"sweep {name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
             f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
             f"start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
         )
+
+
+def refuse_other_inputs(name: str, lock: SweepLock | None, have: InputDigests) -> None:
+    """Raises `InputError` where images or weights are not those that a sweep began with."""
+    if lock is not None and lock.images not in (None, have.images):
+        cause = "data.root holds others, or this raylt reads them otherwise, and the store has no copy"
+        raise InputError(f"the images are not those that sweep {name} began with ({cause}); restore them, or use --new")
+    if lock is not None and lock.knows_inception and lock.inception != have.inception:
+        raise InputError(f"the Inception weights are not those that sweep {name} began with; restore them, or use --new")
 
 
 def refuse_read_only(store: Store) -> None:

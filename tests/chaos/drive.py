@@ -22,6 +22,7 @@ from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Lease, Ledger, Stage, Store
 from raylt.store.ledger_files import read_lock
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import write_spec
 from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.tracking import tracker
@@ -78,7 +79,7 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
     inputs.put(store)
     if read_lock(store, spec.name) is None:
         begun = {"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml}
-        ledger.lock({**begun, "startup": default_startup(spec), "data_sha256": inputs.digests.images})
+        ledger.lock(SweepLock({**begun, "startup": default_startup(spec), "data_sha256": inputs.digests.images}))
     study = StudyFile(spec, Path(root) / "sweeps" / spec.name / "study.db")
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: study.sync(ledger))
     bench = TrialContext.open(spec, Compute(), inputs)

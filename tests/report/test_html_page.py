@@ -22,6 +22,7 @@ from raylt.report.sample_grids import sample_grids
 from raylt.report.verdicts import confirmation
 from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
+from raylt.store.sweep_lock import SweepLock
 from raylt.tracking.runs import sweep_files
 from tests.support.confirmed import LOCK, begun, confirmed
 
@@ -156,7 +157,7 @@ def test_a_confirmation_that_has_just_begun_has_a_page(sweep):
     early = [t for t in document["trials"] if t["seed"] == 1000 and t["kind"] in ("dense", "control")]
     kept = [*(t for t in document["trials"] if t["protocol"] == "search"), *early]
     begun_one = {**document, "trials": kept, "confirmation": confirmation(kept)}
-    assert checked(html_page(begun_one, "", LOCK, sample_grids(ledger, begun_one)))
+    assert checked(html_page(begun_one, "", SweepLock(LOCK), sample_grids(ledger, begun_one)))
     nothing = [
         {**row, "fid": {"n": 0, "mean": None, "sd": None, "low": None, "high": None}} for row in document["confirmation"]
     ]

@@ -13,6 +13,7 @@ from raylt.store.layout import asked_path, result_path
 from raylt.store.ledger_files import COMPLETE, FAIL
 from raylt.store.repair import repair
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import states_of
 from raylt.store.verify import verify
 
@@ -40,7 +41,7 @@ def store(tmp_path, tiny_spec) -> Store:
     driver = Ledger(store, "tiny", lambda: None)
     yaml = dump_yaml(tiny_spec().dump())
     write_spec(store, "tiny", yaml)
-    driver.lock({"code_schema": CODE_SCHEMA, "spec": yaml})
+    driver.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(TRIALS):
         driver.ask(TrialSpec(number, "search", "searched", 0, params={"gamma": number / 10}))
     for number in (*range(1, TRIALS), 0):  # a part is written when its last trial ends, whichever that is

@@ -8,7 +8,8 @@ from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
-from raylt.store.ledger_files import origin_of, read_asked, read_lock, require_lock
+from raylt.store.ledger_files import read_asked, read_lock, require_lock
+from raylt.store.sweep_lock import SweepLock
 
 LOCK = {"code_schema": 2, "startup": 1}
 ENDED = {"state": "COMPLETE", "rounds": [], "stages": {}, "time_ms": 0}
@@ -34,8 +35,8 @@ def between(monkeypatch, path: str, act) -> None:
 
 def test_a_sweep_that_is_begun_meanwhile_has_not_lost_its_lock(store, monkeypatch):
     ledger = Ledger(store, "s", lambda: None)
-    between(monkeypatch, f"sweeps/s/{LOCK_FILE}", lambda: ledger.lock(LOCK))
-    assert read_lock(store, "s") == LOCK
+    between(monkeypatch, f"sweeps/s/{LOCK_FILE}", lambda: ledger.lock(SweepLock(LOCK)))
+    assert read_lock(store, "s") == SweepLock(LOCK)
     store.delete(f"sweeps/s/{LOCK_FILE}")
     with pytest.raises(Damaged, match="it is not there; lost: what the sweep was begun with"):
         read_lock(store, "s")
@@ -43,7 +44,7 @@ def test_a_sweep_that_is_begun_meanwhile_has_not_lost_its_lock(store, monkeypatc
 
 def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
     ledger = Ledger(store, "s", lambda: None)
-    ledger.lock(LOCK)
+    ledger.lock(SweepLock(LOCK))
     trial = TrialSpec(0, "dense", None, 0)
 
     def run() -> None:
@@ -51,17 +52,17 @@ def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
         ledger.finish(0, ENDED)
 
     between(monkeypatch, asked_path("s", 0), run)
-    assert read_asked(store, "s", 0, origin_of(LOCK)) == trial
+    assert read_asked(store, "s", 0, SweepLock(LOCK).origin) == trial
     store.delete(asked_path("s", 0))
     with pytest.raises(Damaged, match="though the trial has a result"):
-        read_asked(store, "s", 0, origin_of(LOCK))
+        read_asked(store, "s", 0, SweepLock(LOCK).origin)
     assert store.read(result_path("s", 0)) is not None
 
 
 def test_a_driver_that_died_before_the_copy_leaves_it_to_the_next(store):
     store.create_record(f"sweeps/s/{LOCK_FILE}", LOCK)
     ledger = Ledger(store, "s", lambda: None)
-    ledger.keep_copy(LOCK)
+    ledger.keep_copy(SweepLock(LOCK))
     assert store.read_record(f"sweeps/s/{LOCK_COPY}") == LOCK
 
 
@@ -70,7 +71,7 @@ def test_a_sweep_whose_first_trial_is_asked_meanwhile_has_not_lost_its_lock(stor
     ledger = Ledger(store, "s", lambda: None)
 
     def begin() -> None:
-        ledger.lock(LOCK)
+        ledger.lock(SweepLock(LOCK))
         ledger.ask(TrialSpec(0, "dense", None, 0))
 
     between(monkeypatch, f"sweeps/s/{LOCK_COPY}", begin)

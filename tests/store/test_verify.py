@@ -21,6 +21,7 @@ from raylt.store.lease import Holder, guard_for, newest_epoch
 from raylt.store.ledger import existing
 from raylt.store.ledger_files import missing_trials
 from raylt.store.repair import repair
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import next_free_id, stored_spec, write_spec
 from raylt.store.verify import verify
 from raylt.sweep import dispatch
@@ -101,7 +102,7 @@ def test_the_holder_of_a_damaged_epoch_is_not_taken_for_dead_while_it_gives_sign
 def begun(store: Store, spec) -> Ledger:
     ledger = Ledger(store, spec.name, lambda: None)
     write_spec(store, spec.name, dump_yaml(spec.dump()))
-    ledger.lock(LOCK)
+    ledger.lock(SweepLock(LOCK))
     return ledger
 
 
@@ -143,7 +144,7 @@ def test_what_was_deleted_for_the_next_driver_is_written_by_a_driver_with_nothin
     repair(store, verify(store))
     lease = Lease.acquire(store, spec.name, has_thread=False)
     store.delete(f"sweeps/{spec.name}/{LOCK_COPY}")
-    _Driver(spec, store, lease, None, None, None)._restore(LOCK)
+    _Driver(spec, store, lease, None, None, None)._restore(SweepLock(LOCK))
     assert damaged(store) == []
     lease.release()
 

@@ -7,11 +7,12 @@ from typing import Any
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import write_spec
 
 
 def write_begun(ledger: Ledger, spec: SweepSpec, **lock: Any) -> None:
     """Commit the lock of a sweep, with `lock` in it, and keep its spec."""
     yaml = dump_yaml(spec.dump())
-    ledger.lock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml, **lock})
+    ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml, **lock}))
     write_spec(ledger.store, spec.name, yaml)

@@ -45,7 +45,7 @@ def longer(spec: SweepSpec) -> SweepSpec:
 def dispatcher_of(store: Store, spec: SweepSpec) -> Dispatcher:
     lock = read_lock(store, spec.name)
     assert lock is not None
-    return Dispatcher(spec, Ledger(store, spec.name, lambda: None), lock["startup"], lambda trial, result: None)
+    return Dispatcher(spec, Ledger(store, spec.name, lambda: None), lock.startup, lambda trial, result: None)
 
 
 def files_of(store: Store) -> dict[str, bytes]:

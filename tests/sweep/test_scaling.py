@@ -28,6 +28,7 @@ from raylt.store.folders import LocalFolder
 from raylt.store.ledger import existing
 from raylt.store.ledger_files import COMPLETE
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import is_complete, stored_spec, write_spec
 from raylt.store.verify import verify
 from raylt.sweep import dispatch
@@ -101,7 +102,7 @@ def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypa
     monkeypatch.setattr(index, "PART", PART)
     monkeypatch.setattr(ledger_module, "PART", PART)
     ledger = Ledger(store, spec.name, lambda: None)
-    ledger.lock({"code_schema": CODE_SCHEMA})
+    ledger.lock(SweepLock({"code_schema": CODE_SCHEMA}))
     study, recorder = StudyFile(spec, tmp_path / "study.db"), Recorder(spec, ledger, "", "stub")
     dispatcher = Dispatcher(spec, ledger, STARTUP, lambda trial, result: study.sync(ledger))
     per_trial = []
@@ -158,7 +159,7 @@ def long_sweep(trials):
     yaml = dump_yaml(spec.dump())
     write_spec(store, "long", yaml)
     ledger = Ledger(store, "long", lambda: None)
-    ledger.lock({"code_schema": CODE_SCHEMA, "spec": yaml})
+    ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(trials):
         trial = TrialSpec(number, "search" if number else "dense", "searched" if number else None, 0)
         ledger.ask(trial)

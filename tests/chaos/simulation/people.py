@@ -15,6 +15,7 @@ from raylt.store.ledger import existing
 from raylt.store.ledger_files import read_lock, require_lock
 from raylt.store.repair import repair
 from raylt.store.stages import CODE_SCHEMA
+from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import is_complete, stored_spec, write_spec
 from raylt.store.verify import verify
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
@@ -88,7 +89,7 @@ class Driver:
             lease.check()
             write_spec(store, spec.name, yaml_of(spec))
             if lock is None:
-                ledger.lock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "startup": STARTUP})
+                ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "startup": STARTUP}))
             request = Request(1, 1) if self.simulation.confirms else None
             dispatcher = Dispatcher(spec, ledger, STARTUP, lambda trial, result: self._record(ledger, trial, result), request)
             return self._hand_out(dispatcher, lease)
