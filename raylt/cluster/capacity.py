@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from raylt.errors import Problem
+from raylt.spec.canonical import JsonObject
 
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head
 TYPE = "ray.io/node-group"  # the label by which the autoscaler marks a node's type
@@ -90,7 +90,7 @@ def read_capacity() -> Capacity:
     return Capacity(tuple(node["Resources"] for node in nodes), tuple(_node_types(_config(nodes), nodes)))
 
 
-def _config(nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _config(nodes: Sequence[JsonObject]) -> JsonObject:
     """What the cluster's autoscaler goes by; {} where it has none.
 
     Ray publishes it nowhere: it lies in a file on the head, which the autoscaler's process there names. A task reads it, which
@@ -104,11 +104,11 @@ def _config(nodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if head is None or head == context.get_node_id():
         return read_config(context.gcs_address)
     there = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False))(read_config)
-    config: dict[str, Any] = ray.get(there.remote(context.gcs_address), timeout=ASK_WITHIN_S)
+    config: JsonObject = ray.get(there.remote(context.gcs_address), timeout=ASK_WITHIN_S)
     return config
 
 
-def read_config(gcs_address: str) -> dict[str, Any]:
+def read_config(gcs_address: str) -> JsonObject:
     """The autoscaling configuration of the cluster whose head is this machine; {} where none is to be found."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -126,7 +126,7 @@ def read_config(gcs_address: str) -> dict[str, Any]:
     return {}
 
 
-def _node_types(config: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> list[NodeType]:
+def _node_types(config: JsonObject, nodes: Sequence[JsonObject]) -> list[NodeType]:
     """The types of which the autoscaler may start one; the head's is not among them, unless workers share it."""
     workers = [node for node in nodes if HEAD not in node["Resources"]]
     num_max = int(config.get("max_workers", 0))

@@ -11,11 +11,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raylt.cluster.own_files import read_own
 from raylt.cluster.ssh import Head
 from raylt.errors import EnvironmentFailure, InputError, as_yaml_value
+from raylt.spec.canonical import JsonObject
 
 ASK_WITHIN_S = 10.0  # for the head's address, of whoever knows it
 DASHBOARD_PORT = 8265
@@ -36,8 +36,8 @@ class ClusterFile:
 
     path: str
     name: str
-    provider: dict[str, Any]
-    auth: dict[str, Any]
+    provider: JsonObject
+    auth: JsonObject
     head_commands: tuple[str, ...]
 
     @property
@@ -137,7 +137,7 @@ def _local_head(file: ClusterFile) -> str | None:
         raise EnvironmentFailure(f"{file.path}: provider.head_ip: {name} has no address: {error.strerror or error}") from None
 
 
-def _cached(file: ClusterFile) -> dict[str, Any]:
+def _cached(file: ClusterFile) -> JsonObject:
     """The resolved configuration that `ray up` left on this machine; {} where it left none."""
     for entry in sorted(Path(tempfile.gettempdir()).glob("ray-config-*"), key=_modified, reverse=True):
         try:

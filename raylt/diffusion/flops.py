@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylt.diffusion.unet import build_unet, layers_of
 from raylt.spec.canonical import canonical
+from raylt.spec.presets import UnetConfig
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Flops:
         return round(self.dense - saved)
 
 
-def count_flops(config: Mapping[str, Any]) -> Flops:
+def count_flops(config: UnetConfig) -> Flops:
     """FLOPs of the U-Net that `config` describes, by `torch.utils.flop_counter` on shapes alone."""
     return _count(canonical(dict(config)))
 
 
-def weight_costs(config: Mapping[str, Any]) -> dict[str, int]:
+def weight_costs(config: UnetConfig) -> dict[str, int]:
     """Layer -> FLOPs of one weight: 2 for every position it is applied at."""
     flops = count_flops(config).layers
     return {layer.name: flops[layer.name] // layer.size for layer in layers_of(config)}
@@ -57,7 +57,7 @@ def _count(config_json: bytes) -> Flops:
 LEAST_CHANNELS = 4  # of a U-Net's first level: its timestep embedding needs two frequencies
 
 
-def narrower_unet(config: Mapping[str, Any], flops: float) -> dict[str, Any]:
+def narrower_unet(config: UnetConfig, flops: float) -> UnetConfig:
     """`config` with fewer channels in every level, of FLOPs as near to `flops` as whole channels come.
 
     The levels keep their ratio to within one channel; the norms keep as many groups as divide all of them, at most those of
@@ -66,7 +66,7 @@ def narrower_unet(config: Mapping[str, Any], flops: float) -> dict[str, Any]:
     full = list(config["block_out_channels"])
     step = _head_dim(config)
 
-    def at(width: int) -> dict[str, Any]:
+    def at(width: int) -> UnetConfig:
         """The U-Net whose widest level has `width * step` channels."""
         ratio = width * step / max(full)
         channels = [max(LEAST_CHANNELS, step, round(c * ratio / step) * step) for c in full]
@@ -81,7 +81,7 @@ def narrower_unet(config: Mapping[str, Any], flops: float) -> dict[str, Any]:
     return min(candidates, key=lambda c: abs(math.log(count_flops(c).dense / flops)))
 
 
-def _head_dim(config: Mapping[str, Any]) -> int:
+def _head_dim(config: UnetConfig) -> int:
     """Channels come in multiples of this: of an attention head, where there is attention."""
     kinds = [*config["down_block_types"], *config["up_block_types"]]
     has_attention = config.get("add_attention", True) or any("Attn" in kind for kind in kinds)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from raylt.diffusion.tensors import NamedTensors
 from raylt.spec.canonical import canonical
-from raylt.spec.presets import block_of
+from raylt.spec.presets import UnetConfig, block_of
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)  # by type: GroupNorm's gains are called `weight` too
 
@@ -40,7 +39,7 @@ class Layer:
         return self.shape[0]
 
 
-def build_unet(config: Mapping[str, Any], seed: int | None = None) -> UNet2DModel:
+def build_unet(config: UnetConfig, seed: int | None = None) -> UNet2DModel:
     """A U-Net on the CPU, initialised from `seed` alone; None: on the meta device, shapes only.
 
     What diffusers raises for a config it cannot build, it raises here; `unet_rehearsal.py` says it before anything starts.
@@ -59,7 +58,7 @@ def prunable_layers(model: nn.Module) -> list[Layer]:
     return [Layer(name, tuple(module.weight.shape)) for name, module in found]
 
 
-def layers_of(config: Mapping[str, Any]) -> list[Layer]:
+def layers_of(config: UnetConfig) -> list[Layer]:
     """The prunable layers of the U-Net that `config` describes."""
     return list(_layers_of(canonical(dict(config))))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -14,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylt.diffusion.unet import layers_of
 from raylt.errors import Problem, SpecError, cause_of
-from raylt.spec.presets import block_names
+from raylt.spec.presets import UnetConfig, block_names
 
 BATCH = 2  # a batch of one passes where larger ones do not
 
 
-def rehearse(config: Mapping[str, Any]) -> None:
+def rehearse(config: UnetConfig) -> None:
     """Raises `SpecError`, naming the guilty key of `model.config` where one can be told, if the U-Net can not be trained."""
     try:
         _train_and_sample(config)
@@ -35,13 +34,13 @@ def rehearse(config: Mapping[str, Any]) -> None:
         raise SpecError([Problem("model.config", what, "convolutions in every block")])
 
 
-def _guilty(config: Mapping[str, Any]) -> str | None:
+def _guilty(config: UnetConfig) -> str | None:
     """The one key without which it would do; None where none alone is at fault."""
     found = [key for key in config if key not in ("sample_size", "in_channels", "out_channels") and _would_do(config, key)]
     return found[0] if len(found) == 1 else None
 
 
-def _would_do(config: Mapping[str, Any], without: str) -> bool:
+def _would_do(config: UnetConfig, without: str) -> bool:
     try:
         _train_and_sample({key: value for key, value in config.items() if key != without})
     except Exception:  # whatever it is: the question is whether this key alone is at fault
@@ -49,7 +48,7 @@ def _would_do(config: Mapping[str, Any], without: str) -> bool:
     return True
 
 
-def _train_and_sample(config: Mapping[str, Any]) -> None:
+def _train_and_sample(config: UnetConfig) -> None:
     """A forward and a backward pass as training does them, a forward pass as sampling does."""
     shape = (BATCH, config["in_channels"], config["sample_size"], config["sample_size"])
     with _silent(), FakeTensorMode():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import Layer, layers_of
 from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec
+from raylt.spec.canonical import JsonObject
 from raylt.spec.presets import default_groups
 from raylt.spec.schema import matches
 from raylt.store import Ledger, Stage, Store
@@ -32,7 +32,7 @@ log = logging.getLogger("raylt.profile")
 LEAST_SPREAD = 1e-12  # of raw values: below, there is nothing to tell them apart
 
 
-def measure_similarity(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
+def measure_similarity(spec: SweepSpec, ledger: Ledger) -> JsonObject:
     """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "groups": {group: blocks}, "profile": {group: s_g}}`.
 
     Measured once, then in the ledger. Call it when dense and pilots have ended; trials of them that failed are left out.

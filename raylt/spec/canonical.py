@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+JsonObject = dict[str, Any]  # as json.loads gives it
+
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: the bytes every digest in raylt is taken over."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from raylt.errors import InputError, Problem, SpecError, as_yaml_value
+from raylt.spec.canonical import JsonObject
 from raylt.spec.checks import cross_key_problems, place_problems
 from raylt.spec.messages import meant_by, wrong_keys
 from raylt.spec.paths import EXPECTED, expanded, literal
@@ -125,7 +126,7 @@ def parse_again(spec: SweepSpec, file: str, overrides: Sequence[str] = ()) -> Sw
     return parse_spec(dump_yaml(data), file, overrides, here=True)
 
 
-def _expand(data: dict[str, Any]) -> dict[tuple[str | int, ...], Problem]:
+def _expand(data: JsonObject) -> dict[tuple[str | int, ...], Problem]:
     """Replaces `~` and variables in the paths; what cannot be replaced is a problem of its key."""
     wrong: dict[tuple[str | int, ...], Problem] = {}
     for (section, key), (replaced, _) in _PATHS.items():
@@ -218,7 +219,7 @@ def _put(document: Document, parts: list[str], value: Any) -> str:
     return dotted(*parts)
 
 
-def _drop_empty_sections(data: dict[str, Any], model: type[BaseModel]) -> None:
+def _drop_empty_sections(data: JsonObject, model: type[BaseModel]) -> None:
     """`train:` with nothing below it means that all of it is left out."""
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -230,7 +231,7 @@ def _drop_empty_sections(data: dict[str, Any], model: type[BaseModel]) -> None:
                 _drop_empty_sections(inner, kind)
 
 
-def _repaired(data: dict[str, Any]) -> SweepSpec | None:
+def _repaired(data: JsonObject) -> SweepSpec | None:
     """The spec with the keys that are wrong at their defaults, so that the others can still be held against each other."""
     data = copy.deepcopy(data)
     for _ in range(3):
@@ -242,7 +243,7 @@ def _repaired(data: dict[str, Any]) -> SweepSpec | None:
     return None
 
 
-def _remove(data: dict[str, Any], path: tuple[str | int, ...]) -> None:
+def _remove(data: JsonObject, path: tuple[str | int, ...]) -> None:
     """Takes a key out, the whole list where it is an entry; puts in what has no default."""
     if path in (("schema",), ("name",)):
         data[str(path[0])] = {"schema": 1, "name": "unnamed"}[str(path[0])]

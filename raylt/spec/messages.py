@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raylt.errors import Problem, as_yaml_value
+from raylt.spec.canonical import JsonObject
 from raylt.spec.schema import SweepSpec
 from raylt.spec.vocabulary import GROUP_NAME_LENGTH
 from raylt.spec.yaml_text import dotted
@@ -41,7 +42,7 @@ _WHAT = {  # pydantic's error type -> what is wrong
 _NAME = "letters, digits, - and _"
 
 
-def wrong_keys(error: ValidationError, data: dict[str, Any]) -> dict[Path, Problem]:
+def wrong_keys(error: ValidationError, data: JsonObject) -> dict[Path, Problem]:
     """One problem for each key that is wrong; `data` is what was validated."""
     found: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False, include_context=False):
@@ -115,13 +116,13 @@ def _right(path: Path, given: object) -> str:
     return right
 
 
-def _describe(node: dict[str, Any]) -> str:
+def _describe(node: JsonObject) -> str:
     """A part of the JSON schema in words."""
     branches = [_describe_one(branch) for branch in _branches(node)]
     return ", or ".join(branches)
 
 
-def _describe_one(node: dict[str, Any]) -> str:
+def _describe_one(node: JsonObject) -> str:
     if "const" in node:
         return _word(node["const"])
     if "enum" in node:
@@ -139,7 +140,7 @@ def _describe_one(node: dict[str, Any]) -> str:
     return words.get(str(kind), "a value") + _bounds(node)
 
 
-def _bounds(node: dict[str, Any]) -> str:
+def _bounds(node: JsonObject) -> str:
     words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
     bounds = [f"{word} {node[key]:g}" for key, word in words.items() if key in node]
     return f", {' and '.join(bounds)}" if bounds else ""
@@ -150,24 +151,24 @@ def _word(value: object) -> str:
 
 
 @cache
-def _schema() -> dict[str, Any]:
+def _schema() -> JsonObject:
     return SweepSpec.model_json_schema()
 
 
-def _branches(node: dict[str, Any]) -> list[dict[str, Any]]:
+def _branches(node: JsonObject) -> list[JsonObject]:
     """The alternatives of a union, or the node alone; references followed."""
     if "$ref" in node:
-        definition: dict[str, Any] = _schema()["$defs"][node["$ref"].rpartition("/")[2]]
+        definition: JsonObject = _schema()["$defs"][node["$ref"].rpartition("/")[2]]
         return [definition]
     return [part for branch in node["anyOf"] for part in _branches(branch)] if "anyOf" in node else [node]
 
 
-def _choices(node: dict[str, Any]) -> list[str]:
+def _choices(node: JsonObject) -> list[str]:
     found = [choice for branch in _branches(node) for choice in branch.get("enum", [branch.get("const")])]
     return [choice for choice in found if isinstance(choice, str)]
 
 
-def _schema_at(path: Path) -> dict[str, Any]:
+def _schema_at(path: Path) -> JsonObject:
     """The schema of a key; {} where anything may stand."""
     node = _schema()
     for part in path:

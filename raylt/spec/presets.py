@@ -5,10 +5,13 @@ Each is a configuration of diffusers' `UNet2DModel`; channels and image size are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+UnetConfig = Mapping[str, Any]  # the arguments of diffusers' UNet2DModel
 
-def _unet(channels: tuple[int, ...], layers_per_block: int, groups: int, attention_at: int | None = None) -> dict[str, Any]:
+
+def _unet(channels: tuple[int, ...], layers_per_block: int, groups: int, attention_at: int | None = None) -> UnetConfig:
     def kind(level: int, side: str) -> str:
         return f"{'Attn' if level == attention_at else ''}{side}Block2D"
 
@@ -23,7 +26,7 @@ def _unet(channels: tuple[int, ...], layers_per_block: int, groups: int, attenti
     }
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, UnetConfig] = {
     # 160 k weights: 8x8 digits are clear to the eye after 400 steps.
     "digits": _unet((16, 32), 1, 8),
     # 263 k weights, three levels: 16x16 and 32x32 images on a CPU.
@@ -48,7 +51,7 @@ _DEFAULT_DOWN = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownB
 _DEFAULT_UP = ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
 
 
-def block_names(config: dict[str, Any]) -> list[str]:
+def block_names(config: UnetConfig) -> list[str]:
     """The blocks of a U-Net (its top-level parts with prunable weights), in the order of the forward pass."""
     downs = config.get("down_block_types", _DEFAULT_DOWN)
     ups = config.get("up_block_types", _DEFAULT_UP)

@@ -15,11 +15,11 @@ import textwrap
 from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
 
 from pydantic import BaseModel
 
 from raylt.spec import schema, sections
+from raylt.spec.canonical import JsonObject
 from raylt.spec.schema import SweepSpec
 from raylt.spec.vocabulary import MAX_COUNT
 
@@ -29,7 +29,7 @@ TOP = {
 }
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> JsonObject:
     """The JSON Schema of a sweep's YAML file, with a description of every key."""
     found = SweepSpec.model_json_schema(by_alias=True)
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -39,7 +39,7 @@ def json_schema() -> dict[str, Any]:
     return found
 
 
-def _describe(properties: dict[str, Any], texts: dict[str, str]) -> None:
+def _describe(properties: JsonObject, texts: dict[str, str]) -> None:
     for key, text in texts.items():
         properties[key]["description"] = text
 
@@ -108,7 +108,7 @@ def entry(key: str, text: str) -> Iterator[str]:
     yield from (f"  {line}" for line in rest)
 
 
-def _values(property_schema: dict[str, Any]) -> str:
+def _values(property_schema: JsonObject) -> str:
     """What a key may be, in words."""
     if "anyOf" in property_schema:
         return " or ".join(_values(one) for one in property_schema["anyOf"])
@@ -124,7 +124,7 @@ def _values(property_schema: dict[str, Any]) -> str:
     return {"null": "`null`", "boolean": "`true` or `false`", "string": "text", "object": "a mapping"}[str(kind)]
 
 
-def _bounds(property_schema: dict[str, Any]) -> str:
+def _bounds(property_schema: JsonObject) -> str:
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     given = {name: property_schema[name] for name in words if property_schema.get(name, MAX_COUNT) != MAX_COUNT}
     return "".join(f" {words[name]} {bound:,}" for name, bound in given.items())

@@ -7,12 +7,12 @@ Nothing here imports torch: `raylt validate` reads a spec in well under a second
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raylt.spec.canonical import digest_of
-from raylt.spec.presets import PRESETS, block_names, block_of, default_groups
+from raylt.spec.canonical import JsonObject, digest_of
+from raylt.spec.presets import PRESETS, UnetConfig, block_names, block_of, default_groups
 from raylt.spec.sections import (
     ConfirmSpec,
     DataSpec,
@@ -52,7 +52,7 @@ class SweepSpec(Section):
         return self.data.shape
 
     @property
-    def unet_config(self) -> dict[str, Any]:
+    def unet_config(self) -> UnetConfig:
         """The `UNet2DModel` configuration in full: preset or config, with channels and size of the data set."""
         channels, size = self.image_shape
         own = self.model.config
@@ -87,11 +87,11 @@ class SweepSpec(Section):
         own = {"features": protocol.features or default, "spacing": protocol.spacing or protocol.own_spacing}
         return protocol.model_copy(update=own)
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> JsonObject:
         """The whole spec as plain data, as `spec.yaml` in the store and MLflow show it."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What makes this sweep the sweep it is: dotted key -> value. Changing one of these is another sweep."""
         flat = flatten(self.dump())
         if self.ticket.densities is None:  # a default that is written out is still the default
@@ -128,9 +128,9 @@ def _default_preset(spec: SweepSpec) -> str:
     return {"digits": "digits", "mnist": "tiny", "fashion-mnist": "tiny"}.get(spec.data.name, "ddpm-cifar10")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: JsonObject, prefix: str = "") -> JsonObject:
     """Nested mappings -> {dotted key: leaf}; lists are leaves."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))

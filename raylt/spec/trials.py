@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from raylt.spec.canonical import JsonObject
 from raylt.spec.schema import SweepSpec
 from raylt.spec.vocabulary import Control, Protocol
 
@@ -50,7 +51,7 @@ class TrialSpec:
     def name(self) -> str:
         return f"{self.id:04d}-{self.kind}"
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> JsonObject:
         return asdict(self)
 
     @staticmethod
@@ -81,7 +82,7 @@ class Planned:
     trial: TrialSpec
     after: Sequence[int]  # trials that must have ended: they train what this one would train too
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> JsonObject:
         return {"trial": self.trial.dump(), "after": list(self.after)}
 
     @staticmethod

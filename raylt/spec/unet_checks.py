@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylt.errors import Problem
+from raylt.spec.presets import UnetConfig
 
 MAX_LEVELS = 10  # of a U-Net: 2 ** 9 pixels at least
 TIMESTEPS = 1000  # of the noise schedule
@@ -85,7 +86,7 @@ _OF_BLOCKS = ("down_block_types", "up_block_types")
 KNOWN_KEYS = {*_KEYS, *_OF_IMAGES, *_OF_BLOCKS}
 
 
-def config_problems(config: dict[str, Any]) -> Iterator[Problem]:
+def config_problems(config: UnetConfig) -> Iterator[Problem]:
     """Of a `model.config`, what it says that can never be; first key by key, then keys that contradict each other."""
     wrong = set()
     for key, value in config.items():
@@ -122,7 +123,7 @@ def _type_problems(key: str, types: Any) -> Iterator[Problem]:
             )
 
 
-def _contradictions(config: dict[str, Any]) -> Iterator[Problem]:
+def _contradictions(config: UnetConfig) -> Iterator[Problem]:
     channels, downs, ups = (config.get(key) for key in ("block_out_channels", "down_block_types", "up_block_types"))
     for key, types in (("up_block_types", ups), ("block_out_channels", channels)):
         if types is not None and downs is not None and len(types) != len(downs):

@@ -21,6 +21,7 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from raylt.errors import Problem, SpecError
+from raylt.spec.canonical import JsonObject
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -82,7 +83,7 @@ def read_yaml(text: str, file: str, prefix: tuple[str | int, ...] = (), has_line
     return reader.document
 
 
-def dump_yaml(data: dict[str, Any]) -> str:
+def dump_yaml(data: JsonObject) -> str:
     """YAML in block style, keys in the order given: what `spec.yaml` in the store holds, and `read_yaml` reads back."""
     yaml = YAML()
     yaml.width = 10**6  # one value, one line
@@ -175,8 +176,8 @@ class _Reader:
         if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise self.broken(dotted(*path[:3]) or "YAML", "is too large or nested too deeply", self.place(node).line or 1)
 
-    def mapping(self, node: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
-        data: dict[str, Any] = {}
+    def mapping(self, node: Any, path: tuple[str | int, ...]) -> JsonObject:
+        data: JsonObject = {}
         own = [(key, value) for key, value in node.value if str(key.tag) != _MERGE]
         for key, value in own:
             if not isinstance(key, ScalarNode):

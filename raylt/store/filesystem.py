@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pyarrow import fs as pafs
 
 from raylt.errors import InputError, OutOfSpace, StoreFailure
+from raylt.spec.canonical import JsonObject
 from raylt.spec.paths import CREDENTIALS_ADVICE, has_credentials
 from raylt.store.bucket import ANSWER_WITHIN_S, CONNECT_WITHIN_S, BucketFolder
 from raylt.store.damage import Damaged
@@ -140,7 +141,7 @@ class Files:
                 raise self.damaged(path, "a folder or a pipe lies in its place") from error
             raise
 
-    def read_record(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> dict[str, Any] | None:
+    def read_record(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> JsonObject | None:
         """A JSON object that raylt wrote, without its checksum; None where there is none.
 
         `is_sealed`: whether it must have a checksum. None: one without is taken as it is; it was written by an earlier raylt.
@@ -148,7 +149,7 @@ class Files:
         """
         return self.read_checked(path, is_sealed=is_sealed, sweep=sweep)[0]
 
-    def read_checked(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> tuple[dict[str, Any] | None, bool]:
+    def read_checked(self, path: str, *, is_sealed: bool | None = None, sweep: str = "") -> tuple[JsonObject | None, bool]:
         """`read_record`, and whether there was a checksum."""
         for attempt in range(3):  # an object that is replaced between the two requests of a read comes cut
             data = self.read(path)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from raylt.store.damage import Damaged
 from raylt.store.lease import read_holder
 from raylt.store.ledger import Ledger, existing, sweep_names
 from raylt.store.ledger_files import FAIL, read_lock
 from raylt.store.stage_lock import CLAIM, Busy, read_claim, sole_maker
-from raylt.store.stages import CHECKPOINT, FAILED, MANIFEST, STAGES, Store, folder_of, is_leftover, within_stage
+from raylt.store.stages import CHECKPOINT, FAILED, MANIFEST, STAGES, StageKey, Store, folder_of, is_leftover, within_stage
 from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
 OF_A_DATA_SET = ("images", "inception", "classifier", "reference")  # kinds of stages that no result names
@@ -96,7 +95,7 @@ class Survey:
         unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in named]
         self._keys = dict(zip(unnamed, store.each(self._key_of, unnamed), strict=True))
 
-    def _key_of(self, digest: str) -> dict[str, Any]:
+    def _key_of(self, digest: str) -> StageKey:
         """The key of a stage; {} where it is damaged."""
         try:
             return dict(self.store.find(digest).key)
@@ -123,7 +122,7 @@ class Survey:
         wanted = own.union(data, self._named(name, False))
         return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
 
-    def _is_of_data_set(self, key: dict[str, Any], lock: SweepLock) -> bool:
+    def _is_of_data_set(self, key: StageKey, lock: SweepLock) -> bool:
         if key.get("kind") not in OF_A_DATA_SET:
             return False
         return key.get("sha256", key.get("data", {}).get("sha256")) in (lock.images, lock.inception)

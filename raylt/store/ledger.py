@@ -15,6 +15,7 @@ from typing import Any
 
 from raylt.errors import Fenced, InputError, StoreFailure
 from raylt.spec import TrialSpec
+from raylt.spec.canonical import JsonObject
 from raylt.spec.trials import Planned
 from raylt.store.index import PART, Part, Results, first_of, part_path, read_parts, write_part
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, result_path
@@ -161,7 +162,7 @@ class Ledger:
                 with contextlib.suppress(StoreFailure):
                     write_part(self.store, self.name, part, self._origin)
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read(self, name: str) -> JsonObject | None:
         """One of the sweep's own files: spec.lock.json, similarity.json, mlflow.json."""
         return self.store.read_record(f"{self.folder}/{name}", is_sealed=self._is_sealed or None, sweep=self._sweep_of(name))
 
@@ -174,7 +175,7 @@ class Ledger:
         self._check()
         self.store.write_record(f"{self.folder}/{name}", value, self._sweep_of(name))
 
-    def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    def decide(self, name: str, value: Mapping[str, Any]) -> JsonObject:
         """One of the sweep's own files that is decided once: what it says, whoever has written it."""
         self._check()
         self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raylt.spec import TrialSpec
+from raylt.spec.canonical import JsonObject
 from raylt.spec.trials import Planned
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SET_ASIDE, asked_path, result_path
@@ -16,7 +17,7 @@ from raylt.store.sweep_lock import Origin, SweepLock
 
 COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
 
-Result = dict[str, Any]
+Result = JsonObject
 
 _OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
 

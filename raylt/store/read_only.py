@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from raylt.store.stages import CODE_SCHEMA, Manifest, Output, Stage, Store
+from raylt.store.stages import CODE_SCHEMA, Manifest, Output, Stage, StageKey, Store
 
 
 class NotComplete(Exception):
@@ -15,7 +14,7 @@ class NotComplete(Exception):
 class ReadOnlyStore(Store):
     """Whoever walks over it as if to compute ends, by `NotComplete`, at the first stage that is not there."""
 
-    def stage(self, key: Mapping[str, Any]) -> Stage:
+    def stage(self, key: StageKey) -> Stage:
         return _ReadOnlyStage(self, {"schema": CODE_SCHEMA, **key})
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
-from typing import Any
 
+from raylt.spec.canonical import JsonObject
 from raylt.store.damage import Damaged
 from raylt.store.index import first_of, part_path
 from raylt.store.layout import FOLDERS, LOCK_COPY, LOCK_FILE, SET_ASIDE, SPEC_FILE
@@ -133,7 +133,7 @@ def _restored(store: Store, source: str, target: str) -> str:
     return f"{target}: restored from {source.rpartition('/')[2]}"
 
 
-def _record_at(store: Store, path: str) -> dict[str, Any] | None:
+def _record_at(store: Store, path: str) -> JsonObject | None:
     try:
         return store.read_record(path, is_sealed=True)
     except Damaged:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raylt.spec.canonical import digest_of
+from raylt.spec.canonical import JsonObject, digest_of
 
 SUM = "sha256"
 _HEADER = b"raylt sealed "
@@ -35,13 +35,13 @@ def place_of(path: str, sweep: str) -> str:
     return f"{sweep}:{path}" if sweep else path
 
 
-def seal(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+def seal(record: Mapping[str, Any], place: str) -> JsonObject:
     """The record with its checksum."""
     content = {key: value for key, value in record.items() if key != SUM}
     return {**content, SUM: digest_of([place, content])}
 
 
-def unseal(record: Any, place: str) -> tuple[dict[str, Any], bool]:
+def unseal(record: Any, place: str) -> tuple[JsonObject, bool]:
     """(the record without its checksum, whether it had one). Raises `BadSeal` where the two do not agree."""
     if not isinstance(record, dict):
         raise BadSeal("it is no JSON object")

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylt.errors import Diverged, StoreFailure
-from raylt.spec.canonical import canonical, digest_of
+from raylt.spec.canonical import JsonObject, canonical, digest_of
 from raylt.store.damage import Damaged
 from raylt.store.filesystem import Files
 from raylt.store.folders import Folder
@@ -42,6 +42,9 @@ FIRST_SEALED = 2  # the first schema whose files all have checksums
 STAGES, MANIFEST, KEY, FAILED, CHECKPOINT = "stages", "manifest.json", "key.json", "failed.json", "checkpoint-"
 
 
+StageKey = Mapping[str, Any]  # JSON: what a stage is computed from
+
+
 def _no_guard() -> None:
     """The guard of a store that nobody can take over."""
 
@@ -54,7 +57,7 @@ class Store(Files):
         super().__init__(root, folder)
         self.owner, self.guard = owner, guard
 
-    def stage(self, key: Mapping[str, Any]) -> Stage:
+    def stage(self, key: StageKey) -> Stage:
         return Stage(self, {"schema": CODE_SCHEMA, **key})
 
     def find(self, digest: str) -> Stage:
@@ -94,7 +97,7 @@ class Manifest:
 class Stage:
     """One stage of a store, made or not."""
 
-    def __init__(self, store: Store, key: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, key: StageKey) -> None:
         self.store, self.key = store, key
         self.digest = digest_of(key)
         self.path = folder_of(self.digest)
@@ -212,10 +215,10 @@ class Stage:
             self.drop_leftovers()
             raise self._diverged(str(error)) from error
 
-    def _put(self, name: str, data: bytes) -> dict[str, Any]:
+    def _put(self, name: str, data: bytes) -> JsonObject:
         """Write a file of the stage; its entry in the manifest. What another maker wrote, perhaps otherwise, stays."""
         sha256 = hashlib.sha256(data).hexdigest()
-        entry: dict[str, Any] = {"bytes": len(data), "sha256": sha256}
+        entry: JsonObject = {"bytes": len(data), "sha256": sha256}
         if self.store.create(f"{self.path}/{name}", data):
             return entry
         entry["at"] = f"{sha256[:16]}-{name}"  # not bit for bit the same: a GPU, or the other died while writing
@@ -258,7 +261,7 @@ def other_content(store: Store, digest: str) -> Damaged:
     return store.damaged(f"{folder_of(digest)}/{MANIFEST}", "its content is not that of the stage which a result names")
 
 
-def _content_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _content_of(manifest: JsonObject) -> JsonObject:
     """What a manifest says of the stage, without where its files lie, who made it and when."""
     files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in manifest["files"].items()}
     return {"stage": manifest["stage"], "values": manifest["values"], "files": files}

@@ -15,6 +15,7 @@ from raylt.diffusion.device import is_lost
 from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.canonical import JsonObject
 from raylt.spec.sections import TrackingSpec
 from raylt.store import Store
 from raylt.store.lease import guard_for
@@ -37,7 +38,7 @@ class WorkerConfig:
     epoch: int  # and token: of the driver's lease
     token: str
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> JsonObject:
         """As Tune's config takes it."""
         return {**self.__dict__, "spec": self.spec.dump(), "compute": self.compute.key(), "inputs": asdict(self.inputs)}
 

@@ -5,19 +5,20 @@ A `TicketSearch` says what a search is; a `TicketRunner` does it. Each of its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.diffusion.train import Recipe, Trainer, TrainState, learning_rate_at, run
 from raylt.diffusion.unet import build_unet, load_parameters, parameters_of, weight_name
 from raylt.spec import SweepSpec
+from raylt.spec.presets import UnetConfig
 from raylt.spec.sections import TrainSpec
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.store.layout import MASK, START, TRAINED
+from raylt.store.stages import StageKey
 from raylt.ticket.criteria import AT_REWIND_POINT, CRITERIA, PruningContext
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import Scores
@@ -36,7 +37,7 @@ class Round:
     start: Stage  # the rewind point it was trained from
     stage: Stage
     manifest: Manifest
-    unet_config: Mapping[str, Any]
+    unet_config: UnetConfig
     mask_stage: Stage | None = None  # where the mask took more than a look at trained weights
 
     @cached_property
@@ -78,7 +79,7 @@ class TicketRunner:
         It is one for all searches of a sweep, whatever their seed. At step 0 it is the initialisation.
         """
         search, stop = self.search, self.search.rewind_step
-        key: dict[str, Any] = {"kind": "start", "model": search.unet_config, "seed": search.train.seed, "step": stop}
+        key: dict[str, object] = {"kind": "start", "model": search.unet_config, "seed": search.train.seed, "step": stop}
         if stop:
             key |= {"data": data_key(search.spec, self.images), **_train_key(search)}
 
@@ -166,7 +167,7 @@ class TicketRunner:
             rewound=lambda: TrainState.from_bytes(start.read(START)).weights,
         )  # fmt: skip
 
-    def _mask_key(self, index: int, dense: Round, previous: Round) -> dict[str, Any]:
+    def _mask_key(self, index: int, dense: Round, previous: Round) -> StageKey:
         """What a mask depends on that was not read off trained weights. (The dense stage's key has data, training and seed.)"""
         search, ticket = self.search, self.search.spec.ticket
         return {
@@ -177,11 +178,11 @@ class TicketRunner:
         }  # fmt: skip
 
 
-def data_key(spec: SweepSpec, images: ImageSet) -> dict[str, Any]:
+def data_key(spec: SweepSpec, images: ImageSet) -> StageKey:
     return {"name": spec.data.name, "sha256": images.digest}
 
 
-def _train_key(search: TicketSearch) -> dict[str, Any]:
+def _train_key(search: TicketSearch) -> StageKey:
     """What every training stage depends on. How often it is checkpointed and how `auto` was spelt decide nothing."""
     train = search.train.model_dump(exclude={"checkpoint_every", "precision", "seed"})
     return {"model": search.unet_config, "train": train, "flip": search.spec.data.flip, **search.compute.key()}

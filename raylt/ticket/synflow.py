@@ -11,7 +11,7 @@ In float64, since a path is a product of dozens of weights. On the CPU, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.unet import PRUNABLE_TYPES, Layer, build_unet, weight_name
+from raylt.spec.presets import UnetConfig
 from raylt.ticket.mask import Mask
 
 _NOT_LINEAR = (nn.GroupNorm, nn.LayerNorm, RMSNorm, nn.SiLU, nn.ReLU, nn.GELU, nn.Mish, nn.Dropout)
@@ -30,7 +31,7 @@ _NOT_LINEAR = (nn.GroupNorm, nn.LayerNorm, RMSNorm, nn.SiLU, nn.ReLU, nn.GELU, n
 class SynapticFlow:
     """The surrogate of one network at given weights, asked for scores under one mask after another."""
 
-    def __init__(self, unet_config: Mapping[str, Any], weights: NamedTensors, layers: Sequence[Layer]) -> None:
+    def __init__(self, unet_config: UnetConfig, weights: NamedTensors, layers: Sequence[Layer]) -> None:
         self.model = build_unet(unet_config, seed=0).double()
         linearise(self.model)
         self.parameters = dict(self.model.named_parameters())

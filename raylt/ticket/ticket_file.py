@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers import DDPMPipeline
 from safetensors import safe_open
@@ -15,6 +14,7 @@ from torch import Tensor
 from raylt.diffusion.tensors import NamedTensors, pack, unpack
 from raylt.diffusion.train import TrainState, noise_schedule
 from raylt.diffusion.unet import Layer, build_unet, layers_of, load_parameters, weight_name
+from raylt.spec.presets import UnetConfig
 from raylt.ticket.mask import Mask
 
 FORMAT = "raylt-ticket-1"
@@ -24,7 +24,7 @@ FORMAT = "raylt-ticket-1"
 class Ticket:
     """A mask and the rewind point it is trained from. Pruned weights and moments of `start` are zero."""
 
-    unet_config: Mapping[str, Any]
+    unet_config: UnetConfig
     mask: Mask
     start: TrainState
 
@@ -70,7 +70,7 @@ def _scatter(values: Mapping[str, Tensor], mask: Mask) -> NamedTensors:
     return full
 
 
-def export_pipeline(folder: Path, unet_config: Mapping[str, Any], weights: NamedTensors, beta_schedule: str) -> None:
+def export_pipeline(folder: Path, unet_config: UnetConfig, weights: NamedTensors, beta_schedule: str) -> None:
     """Write trained weights (the EMA, pruned weights zero) as a folder that `DDPMPipeline.from_pretrained` loads."""
     model = build_unet(unet_config, seed=0)
     load_parameters(model, weights)

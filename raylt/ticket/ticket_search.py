@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import Layer, layers_of
 from raylt.spec import SweepSpec
+from raylt.spec.presets import UnetConfig
 from raylt.spec.sections import TrainSpec
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.budget import LayerBudget, costs_of
@@ -29,7 +28,7 @@ class TicketSearch:
     start_seed: int | None = None  # of the initialisation; None: the sweep's `train.seed`
     steps: int | None = None  # the training budget; None: the sweep's `train.steps`
     rewinds_to: int | None = None  # None: the sweep's `ticket.rewind_step`
-    smaller_unet: Mapping[str, Any] | None = None  # None: the sweep's U-Net
+    smaller_unet: UnetConfig | None = None  # None: the sweep's U-Net
 
     @cached_property
     def train(self) -> TrainSpec:
@@ -43,8 +42,8 @@ class TicketSearch:
         return self.spec.ticket.rewind_step if self.rewinds_to is None else self.rewinds_to
 
     @cached_property
-    def unet_config(self) -> dict[str, Any]:
-        return self.spec.unet_config if self.smaller_unet is None else dict(self.smaller_unet)
+    def unet_config(self) -> UnetConfig:
+        return self.spec.unet_config if self.smaller_unet is None else self.smaller_unet
 
     @cached_property
     def layers(self) -> list[Layer]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +140,7 @@ class Scorer:
         return self._extractor
 
     def _classifier(self, name: str, device: torch.device, store: Store) -> FeatureExtractor:
-        key: dict[str, Any] = {
+        key: dict[str, object] = {
             "kind": "classifier", "name": name, "data": data_key(self.spec, self.images), "seed": CLASSIFIER_SEED,
             "epochs": CLASSIFIER_EPOCHS[name], "threads": self.compute.threads,
         }  # fmt: skip

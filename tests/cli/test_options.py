@@ -25,7 +25,10 @@ def test_answers_within_a_second(words):
     assert min(times) < 1, times
 
 
-READERS = [("--help",), ("validate", "small.yaml"), ("status", "small"), ("results", "small", "--json")]
+READERS = [
+    ("--help",), ("validate", "small.yaml"), ("validate", "--schema"), ("status", "small"), ("results", "small", "--json"),
+    ("report", "small", "-o", "page.html"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", READERS, ids=" ".join)
