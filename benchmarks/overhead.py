@@ -45,6 +45,7 @@ from raylt.search.study import StudyKeeper
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Lease, Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
+from raylt.store.results import RoundResult
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.messages import TrialFinished, as_result
@@ -90,7 +91,7 @@ class Instant(tune.Trainable):
         }
         result = {**self._config["template"], **numbers}
         result["rounds"] = [{**report, **numbers} for report in result["rounds"]]
-        return as_result(TrialFinished(result, result["rounds"][-1]))
+        return as_result(TrialFinished(result, RoundResult.from_json(result["rounds"][-1])))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """As `TrialActor`: nothing."""

@@ -11,10 +11,10 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from raylt.errors import EnvironmentFailure
+from raylt.store.results import RoundResult
 from raylt.store.stages import Store
 
 POLL_S = 1.0
@@ -43,9 +43,10 @@ class TrialLog:
     def trained(self, round_index: int, step: int, loss: float) -> None:
         self.say(f"round {round_index} step {step} training loss {loss:.4f}")
 
-    def scored(self, report: Mapping[str, Any]) -> None:
-        numbers = [f"{key} {'-' if report[key] is None else format(report[key], '.4g')}" for key in ("density", "loss", "fid")]
-        self.say(f"round {report['round']} scored: {' '.join(numbers)}")
+    def scored(self, report: RoundResult) -> None:
+        numbers = {"density": report.density, "loss": report.loss, "fid": report.fid}
+        words = [f"{name} {'-' if value is None else format(value, '.4g')}" for name, value in numbers.items()]
+        self.say(f"round {report.round} scored: {' '.join(words)}")
 
     def failed(self, error: BaseException) -> None:
         self.say("failed\n" + "".join(traceback.format_exception(error)).rstrip())

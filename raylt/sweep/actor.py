@@ -19,6 +19,7 @@ from raylt.spec.canonical import JsonObject
 from raylt.spec.sections import TrackingSpec
 from raylt.store import Store
 from raylt.store.lease import guard_for
+from raylt.store.results import RoundResult
 from raylt.store.trial_log import TrialLog
 from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.trial import inputs
@@ -77,7 +78,7 @@ class TrialActor(tune.Trainable):
         self._config = new_config
         self._run: TrialRun | None = None
         self._log: TrialLog | None = None
-        self._rounds: Iterator[dict[str, Any]] | None = None
+        self._rounds: Iterator[RoundResult] | None = None
         return True
 
     def step(self) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class TrialActor(tune.Trainable):
                 raise DeviceLost(f"the GPU was lost: {str(error).splitlines()[0]}") from error
             return as_result(TrialFinished(failure(error) if self._run is None else self._run.failed(error)))
 
-    def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[dict[str, Any]]]:
+    def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[RoundResult]]:
         """The running trial and its rounds, begun at the first step."""
         if self._run is None or self._rounds is None:
             shared, trial = WorkerConfig.load(self._config), TrialSpec.load(self._config["trial"])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raylt.store.ledger_files import Result
+from raylt.store.results import RoundResult
 
 KEY = "raylt"  # of a result of Tune's
 
@@ -16,7 +17,7 @@ KEY = "raylt"  # of a result of Tune's
 class RoundReported:
     """A round was scored; the trial goes on."""
 
-    report: Result
+    report: RoundResult
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TrialFinished:
     """The trial has its result; `report` is of the round that was scored in the same step, if one was."""
 
     result: Result
-    report: Result | None = None
+    report: RoundResult | None = None
 
 
 @dataclass(frozen=True)
@@ -54,5 +55,7 @@ def as_result(message: Message) -> dict[str, Any]:
 def message_of(result: Mapping[str, Any]) -> Message:
     """What `as_result` was made of."""
     content = json.loads(result[KEY])
+    if content.get("report") is not None:
+        content["report"] = RoundResult.from_json(content["report"])
     message: Message = _KINDS[content.pop("kind")](**content)
     return message

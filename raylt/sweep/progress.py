@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -13,6 +12,7 @@ from rich.text import Text
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.store import Ledger
 from raylt.store.ledger_files import COMPLETE, Result
+from raylt.store.results import RoundResult
 
 
 class SweepProgress:
@@ -37,16 +37,18 @@ class SweepProgress:
 
     def changed(self, trial: TrialSpec, result: Result | None) -> None:
         if result is not None and result["state"] == COMPLETE:
-            self.say(f"{trial.name} complete: {_numbers(result)}{' BROKEN' if result['broken'] else ''}")
+            numbers = _numbers(result["density"], result["loss"], result["fid"])
+            self.say(f"{trial.name} complete: {numbers}{' BROKEN' if result['broken'] else ''}")
         elif result is not None:
             self.say(f"{trial.name} {result['state']}: {result['cause']}")
         if self._status is not None:
             self._status.update(Text(self._headline()))
 
-    def round_done(self, trial: TrialSpec, report: dict[str, Any]) -> None:
+    def round_done(self, trial: TrialSpec, report: RoundResult) -> None:
         last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)
-        if last and not report["shared"]:
-            self.say(f"{trial.name} round {report['round']}/{last}: {_numbers(report)}")
+        if last and not report.shared:
+            numbers = _numbers(report.density, report.loss, report.fid)
+            self.say(f"{trial.name} round {report.round}/{last}: {numbers}")
 
     def say(self, line: str) -> None:
         """A line with the time of day."""
@@ -57,8 +59,8 @@ class SweepProgress:
             self._status.stop()
 
 
-def _numbers(report: dict[str, Any]) -> str:
-    return f"density {report['density']:.4f}  loss {_short(report['loss'])}  FID {_short(report['fid'])}"
+def _numbers(density: float | None, loss: float | None, fid: float | None) -> str:
+    return f"density {density or 0:.4f}  loss {_short(loss)}  FID {_short(fid)}"
 
 
 def _short(value: float | None) -> str:

@@ -18,12 +18,13 @@ from raylt.cluster import ray_internals
 from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
 from raylt.spec import TrialSpec
 from raylt.store.ledger_files import Result
+from raylt.store.results import RoundResult
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
 from raylt.sweep.messages import LeaseLost, Message, RoundReported, StoreUnavailable, TrialFinished, message_of
 from raylt.trial.run import failure
 
-OnRound = Callable[[TrialSpec, dict[str, Any]], None]
+OnRound = Callable[[TrialSpec, RoundResult], None]
 
 MAX_DEATHS = 3  # of a trial's worker process; a trial that kills its worker does it each time
 MAX_LOSSES = 20  # of a trial's node or place on it: no fault of the trial, but no cluster either
@@ -44,7 +45,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         self.dispatcher, self.on_round, self.memory = dispatcher, on_round, memory
         self.live: dict[str, TrialSpec] = {}
         self.failure: EnvironmentFailure | None = None  # what ends the sweep: raised here, Tune would blame the trial for it
-        self.rounds: dict[int, dict[int, dict[str, Any]]] = {}  # trial -> round -> its report
+        self.rounds: dict[int, dict[int, RoundResult]] = {}  # trial -> round -> its report
 
     def suggest(self, trial_id: str) -> Any:  # Tune calls it by this very keyword
         if self.failure is not None:
@@ -83,12 +84,12 @@ class LedgerSearcher(_Unsaved, Searcher):
                 self._report(trial_id, message.report)
             self.end(trial_id, message.result)
 
-    def _report(self, trial_id: str, report: Result) -> None:
+    def _report(self, trial_id: str, report: RoundResult) -> None:
         """Pass on a round, once: a trial whose worker died reports its first rounds again."""
         trial = self.live[trial_id]
         known = self.rounds.setdefault(trial.id, {})
-        if report["round"] not in known:
-            known[report["round"]] = report
+        if report.round not in known:
+            known[report.round] = report
             self.memory.progressed()
             self.on_round(trial, report)
 
@@ -150,7 +151,7 @@ class WorkerDeaths(_Unsaved, tune.Callback):
             return
         result = failure(EnvironmentFailure(f"{what} {bound} times: {_why(error)}"))
         rounds = self.searcher.rounds.get(number, {})
-        self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index] for index in sorted(rounds)]})
+        self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index].to_json() for index in sorted(rounds)]})
 
 
 def _why(error: BaseException | None) -> str:

@@ -44,9 +44,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     run = TrialRun(trial, context, store, ticket_progress(spec, console))
     try:
         for report in run:
-            line = (
-                f"round {report['round']} scored: density {report['density']:.4f}  loss {report['loss']}  FID {report['fid']}"
-            )
+            line = f"round {report.round} scored: density {report.density:.4f}  loss {report.loss}  FID {report.fid}"
             console.print(line, markup=False, highlight=False)
         result = run.result
     except StoreFailure:

@@ -23,6 +23,7 @@ from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.ledger_files import FAIL, RUNNING, Result
+from raylt.store.results import RoundResult
 from raylt.store.stages import stage_of
 from raylt.store.sweep_state import groups_of
 
@@ -176,16 +177,16 @@ def trial_params(spec: SweepSpec, trial: TrialSpec, result: Result | None) -> di
     }
 
 
-def round_points(report: Mapping[str, Any]) -> list[Point]:
+def round_points(report: RoundResult) -> list[Point]:
     """The points of one round, whether it was just reported or lies in a result."""
-    return points_of(((name, report.get(name)) for name in ROUND_METRICS), report["time_ms"], report["round"])
+    return points_of(((name, getattr(report, name)) for name in ROUND_METRICS), report.time_ms, report.round)
 
 
 def trial_points(result: Result) -> list[Point]:
     """Every point of a trial that has ended."""
-    rounds = result["rounds"]
+    rounds = [RoundResult.from_json(record) for record in result["rounds"]]
     points = [point for report in rounds for point in round_points(report)]
-    last = rounds[-1]["round"] if rounds else 0
+    last = rounds[-1].round if rounds else 0
     densities = ((f"density/{block}", density) for block, density in (result.get("densities") or {}).items())
     return points + points_of(densities, result["time_ms"], last)
 

@@ -22,6 +22,7 @@ from raylt.spec.tracking_uri import artifact_root
 from raylt.store import Ledger
 from raylt.store.layout import RUNS_FILE, SIMILARITY_FILE
 from raylt.store.ledger_files import FAIL, Result
+from raylt.store.results import RoundResult
 from raylt.store.sweep_state import is_complete, state_of
 from raylt.tracking import runs
 from raylt.tracking.client import connect, lasting_fault, words_of
@@ -39,7 +40,7 @@ NEW_PART = 20  # mlflow.json is written anew once one in so many of its runs is 
 PARENT = "parent"
 REMEDY = "the record is tried again, and the next start of the sweep brings it up to date"
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "interrupted": "KILLED"}
-Reports = Mapping[int, Sequence[Mapping[str, Any]]]  # trial -> what its rounds reported so far
+Reports = Mapping[int, Sequence[RoundResult]]  # trial -> what its rounds reported so far
 
 
 def record(spec: SweepSpec, ledger: Ledger, spec_yaml: str, uri: str) -> None:
@@ -150,7 +151,7 @@ class Recorder:
 
     # --- bringing up to date ----------------------------------------------------------------------------------------
 
-    def _update_trial(self, run: Run, trial: TrialSpec, reports: Iterable[Mapping[str, Any]]) -> None:
+    def _update_trial(self, run: Run, trial: TrialSpec, reports: Iterable[RoundResult]) -> None:
         result = self.ledger.results.get(trial.id)
         if result is None:
             points = [point for report in reports for point in runs.round_points(report)]
@@ -228,7 +229,7 @@ class Tracker:
         self._spec, self._spec_yaml, self._uri = spec, spec_yaml, uri
         self._ledger = ledger  # the driver's, which changes it meanwhile
         self._recorder: Recorder | None = None
-        self._reports: dict[int, dict[int, dict[str, Any]]] = {}
+        self._reports: dict[int, dict[int, RoundResult]] = {}
         self._lock = threading.Lock()
         self._final, self._complained = "", False
         self._paint_at = time.monotonic() + BETWEEN_PICTURES_S
@@ -239,10 +240,10 @@ class Tracker:
         """Ask for a sync; returns at once."""
         self._thread.ask()
 
-    def round_done(self, trial: TrialSpec, report: Mapping[str, Any]) -> None:
+    def round_done(self, trial: TrialSpec, report: RoundResult) -> None:
         """Show a round of a running trial; returns at once."""
         with self._lock:
-            self._reports.setdefault(trial.id, {})[report["round"]] = dict(report)
+            self._reports.setdefault(trial.id, {})[report.round] = report
         self._thread.ask()
 
     def close(self, state: Literal["complete", "interrupted"]) -> bool:

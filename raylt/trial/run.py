@@ -19,6 +19,7 @@ from raylt.spec.trials import SEARCHED
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.store.layout import START, TICKET
 from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, Result
+from raylt.store.results import RoundResult
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round
 from raylt.ticket.find import Progress, Round, TicketRunner
@@ -70,14 +71,14 @@ class TrialRun:
     def __init__(self, trial: TrialSpec, context: TrialContext, store: Store, progress: Progress | None = None) -> None:
         self.trial, self.context, self.store = trial, context, store
         self.runner = TicketRunner(search_of(context, trial), context.images, store, progress)
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[RoundResult] = []
         self.numbers: dict[str, Any] = {}
         self._began = time.monotonic()
         self._manifests: dict[str, Manifest] = {}
         self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Train and score round after round; yields each round's numbers."""
+    def __iter__(self) -> Iterator[RoundResult]:
+        """Train and score round after round."""
         for trained in self._rounds():
             self.context.compute.release_memory()  # training and scoring want different pieces of it
             report = self._score(trained)
@@ -89,18 +90,18 @@ class TrialRun:
     @property
     def has_ended(self) -> bool:
         """Whether the last scored round was the trial's last: of all, or the rung that it did not pass."""
-        return bool(self.rounds) and (self.rounds[-1]["round"] == self.last_round or self._stopped_by is not None)
+        return bool(self.rounds) and (self.rounds[-1].round == self.last_round or self._stopped_by is not None)
 
     @property
     def _stopped_by(self) -> str | None:
         """Why the trial ends at the last scored round, if it does."""
         scored = self.rounds[-1]
-        threshold = self.trial.thresholds.get(str(scored["round"]))
+        threshold = self.trial.thresholds.get(str(scored.round))
         if threshold is None:
             return None
-        is_poor = scored["broken"] or scored["loss"] is None or scored["loss"] > threshold
-        loss = "no loss" if scored["loss"] is None else f"loss {scored['loss']:.6g}{' (broken)' if scored['broken'] else ''}"
-        return f"stopped at round {scored['round']}: {loss}, above {threshold:.6g}, the median there" if is_poor else None
+        is_poor = scored.broken or scored.loss is None or scored.loss > threshold
+        loss = "no loss" if scored.loss is None else f"loss {scored.loss:.6g}{' (broken)' if scored.broken else ''}"
+        return f"stopped at round {scored.round}: {loss}, above {threshold:.6g}, the median there" if is_poor else None
 
     @property
     def last_round(self) -> int:
@@ -130,28 +131,28 @@ class TrialRun:
         if "steps" in manifest.values:
             self._steps[stage.digest] = (manifest.values["steps"], manifest.owner)
 
-    def _score(self, trained: Round) -> dict[str, Any]:
+    def _score(self, trained: Round) -> RoundResult:
         scores = self.context.scorer(self.trial.protocol).score(trained, self.store)
         ticket, manifest = self._ticket_stage(trained)
         for stage in (scores.loss_stage, scores.sample_stage, ticket):
             self._count(stage, stage.whole())
-        report = {
-            "round": trained.index,
-            "shared": trained.manifest.owner != self.store.owner,  # found in the store, trained by another trial
-            "density": trained.mask.density,
-            "loss": _finite(scores.loss),
-            "fid": _finite(scores.fid),
-            "kid": _finite(scores.kid),
-            "kid_sd": _finite(scores.kid_sd),
-            "broken": scores.broken,
-            "flops": count_flops(trained.unet_config).of(trained.mask.counts),
-            "ticket_bytes": manifest.values["bytes"],
-            # when the last of the round's stages became whole: the time of its metric points in every replay
-            "time_ms": max(s.whole().time_ms for s in (trained.stage, scores.loss_stage, scores.sample_stage, ticket)),
-        }
+        stages = (trained.stage, scores.loss_stage, scores.sample_stage, ticket)
+        report = RoundResult(
+            trained.index,
+            trained.mask.density,
+            _finite(scores.loss),
+            _finite(scores.fid),
+            time_ms=max(stage.whole().time_ms for stage in stages),  # of its metric points in every replay
+            kid=_finite(scores.kid),
+            kid_sd=_finite(scores.kid_sd),
+            broken=scores.broken,
+            flops=count_flops(trained.unet_config).of(trained.mask.counts),
+            ticket_bytes=manifest.values["bytes"],
+            shared=trained.manifest.owner != self.store.owner,
+        )
         self.rounds.append(report)
         dense = count_flops(self.context.spec.unet_config).dense
-        self.numbers = {**self._mask_numbers(trained), **report, "flops_dense": dense}
+        self.numbers = {**self._mask_numbers(trained), **report.to_json(), "flops_dense": dense}
         self.numbers["violations"] = violations(self.context.spec, self.numbers)
         if trained.unet_config != self.context.spec.unet_config:
             self.numbers["unet_config"] = dict(trained.unet_config)
@@ -203,7 +204,7 @@ class TrialRun:
         mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
         asked = sum(steps for steps, _ in self._steps.values())
         return {
-            "rounds": self.rounds,
+            "rounds": [scored.to_json() for scored in self.rounds],
             "steps": {"asked": asked, "trained": mine, "shared": asked - mine},
             "stages": {stage: manifest.digest for stage, manifest in self._manifests.items()},
             "timing": {"wall_s": round(time.monotonic() - self._began, 3), "stages_s": self._stage_seconds()},

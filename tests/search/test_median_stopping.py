@@ -157,7 +157,7 @@ def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spe
     def ran(number, threshold):
         trial = TrialSpec(number, "search", "searched", 0, thresholds={"2": threshold})
         run = TrialRun(trial, bench, Store(str(warm_root), owner=str(number)))
-        return [report["round"] for report in run], run.result
+        return [report.round for report in run], run.result
 
     _, whole = ran(1, 1e9)
     assert (whole["state"], len(whole["rounds"])) == (COMPLETE, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raylt.store import Store, trial_log
+from raylt.store.results import RoundResult
 from raylt.store.trial_log import TrialLog, read_log
 
 
@@ -14,7 +15,7 @@ def test_each_line_is_in_the_store_at_once_and_attempts_follow_each_other(tmp_pa
     first.trained(1, 200, 0.25)
     assert "round 1 step 200 training loss 0.2500\n" in "".join(read_log(store, "s", 7))
     second = TrialLog(store, "s", 7)
-    second.scored({"round": 2, "density": 0.125, "loss": 0.5, "fid": None})
+    second.scored(RoundResult(2, 0.125, 0.5, None, 0))
     text = "".join(read_log(store, "s", 7))
     assert text.index("training loss") < text.index("round 2 scored: density 0.125 loss 0.5 fid -")
     assert text.count("trial 7 begins on") == 2

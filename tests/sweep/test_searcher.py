@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 from raylt.cluster import ray_internals
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import TrialSpec
+from raylt.store.results import RoundResult
 from raylt.sweep.concurrency import MAX_KILLS, SUFFICES_AFTER_S, Memory
 from raylt.sweep.dispatch import Finished
 from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
@@ -210,7 +211,7 @@ def test_two_killed_at_one_time_begin_again_after_a_pause(tune):
 def test_what_ends_between_two_kills_makes_the_pauses_short_again(tune):
     for _ in range(3 * MAX_KILLS):
         tune.suggest()
-        report = {"round": tune.asked, "loss": 0.5}
+        report = RoundResult(tune.asked, 0.1, 0.5, None, 0)
         tune.searcher.on_trial_result(f"t{tune.asked}", as_result(RoundReported(report)))
         tune.lose(KILLED)
         assert "in 15 s (pause 1 of" in tune.said[-1]
@@ -251,10 +252,10 @@ def test_a_store_or_a_lease_that_is_gone_ends_the_sweep_and_is_no_trials_result(
 
 def test_rounds_that_are_reported_again_are_passed_on_once(tune):
 
-    report = {"round": 0, "loss": 0.5}
+    report = RoundResult(0, 0.1, 0.5, None, 0)
     for _ in range(MAX_DEATHS):
         tune.suggest()
         tune.searcher.on_trial_result(f"t{tune.asked}", as_result(RoundReported(report)))
         tune.lose(CRASHED)
     assert tune.reported == [report]
-    assert tune.dispatcher.results[0][1]["rounds"] == [report]
+    assert tune.dispatcher.results[0][1]["rounds"] == [report.to_json()]

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from raylt.errors import Fenced
 from raylt.spec import SweepSpec
 from raylt.store.layout import RUNS_FILE, TICKET
+from raylt.store.results import RoundResult
 from raylt.tracking.client import words_of
 from raylt.tracking.tracker import Tracker, record, tracking_uri
 from tests.support.recording import (
@@ -138,8 +139,8 @@ def test_a_sweep_as_it_runs(tmp_path: Path, uri: str, empty_record: Path) -> Non
     ledger = begin(tmp_path / "store", spec)
     tracker = Tracker(spec, ledger, YAML, uri, QUICK)
     trial, result = ask_search(ledger, 5), complete(ledger.store, 5)
-    tracker.round_done(trial, result["rounds"][0])
-    tracker.round_done(trial, result["rounds"][1])
+    tracker.round_done(trial, RoundResult.from_json(result["rounds"][0]))
+    tracker.round_done(trial, RoundResult.from_json(result["rounds"][1]))
     assert tracker.close("interrupted")
     runs = runs_of(uri)
     assert runs["digits"].info.status == "KILLED"
@@ -150,7 +151,7 @@ def test_a_sweep_as_it_runs(tmp_path: Path, uri: str, empty_record: Path) -> Non
     tracker.sync_soon()
     wait_for(lambda: runs_of(uri)["digits"].info.status == "RUNNING")
     for report in result["rounds"]:  # a trial that starts over reports its rounds again
-        tracker.round_done(trial, report)
+        tracker.round_done(trial, RoundResult.from_json(report))
     ledger.finish(5, result)
     tracker.sync_soon()
     assert tracker.close("complete")
@@ -188,7 +189,7 @@ def test_a_server_that_is_away_delays_the_record_not_the_search(tmp_path: Path, 
     began = time.monotonic()
     tracker = Tracker(spec, ledger, YAML, f"http://user:geheim@127.0.0.1:{free_port()}", QUICK)
     tracker.sync_soon()
-    tracker.round_done(ledger.asked[5], ledger.results[5]["rounds"][0])
+    tracker.round_done(ledger.asked[5], RoundResult.from_json(ledger.results[5]["rounds"][0]))
     assert time.monotonic() - began < 0.5
     wait_for(lambda: "cannot record" in caplog.text)
     time.sleep(1)  # several more tries
@@ -215,7 +216,7 @@ def test_a_database_that_takes_nothing_delays_the_record_not_the_search(
         began = time.monotonic()
         trial = ask_search(ledger, 5)
         tracker.sync_soon()
-        tracker.round_done(trial, complete(ledger.store, 5)["rounds"][0])
+        tracker.round_done(trial, RoundResult.from_json(complete(ledger.store, 5)["rounds"][0]))
         ledger.finish(5, complete(ledger.store, 5))
         tracker.sync_soon()
         assert time.monotonic() - began < 1  # MLflow waits 20 s for a lock, and this thread does not wait for MLflow

@@ -1,0 +1,35 @@
+"""What trials have found, as records. Their JSON lies in the ledger; what older sweeps lack of it is None here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from raylt.spec.canonical import JsonObject
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round of a trial, scored. None: not finite, or not known."""
+
+    round: int  # 0: the dense model
+    density: float | None  # share of the prunable weights that the mask keeps
+    loss: float | None  # held-out denoising loss of the EMA weights
+    fid: float | None
+    time_ms: int  # unix time at which the last of its stages became whole
+    kid: float | None = None
+    kid_sd: float | None = None
+    broken: bool | None = None  # the loss is above half of what predicting zero gives
+    flops: int | None = None  # of one forward pass of one image
+    ticket_bytes: int | None = None
+    shared: bool = False  # found in the store, trained by another trial
+
+    def to_json(self) -> JsonObject:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Mapping[str, object]) -> RoundResult:
+        """What `to_json` made, or an earlier raylt wrote."""
+        known = {field.name for field in fields(RoundResult)}
+        least = {"density": None, "loss": None, "fid": None, "time_ms": 0}
+        return RoundResult(**least | {name: value for name, value in record.items() if name in known})  # type: ignore[arg-type]
