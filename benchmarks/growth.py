@@ -26,7 +26,7 @@ from raylt.search.proposal import Proposer
 from raylt.store.stages import Store
 store = Store(sys.argv[1]); spec = stored_spec(store, "long"); ledger = Ledger(store, "long")
 spec = spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": sys.argv[2]})})
-history = [(trial, ledger.results[n]) for n, trial in sorted(ledger.asked.items()) if trial.is_search]
+history = [(trial, ledger.results[n]) for n, trial in sorted(ledger.submitted.items()) if trial.is_search]
 proposer, times = Proposer(spec, 10), []
 for back in (4, 3, 2, 1):  # the first reads all of the history, as a driver does once
     began = time.process_time()

@@ -31,8 +31,8 @@ def logs(
     from raylt.store.trial_log import read_log
 
     spec, ledger, _ = find_results(name, where.root)
-    if trial not in ledger.asked:
-        raise InputError(f"{ledger.name} has no trial {trial}; it has {spanned(ledger.asked)}")
+    if trial not in ledger.submitted:
+        raise InputError(f"{ledger.name} has no trial {trial}; it has {spanned(ledger.submitted)}")
 
     def has_ended() -> bool:
         ledger.reload()

@@ -57,7 +57,7 @@ def status(
         typer.echo(f"driven by {holder}")
     for number, (how, cause) in states.items():
         if how != COMPLETE:
-            typer.echo(f"{number:5d} {ledger.asked[number].kind:8} {words.get(how, how):10} {cause or ''}".rstrip())
+            typer.echo(f"{number:5d} {ledger.submitted[number].kind:8} {words.get(how, how):10} {cause or ''}".rstrip())
     if state == "interrupted":
         typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the unfinished trials first")
 

@@ -25,7 +25,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> SweepDocument:
     runs = ledger.read(RUNS_FILE) or {}
     trials = [
         trial_record(trial, ledger.results.get(number), pareto=number in best, run_id=runs.get(str(number)))
-        for number, trial in sorted(ledger.asked.items())
+        for number, trial in sorted(ledger.submitted.items())
     ]
     similarity = ledger.read(SIMILARITY_FILE) or {}
     is_first_schema = ledger.code_schema == 1  # begun before: its numbers are read as they were meant

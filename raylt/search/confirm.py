@@ -40,7 +40,7 @@ def confirm(spec: SweepSpec, ledger: Ledger, request: Request) -> list[Planned]:
 def extend(spec: SweepSpec, ledger: Ledger, known: list[Planned], request: Request) -> list[Planned]:
     """`known`, and after it what the request adds."""
     extended, ids = list(known), {_what(item.trial): item.trial.id for item in known}
-    asked = {_what(t): number for number, t in ledger.asked.items() if t.is_confirmation and t.retry_of is None}
+    asked = {_what(t): number for number, t in ledger.submitted.items() if t.is_confirmation and t.retry_of is None}
     free = next_free_id(spec, ledger)
     for trial, after in _wanted(spec, ledger, request):
         if _what(trial) not in ids:
@@ -77,7 +77,7 @@ def _wanted(spec: SweepSpec, ledger: Ledger, request: Request) -> Iterator[tuple
             dense = TrialSpec(kind="dense", rule=None, confirms=dense_id, **fresh)
             yield dense, []
             tickets = {
-                number: replace(ledger.asked[number], confirms=number, retry_of=None, thresholds={}, **fresh)
+                number: replace(ledger.submitted[number], confirms=number, retry_of=None, thresholds={}, **fresh)
                 for number in dict.fromkeys([*baselines, *chosen])
             }
             for ticket in tickets.values():

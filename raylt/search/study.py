@@ -68,12 +68,12 @@ class StudyFile:
     def sync(self, ledger: Ledger, step: Callable[[], None] = lambda: None) -> None:
         """Add the search trials it lacks, and tell those that have ended. Calls `step` before each write."""
         changes = ledger.changes[self._place :]  # the driver goes on meanwhile
-        search = [number for number in sorted(set(changes)) if ledger.asked[number].is_search]
+        search = [number for number in sorted(set(changes)) if ledger.submitted[number].is_search]
         if self._place == 0 and list(self._held) != search[: len(self._held)]:
             raise ValueError("it holds other trials than the ledger")
         space = self._space_of(ledger) if search else {}
         for number in search:
-            trial, result = ledger.asked[number], ledger.results.get(number)
+            trial, result = ledger.submitted[number], ledger.results.get(number)
             if number not in self._held:
                 step()
                 optuna_id = self._storage.create_new_trial(self._id, frozen(self.spec, space, trial, result))

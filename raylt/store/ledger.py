@@ -47,7 +47,7 @@ class Ledger:
     def __init__(self, store: Store, name: str, check: Callable[[], None] | None = None) -> None:
         self.store, self.name, self.check = store, name, check
         self.folder = f"sweeps/{name}"
-        self.asked: dict[int, TrialSpec] = {}
+        self.submitted: dict[int, TrialSpec] = {}
         self.results = Results()
         self.changes: list[int] = []  # trials as they were learnt, asked or ended: who follows keeps a place in it
         self.set_aside: set[int] = set()  # trials that were damaged
@@ -71,7 +71,7 @@ class Ledger:
                 raise lost_trial(self.store, self.name, number)
 
     def _lost(self) -> set[int]:
-        missing = missing_trials(self.asked)
+        missing = missing_trials(self.submitted)
         return set(missing) - self.set_aside - {item.trial.id for item in self.confirmations()} if missing else set()
 
     def _read_new(self) -> None:
@@ -84,11 +84,11 @@ class Ledger:
                 for trial in part.trials_of(sizes):
                     self._learn(trial)
                     self._learn_end(trial.id, part)
-        unknown = [number for number in sizes if number not in self.asked]
+        unknown = [number for number in sizes if number not in self.submitted]
         for asked in self.store.each(self._read_asked, unknown):
             if asked is not None:
                 self._learn(asked)
-        ended = [number for number in ended if number in self.asked and number not in self.results]
+        ended = [number for number in ended if number in self.submitted and number not in self.results]
         for number, result in zip(ended, self.store.each(self._read_result, ended), strict=True):
             if result is not None:
                 self._learn_end(number, result)
@@ -100,8 +100,8 @@ class Ledger:
         return read_result(self.store, self.name, number, self._origin)
 
     def _learn(self, trial: TrialSpec) -> None:
-        if trial.id not in self.asked:
-            self.asked[trial.id] = self._open[trial.id] = trial
+        if trial.id not in self.submitted:
+            self.submitted[trial.id] = self._open[trial.id] = trial
             self.num_searched += trial.is_search and trial.retry_of is None
             self.changes.append(trial.id)
 
@@ -119,12 +119,12 @@ class Ledger:
     def view(self) -> Ledger:
         """The ledger as it is now, for another thread: it can be read at leisure while this one goes on."""
         view = copy.copy(self)
-        view.asked, view.results, view._open = self.asked.copy(), self.results.copy(), self._open.copy()
+        view.submitted, view.results, view._open = self.submitted.copy(), self.results.copy(), self._open.copy()
         return view
 
-    def ask(self, trial: TrialSpec) -> None:
+    def submit(self, trial: TrialSpec) -> None:
         """Commit a trial before it starts. Raises `Fenced` where another driver has committed one under its number."""
-        assert trial.id not in self.asked
+        assert trial.id not in self.submitted
         self.create(f"trials/{trial.id:05d}/asked.json", trial.dump())
         self._learn(trial)
 
@@ -150,7 +150,7 @@ class Ledger:
         self.store.delete(part_path(self.name, first_of(number)))  # first: the next result may be as long
         self.store.delete(path)
         del self.results[number]
-        self._open[number] = self.asked[number]
+        self._open[number] = self.submitted[number]
 
     def _write_index(self) -> None:
         """Write the parts whose trials have all ended, each once. What hinders that hinders no sweep."""
@@ -158,7 +158,7 @@ class Ledger:
             numbers = range(first, first + PART)
             if all(number in self.results for number in numbers):
                 self._to_index.remove(first)
-                part = Part.of([(self.asked[number], self.results[number]) for number in numbers])
+                part = Part.of([(self.submitted[number], self.results[number]) for number in numbers])
                 with contextlib.suppress(StoreFailure):
                     write_part(self.store, self.name, part, self._origin)
 
@@ -227,7 +227,7 @@ class Ledger:
 
     def complete(self, kind: str) -> list[tuple[TrialSpec, Result]]:
         """Trials of a kind that ended well, by id; without those that confirm others."""
-        mine = ((number, trial) for number, trial in sorted(self.asked.items()) if trial.kind == kind)
+        mine = ((number, trial) for number, trial in sorted(self.submitted.items()) if trial.kind == kind)
         ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
         return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
 

@@ -68,31 +68,31 @@ def is_ranked(trial: TrialSpec, result: Result) -> bool:
 
 def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
     """Ids of the trials on the Pareto front: of baselines and search trials that are complete and not broken."""
-    candidates = [(number, result) for number, result in ledger.results.items() if is_ranked(ledger.asked[number], result)]
+    candidates = [(number, result) for number, result in ledger.results.items() if is_ranked(ledger.submitted[number], result)]
     return pareto_ids(spec.search.objectives, candidates)
 
 
 def states_of(ledger: Ledger) -> dict[int, tuple[str, str | None]]:
     """Trial -> (state, cause), by id."""
-    return {n: ledger.results.ending(n) if n in ledger.results else (RUNNING, None) for n in sorted(ledger.asked)}
+    return {n: ledger.results.ending(n) if n in ledger.results else (RUNNING, None) for n in sorted(ledger.submitted)}
 
 
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
     """Every planned, every search and every confirming trial has been asked and has ended."""
     planned = [*plan(spec), *ledger.confirmations()]
-    all_asked = ledger.num_searched >= spec.search.trials and all(item.trial.id in ledger.asked for item in planned)
+    all_asked = ledger.num_searched >= spec.search.trials and all(item.trial.id in ledger.submitted for item in planned)
     return all_asked and not ledger.open_trials()
 
 
 def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
     """An id that is neither asked nor planned."""
     planned = [item.trial.id for item in [*plan(spec), *ledger.confirmations()]]
-    return 1 + max([*planned, *ledger.asked])
+    return 1 + max([*planned, *ledger.submitted])
 
 
 def failed_trials(ledger: Ledger) -> list[int]:
     """The trials that failed and have not been asked again, by id."""
-    again = {trial.retry_of for trial in ledger.asked.values()}
+    again = {trial.retry_of for trial in ledger.submitted.values()}
     return sorted(n for n in ledger.results if ledger.results.ending(n)[0] == FAIL and n not in again)
 
 

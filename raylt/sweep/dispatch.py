@@ -49,7 +49,7 @@ class Dispatcher:
     spec: SweepSpec
     ledger: Ledger
     startup: int
-    on_change: Callable[[TrialSpec, Result | None], None]  # a trial was asked, or has ended
+    on_change: Callable[[TrialSpec, Result | None], None]  # a trial was submitted, or has finished
     confirm: Request | None = None
     stopped_by: str | None = None  # the cause of too many equal failures
     _causes: list[str] = field(default_factory=list)
@@ -69,16 +69,16 @@ class Dispatcher:
             return Finished()
         for trial in self.ledger.open_trials():
             if trial.id not in live:
-                return trial  # asked by a driver that died: adopt it under its number
+                return trial  # submitted by a driver that died: adopt it under its number
         planned = self._next_of(self._planned)
         if planned is not None:
-            return self._ask(planned)
+            return self._submit(planned)
         search = self._next_search()
         return self._next_confirmation() if isinstance(search, Finished) else search
 
     def _next_of(self, planned: list[Planned]) -> TrialSpec | None:
-        """The first planned trial that has not been asked and need not wait."""
-        ready = (p.trial for p in planned if p.trial.id not in self.ledger.asked and self._have_ended(p.after))
+        """The first planned trial that has not been submitted and need not wait."""
+        ready = (p.trial for p in planned if p.trial.id not in self.ledger.submitted and self._have_ended(p.after))
         return next(ready, None)
 
     def _next_confirmation(self) -> TrialSpec | Wait | Finished:
@@ -89,8 +89,8 @@ class Dispatcher:
             self._confirming = known if self.confirm is None else confirm(self.spec, self.ledger, self.confirm)
         trial = self._next_of(self._confirming)
         if trial is not None:
-            return self._ask(trial)
-        return Finished() if all(p.trial.id in self.ledger.asked for p in self._confirming) else Wait()
+            return self._submit(trial)
+        return Finished() if all(p.trial.id in self.ledger.submitted for p in self._confirming) else Wait()
 
     def _next_search(self) -> TrialSpec | Wait | Finished:
         first = len(self._planned)
@@ -106,15 +106,15 @@ class Dispatcher:
         if self.spec.search.repeatable and any(trial.id <= seen for trial in self.ledger.open_trials()):
             return Wait()
         # What was proposed to a trial that is damaged and set aside is not proposed to another.
-        lost = {n for n in self.ledger.set_aside if n >= first and n not in self.ledger.asked and n != trial_id}
-        return self._ask(self._propose(trial_id, number + len(lost), seen, measured))
+        lost = {n for n in self.ledger.set_aside if n >= first and n not in self.ledger.submitted and n != trial_id}
+        return self._submit(self._propose(trial_id, number + len(lost), seen, measured))
 
     def _propose(self, trial_id: int, number: int, seen: int, measured: Mapping[str, Any]) -> TrialSpec:
         """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""
         results = self.ledger.results
         history = [
             (trial, results[n])
-            for n, trial in sorted(self.ledger.asked.items())
+            for n, trial in sorted(self.ledger.submitted.items())
             if trial.is_search and n <= seen and n in results
         ]
         if self._proposer is None:
@@ -142,8 +142,8 @@ class Dispatcher:
                 ceiling, ceiling * (1 + over),
             )  # fmt: skip
 
-    def _ask(self, trial: TrialSpec) -> TrialSpec:
-        self.ledger.ask(trial)
+    def _submit(self, trial: TrialSpec) -> TrialSpec:
+        self.ledger.submit(trial)
         self.on_change(trial, None)
         return trial
 
@@ -157,4 +157,4 @@ class Dispatcher:
         last = self._causes[-MAX_EQUAL_FAILURES:]
         if len(last) == MAX_EQUAL_FAILURES and len(set(last)) == 1:
             self.stopped_by = last[0]
-        self.on_change(self.ledger.asked[number], result)
+        self.on_change(self.ledger.submitted[number], result)

@@ -57,7 +57,7 @@ def all_trials(spec: SweepSpec, ledger: Ledger) -> list[Planned]:
     """The sweep's trials, asked or not, as they will be started, and what each waits for."""
     planned, confirming = plan(spec), ledger.confirmations()
     mine = {item.trial.id for item in [*planned, *confirming]}
-    asked = [trial for number, trial in sorted(ledger.asked.items()) if number not in mine]
+    asked = [trial for number, trial in sorted(ledger.submitted.items()) if number not in mine]
     num_searched = sum(trial.is_search and trial.retry_of is None for trial in asked)
     search = [*asked, *proposals(spec, next_free_id(spec, ledger), num_searched)]
     before = [*(item.trial.id for item in planned), *(trial.id for trial in search)]
@@ -156,7 +156,7 @@ def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Comp
         f"asked    {at_most}{counted(len(trials), 'trial')}, {whole.asked}",
         f"distinct {at_most}{whole.distinct}: what trials share is made once",
     ]
-    if made.trained or ledger.asked:
+    if made.trained or ledger.submitted:
         whole_words = "; a training that has begun counts whole" if ledger.open_trials() else ""
         lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{whole_words}")
     if ledger.num_searched > spec.search.trials:

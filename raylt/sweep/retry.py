@@ -48,7 +48,7 @@ def retry(store: Store, name: str, numbers: Collection[int] | None = None) -> Re
         again = {old: free + index for index, old in enumerate(chosen)}
         _forget_divergences(ledger, again)
         for old, new in again.items():
-            ledger.ask(replace(ledger.asked[old], id=new, retry_of=old))
+            ledger.submit(replace(ledger.submitted[old], id=new, retry_of=old))
         for number in reopened:
             ledger.reopen(number)
         return Retried(again, reopened)
@@ -59,13 +59,13 @@ def retry(store: Store, name: str, numbers: Collection[int] | None = None) -> Re
 def _refuse_to_reopen(ledger: Ledger, number: int) -> None:
     """Raises `InputError` where nothing of a trial that has not failed would be made again."""
     name = ledger.name
-    if number not in ledger.asked:
-        raise InputError(f"{name} has no trial {number}; it has {spanned(ledger.asked)}")
+    if number not in ledger.submitted:
+        raise InputError(f"{name} has no trial {number}; it has {spanned(ledger.submitted)}")
     if number not in ledger.results:
         raise InputError(f"trial {number} of {name} has not ended: the same `raylt sweep` command runs it")
     state = ledger.results.ending(number)[0]
     if state == FAIL:
-        once_more = max(n for n, trial in ledger.asked.items() if trial.retry_of == number)
+        once_more = max(n for n, trial in ledger.submitted.items() if trial.retry_of == number)
         raise InputError(f"trial {number} of {name} was asked again, as {once_more}")
     if not missing_stages(ledger.store, ledger.results[number]):
         raise InputError(f"trial {number} of {name} is {state.lower()} and has all its stages: there is nothing to do again")

@@ -58,7 +58,7 @@ class Shown:
         while self._next in self._ended:
             number, result = self._next, ledger.results[self._next]
             self._time_ms = max(self._time_ms, result["time_ms"])
-            if is_ranked(ledger.asked[number], result):
+            if is_ranked(ledger.submitted[number], result):
                 found = {name: result[name] for name in ("loss", "fid") if result[name] is not None}
                 self._best |= {name: min(value, self._best.get(name, math.inf)) for name, value in found.items()}
             points += points_of(((f"best_{name}", value) for name, value in self._best.items()), self._time_ms, number)
@@ -68,4 +68,4 @@ class Shown:
 
 def sweep_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
     """All points of the parent: similarity of each block, and the best numbers so far, trial by trial."""
-    return [*similarity_points(spec, ledger), *Shown().add(ledger, ledger.asked)]
+    return [*similarity_points(spec, ledger), *Shown().add(ledger, ledger.submitted)]

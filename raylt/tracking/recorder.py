@@ -50,7 +50,7 @@ def record_sweep(store: Store, name: str, uri: str) -> int:
         ledger = Ledger(store, name, lease.check)
         state = "complete" if is_complete(spec, ledger) else "interrupted"
         Recorder(spec, ledger, yaml, uri).sync(state, {}, pictures=True)
-        return len(ledger.asked)
+        return len(ledger.submitted)
     except RayltError:
         raise
     except Exception as error:

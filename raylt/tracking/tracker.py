@@ -76,7 +76,7 @@ class Recorder:
         changed = sorted(set(changes))
         self._make_runs(self._runs, changed, pictures)
         for number in sorted({*changed, *reports}):
-            self._update_trial(self._runs[str(number)], self.ledger.asked[number], reports.get(number, ()))
+            self._update_trial(self._runs[str(number)], self.ledger.submitted[number], reports.get(number, ()))
         self._update_parent(self._runs[PARENT], state, changed, pictures)
         self._place += len(changes)
 
@@ -132,7 +132,7 @@ class Recorder:
         for number in asked:
             if str(number) not in known:
                 self._check()
-                trial, result = self.ledger.asked[number], self.ledger.results.get(number)
+                trial, result = self.ledger.submitted[number], self.ledger.results.get(number)
                 tags = runs.sweep_tags(self.spec, self.ledger, self._ledger_id, trial.protocol) | runs.trial_tags(trial, None)
                 began = [] if result is None else [result]
                 known[str(number)] = self._make_run(trial.name, {**tags, "mlflow.parentRunId": known[PARENT].id}, began)

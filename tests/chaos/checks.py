@@ -51,9 +51,9 @@ def check(sweep: Sweep, whole: Sweep, database: Path, faults: int, concurrency: 
 
 def _check_ledger(found: Findings, sweep: Sweep, whole: Sweep) -> None:
     ledger, expected = sweep.ledger(), whole.ledger()
-    found.lost += [f"trial {number} was never asked" for number in sorted(set(expected.asked) - set(ledger.asked))]
+    found.lost += [f"trial {number} was never asked" for number in sorted(set(expected.submitted) - set(ledger.submitted))]
     found.lost += [f"trial {trial.id} has no result" for trial in ledger.open_trials()]
-    found.twice += [f"trial {number} is one too many" for number in sorted(set(ledger.asked) - set(expected.asked))]
+    found.twice += [f"trial {number} is one too many" for number in sorted(set(ledger.submitted) - set(expected.submitted))]
     found.twice += [f"{name} was written {times} times" for name, times in sorted(sweep.commits().items()) if times > 1]
     for number, result in sorted(ledger.results.items()):
         if number in expected.results and result["state"] != expected.results[number]["state"]:
@@ -71,7 +71,7 @@ def _check_study(found: Findings, sweep: Sweep) -> None:
         if state == "RUNNING":
             found.orphans.append(f"study: trial {trial} is RUNNING")
         rows[trial] = (state, params, values)
-    for number, trial in ledger.asked.items():
+    for number, trial in ledger.submitted.items():
         result = ledger.results.get(number)
         if trial.kind != "search" or result is None:
             continue
@@ -94,7 +94,7 @@ def _check_mlflow(found: Findings, sweep: Sweep, database: Path) -> None:
             found.twice.append(f"MLflow: {len(same)} runs {name}")
     if not runs.pop(NAME, None):
         found.lost.append("MLflow: no run of the sweep")
-    for number, trial in ledger.asked.items():
+    for number, trial in ledger.submitted.items():
         result = ledger.results.get(number)
         same = runs.pop(trial.name, None)
         if same is None:

@@ -33,7 +33,7 @@ from tests.support import sabotage
 
 # Where in the code each point lies: what has just happened when the process dies.
 POINTS = {
-    "asked": (Ledger, "ask"),
+    "asked": (Ledger, "submit"),
     "started": (TrialRun, "__init__"),
     "step": (Trainer, "run_step"),
     "checkpointed": (Stage, "checkpoint"),

@@ -123,7 +123,7 @@ def told_not_in_mlflow(folder: Path) -> None:
     ledger = ledger_of(folder)
     last = max(ledger.results)
     assert study_states(folder)[last] == "COMPLETE"
-    assert (ledger.asked[last].name, "FINISHED") not in mlflow_counts(folder)["runs"]
+    assert (ledger.submitted[last].name, "FINISHED") not in mlflow_counts(folder)["runs"]
 
 
 def study_states(folder: Path) -> dict[int, str]:

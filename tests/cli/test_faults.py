@@ -98,7 +98,7 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         trained, log = TrialRun(trial, bench, store), TrialLog(store, "done", trial.id)
         for report in trained:
             log.scored(report)
-        ledger.ask(trial)
+        ledger.submit(trial)
         ledger.finish(trial.id, trained.result)
     assert run(folder, WORDS["record"]).code == 0  # MLflow's tables are made once
     return folder

@@ -193,7 +193,7 @@ def test_five_equal_wants_of_memory_end_the_sweep(tiny_spec, tmp_path):
     dispatcher = Dispatcher(spec, Ledger(Store(str(tmp_path)), "tiny", lambda: None), 1, lambda trial, result: None)
     for number in range(MAX_EQUAL_FAILURES):
         assert dispatcher.stopped_by is None
-        dispatcher.ledger.ask(TrialSpec(number, "search", "searched", 0))
+        dispatcher.ledger.submit(TrialSpec(number, "search", "searched", 0))
         dispatcher.ended(number, failure(torch.OutOfMemoryError(NO_MEMORY.format(number, 2 * number, 77 + number))))
     assert dispatcher.stopped_by == "OutOfMemoryError: CUDA out of memory"
 

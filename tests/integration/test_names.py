@@ -41,7 +41,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ledger_of(spec: SweepSpec, root: str) -> Ledger:
     ledger = Ledger(Store(root), spec.name, lambda: None)
-    ledger.ask(TrialSpec(0, "search", "searched", 0, params=at_base(spec)))
+    ledger.submit(TrialSpec(0, "search", "searched", 0, params=at_base(spec)))
     ledger.finish(
         0, {"state": "FAIL", "cause": "none", "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 5}
     )
@@ -126,7 +126,7 @@ def extend(folder: Path, spec: SweepSpec, number: int) -> None:
     """One more trial that ended, recorded in the folder as a process of its own would."""
     utils._artifact_repos_cache.clear()
     ledger = Ledger(Store(str(folder / "raylt-data")), spec.name, lambda: None)
-    ledger.ask(TrialSpec(number, "search", "searched", 0, params=at_base(spec)))
+    ledger.submit(TrialSpec(number, "search", "searched", 0, params=at_base(spec)))
     end = {"densities": {"mid_block": 0.5}, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 9 + number}
     numbers = dict.fromkeys(("density", "loss", "fid", "kid", "flops", "flops_dense", "ticket_bytes", "broken", "ticket"))
     ledger.finish(number, {"state": COMPLETE, "cause": None, **numbers, **end})

@@ -143,7 +143,7 @@ def test_a_sweep_with_next_to_nothing_has_a_page(tiny_spec, tmp_path):
     spec = tiny_spec()
     ledger = Ledger(Store(str(tmp_path)), "tiny", lambda: None)
     assert checked(sweep_page(results(spec, ledger), ledger, ""))
-    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ledger.submit(TrialSpec(0, "dense", None, 0))
     assert checked(sweep_page(results(spec, ledger), ledger, ""))
     cause = "a loss <script>alert('&')</script> that is not finite"
     ledger.finish(0, {"state": "FAIL", "cause": cause, "rounds": [], "steps": None, "timing": None, "time_ms": 1})

@@ -61,10 +61,10 @@ def document(tmp_path: Path) -> dict[str, Any]:
     spec = SweepSpec.model_validate({"schema": 1, "name": "digits"})
     ledger = Ledger(Store(str(tmp_path)), "digits", check=lambda: None)
     for planned in plan(spec):
-        ledger.ask(planned.trial)
+        ledger.submit(planned.trial)
         ledger.finish(planned.trial.id, ended(planned.trial.id))
     for number in (5, 6, 7, 8, 1234):
-        ledger.ask(TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
+        ledger.submit(TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
     ledger.finish(5, ended(5))
     ledger.finish(6, ended(6) | {"broken": True, "loss": 1.0e9, "fid": None, "kid": None})
     ledger.finish(7, {"state": "FAIL", "cause": CAUSE, "rounds": [], "steps": None, "timing": None, "time_ms": 1})
@@ -80,7 +80,7 @@ def bare(tmp_path: Path) -> dict[str, Any]:
     """A sweep that was just begun: one trial, no number."""
     spec = SweepSpec.model_validate({"schema": 1, "name": "digits", "search": {"objectives": ["fid"]}})
     ledger = Ledger(Store(str(tmp_path / "bare")), "digits", check=lambda: None)
-    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ledger.submit(TrialSpec(0, "dense", None, 0))
     return results(spec, ledger)
 
 

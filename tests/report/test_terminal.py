@@ -107,7 +107,7 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.write(f"sweeps/{name}/spec.yaml", dump_yaml(spec.dump()).encode())
         store.write_record(f"sweeps/{name}/spec.lock.json", {"digest": spec.digest})
         ledger = Ledger(store, name, lambda: None)
-        ledger.ask(replace(plan(spec)[0].trial, id=0))
+        ledger.submit(replace(plan(spec)[0].trial, id=0))
         ledger.finish(0, {"state": FAIL, "cause": EVIL, "time_ms": 1, "rounds": [], "timing": None, "stages": []})
         store.write(f"sweeps/{name}/logs/00000/1-host-1.txt", f"{EVIL}\nnext line\n".encode())
     return root

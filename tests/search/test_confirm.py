@@ -39,7 +39,7 @@ def run(spec, root, request=None, crash_after=None, order_seed=0, results=outcom
 
 
 def confirming(ledger):
-    return [trial for _, trial in sorted(ledger.asked.items()) if trial.is_confirmation]
+    return [trial for _, trial in sorted(ledger.submitted.items()) if trial.is_confirmation]
 
 
 def test_what_is_trained_anew(tiny_spec, tmp_path):
@@ -47,7 +47,7 @@ def test_what_is_trained_anew(tiny_spec, tmp_path):
     ledger = run(spec, tmp_path, REQUEST)
     trials, chosen = confirming(ledger), finalists(spec, ledger, 2)
     assert chosen == sorted(pareto_of(spec, ledger), reverse=True)[:2]  # the lowest losses
-    assert all(ledger.asked[number].is_search for number in chosen)
+    assert all(ledger.submitted[number].is_search for number in chosen)
     assert {trial.protocol for trial in trials} == {"final"}
     assert {(t.seed, t.start_seed) for t in trials} == {(FIRST_SEED + i, FIRST_SEED + i) for i in range(2)}
     for seed in (FIRST_SEED, FIRST_SEED + 1):
@@ -63,7 +63,7 @@ def test_what_is_trained_anew(tiny_spec, tmp_path):
                 *(("control", number, "small-dense") for number in chosen),
             ]
             for t in own[1:]:
-                before = ledger.asked[t.confirms]
+                before = ledger.submitted[t.confirms]
                 assert (t.rule, t.offsets, t.params) == (before.rule, before.offsets, before.params)
             assert [t.control_rounds for t in own] == [[1, 2] if t.control else [] for t in own]
     assert is_complete(spec, ledger)
@@ -112,7 +112,7 @@ def test_a_longer_search_goes_on_beside_a_confirmation(tiny_spec, tmp_path):
     assert run(spec, tmp_path, REQUEST, crash_after=12) is None  # the confirmation is planned, and has begun
     longer = tiny_spec(confirm=CONFIRM, search={"trials": 5})
     ledger = run(longer, tmp_path)
-    assert sum(trial.is_search for trial in ledger.asked.values()) == 5
+    assert sum(trial.is_search for trial in ledger.submitted.values()) == 5
     assert len(confirming(ledger)) == len(ledger.confirmations())
     assert is_complete(longer, ledger)
 
@@ -121,7 +121,7 @@ def test_final_numbers_never_rank(tiny_spec, tmp_path):
     spec = tiny_spec(confirm=CONFIRM)
     ledger = run(spec, tmp_path, REQUEST)
     front = pareto_of(spec, ledger)
-    assert front and not any(ledger.asked[number].is_confirmation for number in front)
+    assert front and not any(ledger.submitted[number].is_confirmation for number in front)
     document = json.loads(json.dumps(results(spec, ledger)))
     assert {t["protocol"] for t in document["trials"] if t["pareto"]} == {"search"}
     assert document["state"] == "complete"
@@ -136,7 +136,7 @@ def test_equal_tickets_are_one_finalist(tiny_spec, tmp_path):
 
     ledger = run(spec, tmp_path, REQUEST, results=same)
     assert len(finalists(spec, ledger, 5)) == 1
-    assert ledger.asked[finalists(spec, ledger, 5)[0]].kind == "baseline"
+    assert ledger.submitted[finalists(spec, ledger, 5)[0]].kind == "baseline"
 
 
 def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path):
@@ -148,7 +148,7 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
     store = Store(str(tmp_path))
     write_begun(Ledger(store, spec.name, lambda: None), spec)
     ledger = run(spec, tmp_path, REQUEST, results=one_fails)
-    assert retry(store, spec.name).again == {12: 1 + max(ledger.asked)}
+    assert retry(store, spec.name).again == {12: 1 + max(ledger.submitted)}
 
 
 def test_a_plan_that_is_lost_asks_nothing_twice(tiny_spec, tmp_path):

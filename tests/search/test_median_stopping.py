@@ -137,7 +137,7 @@ def test_optuna_is_told_with_the_rungs_values(tiny_spec, tmp_path, objectives):
     found = [optuna.load_study(study_name=spec.name, storage=f"sqlite:///{tmp_path / name}.db") for name in ("live", "late")]
     told, others = ([(t.state, t.values, t.intermediate_values, t.user_attrs) for t in study.trials] for study in found)
     assert told == others
-    searched = [ledger.results[number] for number, trial in sorted(ledger.asked.items()) if trial.is_search]
+    searched = [ledger.results[number] for number, trial in sorted(ledger.submitted.items()) if trial.is_search]
     assert [state.name for state, *_ in told] == [result["state"] for result in searched]
     assert PRUNED in {result["state"] for result in searched}
     for (_, _, values, attrs), result in zip(told, searched, strict=True):

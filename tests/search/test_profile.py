@@ -47,7 +47,7 @@ def swept(tmp_path_factory):
     spec = SweepSpec.model_validate(merged(TINY, {"search": {"pilots": 3, "baselines": []}}))
     ledger = Ledger(Store(str(tmp_path_factory.mktemp("swept"))), spec.name, check=lambda: None)
     for planned in plan(spec):
-        ledger.ask(planned.trial)
+        ledger.submit(planned.trial)
         ledger.finish(planned.trial.id, run_trial(spec, ledger.store, planned.trial))
     return spec, ledger
 
@@ -196,7 +196,7 @@ def test_a_profile_that_tells_nothing_leaves_the_usual_groups_and_says_so(swept,
     spec, ledger = swept
     auto = spec.model_copy(update={"search": spec.search.model_copy(update={"groups": "auto"})})
     alone = Ledger(ledger.store, "alone", check=lambda: None)  # its pilots have failed
-    alone.ask(TrialSpec(0, "dense", None, spec.train.seed))
+    alone.submit(TrialSpec(0, "dense", None, spec.train.seed))
     alone.finish(0, ledger.results[0])
     found = measure_similarity(auto, alone)
     assert found["groups"] == spec.groups
@@ -233,7 +233,7 @@ def test_pilots_of_one_search_are_refused(swept, tmp_path):
     spec, ledger = swept
     twins = Ledger(ledger.store, "twins", check=lambda: None)
     for number, trial in enumerate((1, 1, 2)):
-        twins.ask(TrialSpec(number, "pilot", "uniform", spec.train.seed))
+        twins.submit(TrialSpec(number, "pilot", "uniform", spec.train.seed))
         twins.finish(number, ledger.results[trial])
     with pytest.raises(NestedMasks, match="tickets 0 and 1 come from one search"):
         measure_similarity(spec, twins)

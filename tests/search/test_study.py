@@ -30,7 +30,7 @@ def ledger(tmp_path, spec):
 
 
 def ask(ledger, spec, number):
-    ledger.ask(TrialSpec(number, "search", "searched", 0, params={**at_base(spec), "gamma": number / 100}))
+    ledger.submit(TrialSpec(number, "search", "searched", 0, params={**at_base(spec), "gamma": number / 100}))
 
 
 def end(ledger, number):

@@ -39,7 +39,7 @@ def write_sweep(root: str, name: str, data: str, results: dict[int, tuple[str, l
     ledger = Ledger(Store(root), name, lambda: None)
     ledger.write("spec.lock.json", {"data_sha256": data})
     for number, result in results.items():
-        ledger.ask(TrialSpec(number, "search", None, 0))
+        ledger.submit(TrialSpec(number, "search", None, 0))
         if result is not None:
             ledger.finish(number, {"state": result[0], "stages": dict.fromkeys(result[1], "hash")})
 

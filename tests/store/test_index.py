@@ -43,7 +43,7 @@ def store(tmp_path, tiny_spec) -> Store:
     write_spec(store, "tiny", yaml)
     driver.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(TRIALS):
-        driver.ask(TrialSpec(number, "search", "searched", 0, params={"gamma": number / 10}))
+        driver.submit(TrialSpec(number, "search", "searched", 0, params={"gamma": number / 10}))
     for number in (*range(1, TRIALS), 0):  # a part is written when its last trial ends, whichever that is
         driver.finish(number, result_of(number))
     return store
@@ -60,7 +60,7 @@ def reads(monkeypatch) -> list[str]:
 
 def said(store):
     known = Ledger(store, "tiny")
-    return dict(known.asked), dict(known.results.items()), states_of(known), known.open_trials(), known.num_searched
+    return dict(known.submitted), dict(known.results.items()), states_of(known), known.open_trials(), known.num_searched
 
 
 def without_index(store, tmp_path_factory):
@@ -148,6 +148,6 @@ def test_a_part_that_contradicts_the_files_is_named(store):
 def test_a_driver_makes_the_parts_that_are_away(store):
     store.delete_folder("sweeps/tiny/index")
     driver = Ledger(store, "tiny", lambda: None)
-    driver.ask(TrialSpec(TRIALS, "search", "searched", 0))
+    driver.submit(TrialSpec(TRIALS, "search", "searched", 0))
     driver.finish(TRIALS, result_of(TRIALS))
     assert store.names("sweeps/tiny/index") == ["00000.part", "00005.part"]

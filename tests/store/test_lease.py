@@ -191,7 +191,7 @@ def test_a_lease_of_an_earlier_raylt_is_heeded_and_then_replaced(store):
 def test_whoever_lost_the_lease_can_write_nothing(store):
     lease = Lease.acquire(store, "s")
     ledger = Ledger(store, "s", lease.check)
-    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ledger.submit(TrialSpec(0, "dense", None, 0))
     other = plant(store, 2)
     with pytest.raises(Fenced, match="taken over by pid"):
         ledger.finish(0, {"state": "COMPLETE"})
@@ -222,7 +222,7 @@ def test_what_is_committed_stays_though_its_writer_checked_the_lease_before(stor
     """The check of the lease and the write are two steps; between them another driver may finish the trial."""
     lease = Lease.acquire(store, "s", has_thread=False)
     late = Ledger(store, "s", lease.check)
-    late.ask(TrialSpec(0, "dense", None, 0))
+    late.submit(TrialSpec(0, "dense", None, 0))
     really = store.create_record
 
     def stopped_before_writing(path, record, sweep):
@@ -256,20 +256,20 @@ def test_a_stop_request_that_says_nothing_neither_stops_nor_starves_the_heartbea
 
 def test_a_result_is_written_once(store):
     ledger = Ledger(store, "s", lambda: None)
-    ledger.ask(TrialSpec(0, "dense", None, 0, params={"gamma": 0.1}))
+    ledger.submit(TrialSpec(0, "dense", None, 0, params={"gamma": 0.1}))
     ledger.finish(0, {**ENDED, "state": "COMPLETE", "loss": 1.0})
     ledger.finish(0, {**ENDED, "state": "FAIL", "loss": None})
     again = Ledger(store, "s")
     assert again.results[0]["loss"] == 1.0
-    assert again.asked[0] == TrialSpec(0, "dense", None, 0, params={"gamma": 0.1})
+    assert again.submitted[0] == TrialSpec(0, "dense", None, 0, params={"gamma": 0.1})
     assert again.open_trials() == []
 
 
 def test_an_asked_file_without_its_content_did_not_happen(store, tmp_path):
     ledger = Ledger(store, "s", lambda: None)
-    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ledger.submit(TrialSpec(0, "dense", None, 0))
     (tmp_path / "sweeps/s/trials/00001").mkdir()  # killed between folder and file
-    assert sorted(Ledger(store, "s").asked) == [0]
+    assert sorted(Ledger(store, "s").submitted) == [0]
 
 
 def test_a_driver_hears_once_that_it_is_to_stop_and_its_successor_does_not(store, monkeypatch):

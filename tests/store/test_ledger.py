@@ -48,7 +48,7 @@ def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
     trial = TrialSpec(0, "dense", None, 0)
 
     def run() -> None:
-        ledger.ask(trial)
+        ledger.submit(trial)
         ledger.finish(0, ENDED)
 
     between(monkeypatch, asked_path("s", 0), run)
@@ -72,7 +72,7 @@ def test_a_sweep_whose_first_trial_is_asked_meanwhile_has_not_lost_its_lock(stor
 
     def begin() -> None:
         ledger.lock(SweepLock(LOCK))
-        ledger.ask(TrialSpec(0, "dense", None, 0))
+        ledger.submit(TrialSpec(0, "dense", None, 0))
 
     between(monkeypatch, f"sweeps/s/{LOCK_COPY}", begin)
     require_lock(store, "s")

@@ -112,7 +112,7 @@ def test_a_stage_that_the_profile_needs_is_made_again(store, tiny_spec):
     stage = store.stage({"kind": "train"})
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
     for number, kind in enumerate(("dense", "baseline")):
-        ledger.ask(TrialSpec(number, kind, None, 0))
+        ledger.submit(TrialSpec(number, kind, None, 0))
         ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
         ledger.finish(number, {"state": "COMPLETE", **ended})
     flip(store, f"{stage.path}/x")
@@ -126,7 +126,7 @@ def test_a_stage_of_a_measured_sweep_takes_no_result_with_it(store, tiny_spec):
     ledger = begun(store, tiny_spec())
     stage = store.stage({"kind": "train"})
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
-    ledger.ask(TrialSpec(0, "dense", None, 0))
+    ledger.submit(TrialSpec(0, "dense", None, 0))
     ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
     ledger.finish(0, {"state": "COMPLETE", **ended})
     ledger.create(SIMILARITY_FILE, {"profile": {}})
@@ -151,7 +151,7 @@ def test_what_was_deleted_for_the_next_driver_is_written_by_a_driver_with_nothin
 
 def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(store, tiny_spec):
     """(simulation, seed 1112)"""
-    begun(store, tiny_spec()).ask(TrialSpec(0, "dense", None, 0))
+    begun(store, tiny_spec()).submit(TrialSpec(0, "dense", None, 0))
     for name in (LOCK_FILE, LOCK_COPY):
         flip(store, f"sweeps/tiny/{name}")
     lines = repair(store, verify(store))
@@ -193,7 +193,7 @@ def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkey
     ledger = Ledger(store, spec.name, lambda: None)
     write_begun(ledger, spec, startup=1)
     whole, _ = drive(spec, store.root, outcome)
-    number = next(number for number, trial in whole.asked.items() if trial.kind == lost)
+    number = next(number for number, trial in whole.submitted.items() if trial.kind == lost)
     store.delete_folder(f"sweeps/{spec.name}/trials/{number:05d}")
     assert damaged(store) == [asked_path(spec.name, number)]
     with pytest.raises(Damaged, match=r"is not there, though later trials were submitted.*sets the trial aside"):
@@ -201,13 +201,13 @@ def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkey
     assert f"set aside as {number:05d}.damaged" in " ".join(repair(store, verify(store)))
     assert damaged(store) == []
     again, _ = drive(spec, store.root, outcome)
-    kept = [trial.params for trial in whole.asked.values() if trial.is_search and trial.id != number]
-    searched = [trial.params for trial in again.asked.values() if trial.is_search]
+    kept = [trial.params for trial in whole.submitted.values() if trial.is_search and trial.id != number]
+    searched = [trial.params for trial in again.submitted.values() if trial.is_search]
     assert len(searched) == 3 and searched[: len(kept)] == kept
     if lost == "search":
-        assert searched[-1] not in [trial.params for trial in whole.asked.values() if trial.is_search]
+        assert searched[-1] not in [trial.params for trial in whole.submitted.values() if trial.is_search]
     else:
-        assert again.asked[number] == whole.asked[number]  # planned: submitted again as it was
+        assert again.submitted[number] == whole.submitted[number]  # planned: submitted again as it was
 
 
 def test_a_trial_that_is_planned_and_not_submitted_yet_is_not_missed(store, tiny_spec):
@@ -216,7 +216,7 @@ def test_a_trial_that_is_planned_and_not_submitted_yet_is_not_missed(store, tiny
     ledger = confirmed.begun(store.root, spec)
     planned = confirm(spec, ledger, Request(top=1, seeds=2))
     confirmed.end(spec, ledger, TrialSpec(next_free_id(spec, ledger), "search", "searched", 0, params={"gamma": 0.25}))
-    assert missing_trials(ledger.asked) == [item.trial.id for item in planned]
+    assert missing_trials(ledger.submitted) == [item.trial.id for item in planned]
     assert damaged(store) == []
     assert Ledger(store, spec.name).confirmations() == planned
 

@@ -56,7 +56,7 @@ def end(spec: SweepSpec, ledger: Ledger, trial: TrialSpec) -> None:
     images = np.random.default_rng(trial.id).integers(0, 256, (64, 1, 8, 8), np.uint8)
     stage.make(lambda _: Output(files={GRID: save({"images/first": images})}))
     last = scored[-1]
-    ledger.ask(trial)
+    ledger.submit(trial)
     ledger.finish(
         trial.id,
         {

@@ -40,4 +40,4 @@ def drive(
 
 def asked(ledger: Ledger) -> list[dict[str, Any]]:
     """Every asked trial in full, by id."""
-    return [trial.dump() for _, trial in sorted(ledger.asked.items())]
+    return [trial.dump() for _, trial in sorted(ledger.submitted.items())]

@@ -73,7 +73,7 @@ def begin(root: Path, spec: SweepSpec) -> Ledger:
     """A ledger with the planned trials ended, and the similarity of their pilots."""
     ledger = Ledger(Store(str(root)), "digits", check=lambda: None)
     for planned in plan(spec):
-        ledger.ask(planned.trial)
+        ledger.submit(planned.trial)
         ledger.finish(planned.trial.id, complete(ledger.store, planned.trial.id))
     old = {"kappa": 0.5, "kappa_start": 0.25, "movement": 0.1, "pairs": 1}  # as an earlier raylt measured
     numbers = {**old, "excess": 0.25, "kappa_partial": 0.4, "kappa_movement": 0.3, "z": 12.5, "kappa_low": None}
@@ -84,7 +84,7 @@ def begin(root: Path, spec: SweepSpec) -> Ledger:
 
 def ask_search(ledger: Ledger, number: int) -> TrialSpec:
     trial = TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/down": -0.25})
-    ledger.ask(trial)
+    ledger.submit(trial)
     return trial
 
 

@@ -82,7 +82,7 @@ class _OnceImported:
 
 def log_commits(ledger_class, folder):
     """Log every asked or ended trial that this process has committed to `ledger.log`."""
-    ask, finish = ledger_class.ask, ledger_class.finish
+    ask, finish = ledger_class.submit, ledger_class.finish
 
     @functools.wraps(ask)
     def asked(self, trial):
@@ -97,7 +97,7 @@ def log_commits(ledger_class, folder):
             _append(folder / "ledger.log", f"trials/{number:05d}/result.json")
         return kept
 
-    ledger_class.ask, ledger_class.finish = asked, finished
+    ledger_class.submit, ledger_class.finish = asked, finished
 
 
 def wrap(run_class, trainer_class, folder, plan, pace_s=0.0):

@@ -76,10 +76,10 @@ def test_no_proposal_that_would_break_the_ceiling_is_trained(tiny_spec, tmp_path
     ceiling = round(base_share(free), 4)  # about half of all bends are dearer than the base
     ledger, _ = drive(free, tmp_path / "free", costing(free))
     dense = count_flops(free.unet_config).dense
-    assert any(r["flops"] > ceiling * dense for n, r in ledger.results.items() if ledger.asked[n].is_search)
+    assert any(r["flops"] > ceiling * dense for n, r in ledger.results.items() if ledger.submitted[n].is_search)
     spec = tiny_spec(search={"sampler": sampler, "trials": 6, "concurrency": 1, "constraints": {"flops": ceiling}})
     ledger, _ = drive(spec, tmp_path / "kept", costing(spec))
-    found = [r["flops"] for n, r in ledger.results.items() if ledger.asked[n].is_search]
+    found = [r["flops"] for n, r in ledger.results.items() if ledger.submitted[n].is_search]
     assert len(found) == 6
     assert max(found) <= ceiling * dense
     again, _ = drive(spec, tmp_path / "again", costing(spec), order_seed=3)
@@ -126,7 +126,7 @@ def test_what_was_trained_and_costs_too_much_is_told_and_not_ranked(tiny_spec, t
     ledger, _ = drive(spec, tmp_path, outcome)
     assert pareto_of(spec, ledger) == {cheap}
     number = max(ledger.results)
-    record = trial_record(ledger.asked[number], ledger.results[number])
+    record = trial_record(ledger.submitted[number], ledger.results[number])
     assert (record["feasible"], record["pareto"], state_text(record)) == (False, False, "over")
     file = StudyFile(spec, tmp_path / "study.db")
     file.sync(ledger)

@@ -95,7 +95,7 @@ def test_the_order_of_kinds_and_what_waits(tiny_spec, tmp_path):
     assert kinds == [("dense", None, 0), *pilots, *(("baseline", rule, 0) for rule in ("uniform", "erk", "lamp"))]
     ledger = Ledger(Store(str(tmp_path)), spec.name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, 1, lambda trial, result: None)
-    first, second = (dispatcher.next_trial(set(ledger.asked)) for _ in range(2))
+    first, second = (dispatcher.next_trial(set(ledger.submitted)) for _ in range(2))
     assert (first.kind, second.seed) == ("dense", 1)  # the pilot that shares nothing but the rewind point may start
     assert isinstance(dispatcher.next_trial({0, 2}), Wait)
     dispatcher.ended(0, outcome(first))
@@ -111,7 +111,7 @@ def test_the_base_comes_first_then_the_profile_then_what_was_learnt(tiny_spec, t
     spec = tiny_spec(search={"trials": 8})
     assert default_startup(spec) == 2
     ledger, _ = run(spec, tmp_path)
-    search = [trial for trial in ledger.asked.values() if trial.kind == "search"]
+    search = [trial for trial in ledger.submitted.values() if trial.kind == "search"]
     assert len(search) == 8
     assert set(search[0].params.values()) == {0.0}
     assert set(search[0].offsets.values()) == {0.0}
@@ -122,7 +122,7 @@ def test_the_base_comes_first_then_the_profile_then_what_was_learnt(tiny_spec, t
 
 def test_tpe_alone_never_bends_along_the_profile(tiny_spec, tmp_path):
     ledger, _ = run(tiny_spec(search={"sampler": "tpe", "trials": 6}), tmp_path)
-    search = [trial for trial in ledger.asked.values() if trial.kind == "search"]
+    search = [trial for trial in ledger.submitted.values() if trial.kind == "search"]
     assert {trial.params["gamma"] for trial in search} == {0.0}
     assert len({trial.params["delta/up"] for trial in search}) == 6
 
@@ -139,7 +139,7 @@ def test_auto_groups_are_chosen_once_and_no_kill_changes_them(tiny_spec, tmp_pat
     spec = tiny_spec(search={"groups": "auto", "trials": 6})
     chooses()
     undisturbed, _ = run(spec, tmp_path / "a")
-    search = [trial for trial in undisturbed.asked.values() if trial.kind == "search"]
+    search = [trial for trial in undisturbed.submitted.values() if trial.kind == "search"]
     assert {frozenset(trial.params) for trial in search} == {frozenset({"gamma", "delta/g0", "delta/g1"})}
     second = {block: 0.7 * CHOSEN["profile"][group] for group, blocks in CHOSEN["groups"].items() for block in blocks}
     assert search[1].offsets == pytest.approx(second)
@@ -153,7 +153,7 @@ def test_auto_groups_are_chosen_once_and_no_kill_changes_them(tiny_spec, tmp_pat
     with pytest.raises(Killed):
         run(spec, tmp_path / "b")
     killed = Ledger(Store(str(tmp_path / "b")), spec.name)
-    assert not any(trial.kind == "search" for trial in killed.asked.values())
+    assert not any(trial.kind == "search" for trial in killed.submitted.values())
     crashes = 0
     while run(spec, tmp_path / "b", order_seed=crashes, crash_after=crashes % 3) is None:
         crashes += 1
@@ -168,7 +168,7 @@ def test_more_trials_extend_a_finished_sweep_and_keep_what_was(tiny_spec, tmp_pa
     assert longer.digest == spec.digest
     after, _ = run(longer, tmp_path)
     assert asked(after)[: len(before)] == before
-    assert len(after.asked) == len(before) + 3
+    assert len(after.submitted) == len(before) + 3
 
 
 def test_five_failures_of_one_cause_in_a_row_stop_the_sweep(tiny_spec, tmp_path):
@@ -258,8 +258,8 @@ def test_what_was_proposed_to_a_trial_that_is_set_aside_is_not_proposed_again(ti
     spec = tiny_spec(search={"sampler": "random", "trials": 4})
     run(spec, tmp_path)
     trials = tmp_path / "sweeps" / spec.name / "trials"
-    search = [number for number, trial in run(spec, tmp_path)[0].asked.items() if trial.is_search]
+    search = [number for number, trial in run(spec, tmp_path)[0].submitted.items() if trial.is_search]
     (trials / f"{search[1]:05d}").rename(trials / f"{search[1]:05d}.damaged")
     ledger, _ = run(spec, tmp_path)
-    params = [json.dumps(trial.params, sort_keys=True) for trial in ledger.asked.values() if trial.is_search]
+    params = [json.dumps(trial.params, sort_keys=True) for trial in ledger.submitted.values() if trial.is_search]
     assert len(params) == len(set(params)) == 4

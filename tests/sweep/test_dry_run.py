@@ -69,13 +69,13 @@ def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
     ledger = begun(tmp_path, spec)  # its one search trial is ERK
     number, left = left_of(spec, ledger)
     assert (number, left.trainings, left.steps, left.samples) == (2, 2, 20, 160)
-    ledger.ask(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
+    ledger.submit(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
     assert left_of(spec, ledger) == (number, left)
     assert "160 samples; a training that has begun counts whole" in "\n".join(lines(spec, ledger))
     failed = {"state": "FAIL", "rounds": [{"round": r, "fid": None, "loss": None} for r in (0, 1)]}
     ledger.finish(6, failed)
     assert left_of(spec, ledger)[0] == 1
-    ledger.ask(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
+    ledger.submit(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
     number, left = left_of(spec, ledger)
     assert (number, left.trainings) == (2, 2)
 

@@ -45,9 +45,9 @@ def test_failed_trials_run_again_as_they_were_and_count_once(tiny_spec, tmp_path
     assert retry(store, spec.name).again == {2: 9, 6: 10}
     ledger = Ledger(store, spec.name)
     assert not is_complete(spec, ledger)
-    assert ledger.asked[10] == replace(ledger.asked[6], id=10, retry_of=6)
+    assert ledger.submitted[10] == replace(ledger.submitted[6], id=10, retry_of=6)
     ledger, _ = run(spec, tmp_path)
-    assert len(ledger.asked) == 11  # nothing else was asked
+    assert len(ledger.submitted) == 11  # nothing else was asked
     assert is_complete(spec, ledger)
     assert failed_trials(ledger) == []
     assert retry(store, spec.name).again == {}
@@ -57,7 +57,7 @@ def test_failed_trials_run_again_as_they_were_and_count_once(tiny_spec, tmp_path
 
     longer = tiny_spec(search={"trials": 5})
     ledger, _ = run(longer, tmp_path)
-    assert [trial.kind for trial in ledger.asked.values()][11:] == ["search"]
+    assert [trial.kind for trial in ledger.submitted.values()][11:] == ["search"]
 
 
 def test_a_retry_that_fails_is_tried_again_in_its_turn(tiny_spec, tmp_path):
@@ -76,7 +76,7 @@ def test_ids_of_planned_trials_that_were_never_asked_stay_free(tiny_spec, tmp_pa
     run(spec, tmp_path, results=failing(*range(number_planned)), crash_after=1)
     assert list(retry(store, spec.name).again.values()) == [number_planned]
     ledger, _ = run(spec, tmp_path)
-    assert sorted(ledger.asked) == list(range(number_planned + 1))
+    assert sorted(ledger.submitted) == list(range(number_planned + 1))
     assert is_complete(spec, ledger)
     assert len(asked(ledger)) == number_planned + 1
 

@@ -162,7 +162,7 @@ def long_sweep(trials):
     ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(trials):
         trial = TrialSpec(number, "search" if number else "dense", "searched" if number else None, 0)
-        ledger.ask(trial)
+        ledger.submit(trial)
         ledger.finish(number, {**outcome(trial), "stages": {f"{number:064x}": "0" * 64}})
     ledger.create("similarity.json", {"blocks": {}, "layers": {}, "groups": {}, "profile": {}})
     folder.clear()

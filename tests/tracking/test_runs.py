@@ -30,7 +30,7 @@ from tests.support.recording import (
 def test_one_parent_and_one_child_a_trial(recorded: Any) -> None:
     _, spec, ledger, runs = recorded
     parent, runs = runs["digits"], {name: run for name, run in runs.items() if name != "digits"}
-    assert sorted(runs) == [trial.name for _, trial in sorted(ledger.asked.items())]
+    assert sorted(runs) == [trial.name for _, trial in sorted(ledger.submitted.items())]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["raylt.kind"] == "sweep"
     for run in (parent, *runs.values()):

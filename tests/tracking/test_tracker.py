@@ -189,7 +189,7 @@ def test_a_server_that_is_away_delays_the_record_not_the_search(tmp_path: Path, 
     began = time.monotonic()
     tracker = Tracker(spec, ledger, YAML, f"http://user:geheim@127.0.0.1:{free_port()}", QUICK)
     tracker.sync_soon()
-    tracker.round_done(ledger.asked[5], RoundResult.from_json(ledger.results[5]["rounds"][0]))
+    tracker.round_done(ledger.submitted[5], RoundResult.from_json(ledger.results[5]["rounds"][0]))
     assert time.monotonic() - began < 0.5
     wait_for(lambda: "cannot record" in caplog.text)
     time.sleep(1)  # several more tries

@@ -255,7 +255,7 @@ class Simulation:
             ledger = Ledger(self.store(), self.spec.name)
             if not is_complete(self.spec, ledger):
                 self.watch.report("lost", "the sweep is not complete")
-            trials = [canonical({**trial.dump(), "id": None}) for trial in ledger.asked.values()]
+            trials = [canonical({**trial.dump(), "id": None}) for trial in ledger.submitted.values()]
             if len(set(trials)) < len(trials):
                 self.watch.report("twice", "a trial was asked under two numbers")
             documents.append(work.comparable(ledger))

@@ -129,7 +129,7 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
 def comparable(ledger: Ledger) -> dict[str, Any]:
     """Every trial in full, without what two runs of one sweep may differ in."""
     return {
-        str(number): [trial.dump(), _lasting(ledger.results.get(number))] for number, trial in sorted(ledger.asked.items())
+        str(number): [trial.dump(), _lasting(ledger.results.get(number))] for number, trial in sorted(ledger.submitted.items())
     } | {"similarity": ledger.read(SIMILARITY_FILE)}
 
 
