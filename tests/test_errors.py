@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raylt.cli import remote
+from raylt.cli.sweep import Run
 from raylt.cluster.ssh import Head
 from raylt.errors import InputError, SpecError, has_secret, without_secrets
 from raylt.spec import load_spec, parse_spec
@@ -71,10 +72,10 @@ def test_a_job_never_holds_one(tmp_path: Path, sent: list[object]) -> None:
     """Its metadata and its package can be read by whoever has Ray's token, so a spec goes without its comments then."""
     spec = tmp_path / "x.yaml"
     spec.write_text("schema: 1\nname: x\n# was tracking.uri: http://me:hunter2@host\n")
-    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
+    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, run=Run(detach=True))
     assert "hunter2" not in repr(sent) and "name: x" in sent[0].text  # type: ignore[attr-defined]
     spec.write_text("schema: 1\nname: x\n# kept\n")
-    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, detach=True, max_hours=None)
+    remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, run=Run(detach=True))
     assert "# kept" in sent[1].text  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"^--set: tracking\.uri: holds a user name, password or token, and a job's"):
         remote.confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], top=None, seeds=None, detach=True, max_hours=None)

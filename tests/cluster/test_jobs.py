@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raylt.cli import remote
+from raylt.cli.sweep import Run
 from raylt.cluster import jobs, ssh
 from raylt.cluster.ssh import Head
 from raylt.errors import EnvironmentFailure
@@ -88,10 +89,11 @@ def test_hours_travel_with_the_job_and_make_no_other_sweep_of_it(command: str, m
     sent = []
     monkeypatch.setattr(remote, "_run_job", lambda head, one, again, detach: sent.append((one, again)) or 0)
     for hours in (None, 8.0):
+        run = Run(detach=True, max_hours=hours)
         if command == "sweep":
-            remote.sweep_on(HEAD, "digits", ["search.trials=3"], new=False, dry_run=False, detach=True, max_hours=hours)
+            remote.sweep_on(HEAD, "digits", ["search.trials=3"], new=False, dry_run=False, run=run)
         else:
-            remote.confirm_on(HEAD, "digits", None, top=None, seeds=None, detach=True, max_hours=hours)
+            remote.confirm_on(HEAD, "digits", None, [], run)
     (without, _), (bound, again) = sent
     assert (without.bound, bound.bound) == ((), ("--max-hours=8.0",))
     assert without.label == bound.label == ("digits" if command == "sweep" else "digits confirm")
