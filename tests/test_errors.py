@@ -78,5 +78,5 @@ def test_a_job_never_holds_one(tmp_path: Path, sent: list[object]) -> None:
     remote.sweep_on(HEAD, str(spec), None, new=False, dry_run=False, run=Run(detach=True))
     assert "# kept" in sent[1].text  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"^--set: tracking\.uri: holds a user name, password or token, and a job's"):
-        remote.confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], top=None, seeds=None, detach=True, max_hours=None)
+        remote.confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], [], Run(detach=True))
     assert len(sent) == 2
