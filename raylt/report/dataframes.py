@@ -33,7 +33,7 @@ _WHOLE = {"id", "seed", "train_steps", "confirms", "round", "seeds", "broken_see
 _TRUTHS = {"pareto": "bool", "broken": "boolean", "feasible": "boolean"}  # without a loss a trial is neither broken nor not
 
 
-def trial_rows(results: SweepDocument) -> list[dict[str, Any]]:
+def trial_rows(results: SweepDocument) -> list[dict[str, object]]:
     """One row a trial, all with the same columns; `fid_*` say what the FID of that row was measured with."""
     trials = results["trials"]
     params = sorted({name for trial in trials for name in trial["params"]})
@@ -41,7 +41,7 @@ def trial_rows(results: SweepDocument) -> list[dict[str, Any]]:
     return [_trial_row(trial, results["protocols"][trial["protocol"]], params, blocks) for trial in trials]
 
 
-def _trial_row(trial: TrialRecord, behind: ProtocolRecord, params: Sequence[str], blocks: Sequence[str]) -> dict[str, Any]:
+def _trial_row(trial: TrialRecord, behind: ProtocolRecord, params: Sequence[str], blocks: Sequence[str]) -> dict[str, object]:
     steps: Mapping[str, object] = trial["steps"] or {}
     densities = trial["densities"] or {}
     reference = "all" if behind["reference"] is None else str(behind["reference"])
@@ -55,7 +55,7 @@ def _trial_row(trial: TrialRecord, behind: ProtocolRecord, params: Sequence[str]
     }
 
 
-def confirmation_rows(results: SweepDocument) -> list[dict[str, Any]]:
+def confirmation_rows(results: SweepDocument) -> list[dict[str, object]]:
     """The rows of a confirmation with nested numbers under joined names: `loss_mean`, `vs_dense_fid_verdict`."""
     rows = [{**row, "seeds": len(row["seeds"])} for row in results["confirmation"]]
     return [{("broken_seeds" if name == "broken" else name): value for name, value in _joined(row)} for row in rows]

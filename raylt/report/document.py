@@ -11,7 +11,7 @@ from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.ceilings import is_feasible
 from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger
-from raylt.store.layout import RUNS_FILE, SIMILARITY_FILE
+from raylt.store.layout import RUNS_FILE
 from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, RUNNING, Result
 from raylt.store.sweep_state import RANKED_KINDS, groups_of, pareto_of, state_of
 
@@ -27,7 +27,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> SweepDocument:
         trial_record(trial, ledger.results.get(number), pareto=number in best, run_id=runs.get(str(number)))
         for number, trial in sorted(ledger.submitted.items())
     ]
-    similarity = ledger.read(SIMILARITY_FILE) or {}
+    similarity = ledger.similarity()
     is_first_schema = ledger.code_schema == 1  # begun before: its numbers are read as they were meant
     return {
         "schema": SCHEMA,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from raylt.report.records import SweepDocument
 
@@ -17,7 +17,7 @@ _LABELS = {
 }
 
 
-def trial_name(record: Mapping[str, Any]) -> str:
+def trial_name(record: Mapping[str, object]) -> str:
     """The name a trial has everywhere: `0017-search`."""
     return f"{record['id']:04d}-{record['kind']}"
 

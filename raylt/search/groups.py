@@ -12,9 +12,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from operator import itemgetter
-from typing import Any
 
 from raylt.spec import SweepSpec
+from raylt.store.results import Measured
 
 MAX_CLASSES = 4
 GOOD_FIT = Fraction(9, 10)
@@ -23,7 +23,7 @@ Groups = dict[str, list[str]]
 _Division = tuple[Fraction, list[int]]  # of the first values: the sum of squares within classes, and where each ends
 
 
-def with_chosen_groups(spec: SweepSpec, measured: Mapping[str, Any]) -> SweepSpec:
+def with_chosen_groups(spec: SweepSpec, measured: Measured) -> SweepSpec:
     """The spec with the groups it will have for good: in place of `auto`, those that were `measured` with the profile.
 
     For whoever needs groups. It is no sweep's spec: its identity is another.

@@ -15,12 +15,12 @@ from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import Layer, layers_of
 from raylt.search.groups import Groups, grouped
 from raylt.spec import SweepSpec
-from raylt.spec.canonical import JsonObject
 from raylt.spec.presets import default_groups
 from raylt.spec.schema import matches
 from raylt.store import Ledger, Stage, Store
 from raylt.store.layout import MASK, SIMILARITY_FILE, START, TRAINED
 from raylt.store.ledger_files import Result
+from raylt.store.results import Measured
 from raylt.store.stages import stage_of
 from raylt.ticket.find import round_0_among
 from raylt.ticket.mask import Mask
@@ -32,18 +32,18 @@ log = logging.getLogger("raylt.profile")
 LEAST_SPREAD = 1e-12  # of raw values: below, there is nothing to tell them apart
 
 
-def measure_similarity(spec: SweepSpec, ledger: Ledger) -> JsonObject:
+def measure_similarity(spec: SweepSpec, ledger: Ledger) -> Measured:
     """`{"blocks": {block: numbers}, "layers": {layer: numbers}, "groups": {group: blocks}, "profile": {group: s_g}}`.
 
     Measured once, then in the ledger. Call it when dense and pilots have ended; trials of them that failed are left out.
     Sweeps measured by an earlier raylt have no `groups`: theirs are the spec's.
     """
-    known = ledger.read(SIMILARITY_FILE)
-    if known is not None:
-        return dict(known)
+    known = ledger.similarity()
+    if known:
+        return known
     evidence = _Evidence(spec, ledger)
     groups = evidence.groups()
-    found = {
+    found: Measured = {
         "blocks": evidence.by_block(),
         "layers": evidence.by_layer(),
         "groups": groups,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -36,7 +36,7 @@ class Proposer:
 
     def propose(
         self, number: int, history: History, violation: Callable[[Mapping[str, float]], float] = lambda params: 0.0
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    ) -> tuple[dict[str, float], dict[str, object]]:
         """Parameters of search trial `number` (from 0), and the sampler's notes, from the ended trials of `history`.
 
         A function of spec, startup, number and history alone. `violation`: by how much parameters are known to break a ceiling;
@@ -53,7 +53,7 @@ class Proposer:
 
     def _draw(
         self, number: int, attempt: int, violation: Callable[[Mapping[str, float]], float]
-    ) -> tuple[dict[str, float], dict[str, Any], float]:
+    ) -> tuple[dict[str, float], dict[str, object], float]:
         self._study.sampler = make_sampler(self.spec, number, self.startup, attempt, self._lineage)
         fixed = self.fixed(self.spec, number) if attempt == 0 else None
         if fixed is not None:
@@ -80,7 +80,7 @@ class Proposer:
         self._known += new
 
 
-def frozen(spec: SweepSpec, space: dict[str, Any], trial: TrialSpec, result: Result | None) -> FrozenTrial:
+def frozen(spec: SweepSpec, space: dict[str, BaseDistribution], trial: TrialSpec, result: Result | None) -> FrozenTrial:
     """A search trial, running or ended, as Optuna keeps it. `space`: `distributions(spec)`."""
     state = _STATES[RUNNING if result is None else result["state"]]
     values = [float(result[o]) for o in spec.search.objectives] if result is not None and state == TrialState.COMPLETE else None

@@ -27,7 +27,6 @@ from raylt.spec import SweepSpec
 from raylt.spec.canonical import digest_of
 from raylt.spec.tracking_uri import sqlite_uri
 from raylt.store import Ledger, Store
-from raylt.store.layout import SIMILARITY_FILE
 
 log = logging.getLogger("raylt.study")
 
@@ -94,7 +93,7 @@ class StudyFile:
     def _space_of(self, ledger: Ledger) -> dict[str, BaseDistribution]:
         """The space of the study, once there is a trial: before, its groups may not have been chosen."""
         if self._space is None:
-            self._space = distributions(with_chosen_groups(self.spec, ledger.read(SIMILARITY_FILE) or {}))
+            self._space = distributions(with_chosen_groups(self.spec, ledger.similarity()))
         return self._space
 
     def close(self) -> None:

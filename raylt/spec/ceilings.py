@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from raylt.spec.canonical import JsonObject
 from raylt.spec.schema import SweepSpec
 
 
-def violations(spec: SweepSpec, numbers: Mapping[str, Any]) -> dict[str, float]:
+def violations(spec: SweepSpec, numbers: JsonObject) -> dict[str, float]:
     """Constraint -> by how much of the ceiling a ticket lies above it; 0 or less where it keeps it. Optuna's convention."""
     limits = spec.search.constraints
     costs = {"flops": numbers["flops"] / numbers["flops_dense"], "ticket_bytes": numbers["ticket_bytes"]}
@@ -21,6 +19,6 @@ def violation(cost: float, ceiling: float) -> float:
     return cost / ceiling - 1
 
 
-def is_feasible(result: Mapping[str, Any]) -> bool:
+def is_feasible(result: JsonObject) -> bool:
     """Whether a complete trial keeps every ceiling."""
     return all(over <= 0 for over in result.get("violations", {}).values())

@@ -55,7 +55,7 @@ class TrialSpec:
         return asdict(self)
 
     @staticmethod
-    def load(content: Mapping[str, Any]) -> TrialSpec:
+    def load(content: JsonObject) -> TrialSpec:
         """What `dump` wrote. Raises `ValueError`, with the field, where it is something else."""
         unknown = sorted(set(content) - _names())
         if unknown:
@@ -86,7 +86,7 @@ class Planned:
         return {"trial": self.trial.dump(), "after": list(self.after)}
 
     @staticmethod
-    def load(content: Mapping[str, Any]) -> Planned:
+    def load(content: JsonObject) -> Planned:
         """What `dump` wrote. Raises `ValueError`, `TypeError` or `KeyError` where it is something else."""
         return Planned(TrialSpec.load(content["trial"]), content["after"])
 

@@ -179,7 +179,7 @@ class Files:
         """Write a file in one piece: readers see the old bytes or the new ones, also when this process dies here."""
         self._patiently("write", path, lambda: self._folder.replace(path, data))
 
-    def write_record(self, path: str, record: Mapping[str, Any], sweep: str = "") -> None:
+    def write_record(self, path: str, record: Mapping[str, object], sweep: str = "") -> None:
         """Write a JSON object with its checksum, in one piece."""
         self.write(path, dump_json(seal(record, place_of(path, sweep))))
 
@@ -187,7 +187,7 @@ class Files:
         """Write a file that nobody has written yet: whether it now holds `data`. What is there stays as it is."""
         return self._patiently("write", path, lambda: self._folder.create(path, data))
 
-    def create_record(self, path: str, record: Mapping[str, Any], sweep: str = "") -> bool:
+    def create_record(self, path: str, record: Mapping[str, object], sweep: str = "") -> bool:
         """`create` a JSON object with its checksum."""
         return self.create(path, dump_json(seal(record, place_of(path, sweep))))
 

@@ -11,14 +11,14 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from raylt.errors import Fenced, InputError, StoreFailure
 from raylt.spec import TrialSpec
 from raylt.spec.canonical import JsonObject
 from raylt.spec.trials import Planned
 from raylt.store.index import PART, Part, Results, first_of, part_path, read_parts, write_part
-from raylt.store.layout import LOCK_COPY, LOCK_FILE, result_path
+from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, result_path
 from raylt.store.ledger_files import (
     COMPLETE,
     Result,
@@ -32,6 +32,7 @@ from raylt.store.ledger_files import (
     read_result,
     require_lock,
 )
+from raylt.store.results import Measured
 from raylt.store.stages import Store
 from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
@@ -128,7 +129,7 @@ class Ledger:
         self.create(f"trials/{trial.id:05d}/asked.json", trial.dump())
         self._learn(trial)
 
-    def finish(self, number: int, result: Mapping[str, Any]) -> Result:
+    def finish(self, number: int, result: JsonObject) -> Result:
         """Commit a trial's end, once; returns what the ledger has of it, which stays where it was there already."""
         if number not in self.results:
             self._check()
@@ -170,12 +171,16 @@ class Ledger:
         """The lock says which sweep it is, so its own files cannot be checked by that."""
         return "" if name in (LOCK_FILE, LOCK_COPY) else self._origin.sweep
 
-    def write(self, name: str, value: Mapping[str, Any]) -> None:
+    def similarity(self) -> Measured:
+        """What was measured between the pilots; empty before."""
+        return cast(Measured, self.read(SIMILARITY_FILE) or {})
+
+    def write(self, name: str, value: Mapping[str, object]) -> None:
         """Write one of the sweep's own files that may change."""
         self._check()
         self.store.write_record(f"{self.folder}/{name}", value, self._sweep_of(name))
 
-    def decide(self, name: str, value: Mapping[str, Any]) -> JsonObject:
+    def decide(self, name: str, value: Mapping[str, object]) -> JsonObject:
         """One of the sweep's own files that is decided once: what it says, whoever has written it."""
         self._check()
         self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name))
@@ -196,7 +201,7 @@ class Ledger:
     def _is_sealed(self) -> bool:
         return self._origin.is_sealed
 
-    def create(self, name: str, value: Mapping[str, Any]) -> None:
+    def create(self, name: str, value: Mapping[str, object]) -> None:
         """Write one of the sweep's own files that is decided once. Raises `Fenced` where another driver has."""
         self._check()
         if not self.store.create_record(f"{self.folder}/{name}", value, self._sweep_of(name)):

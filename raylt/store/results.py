@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import TypedDict
 
 from raylt.spec.canonical import JsonObject
+
+
+class Measured(TypedDict, total=False):
+    """What was measured between the pilots, and chosen by it: `similarity.json`."""
+
+    blocks: Mapping[str, Mapping[str, float | None]]  # block -> its numbers
+    layers: Mapping[str, Mapping[str, float | None]]
+    profile: Mapping[str, float]  # group -> what gamma bends by
+    groups: dict[str, list[str]]  # group -> its blocks, under `groups: auto`
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def place_of(path: str, sweep: str) -> str:
     return f"{sweep}:{path}" if sweep else path
 
 
-def seal(record: Mapping[str, Any], place: str) -> JsonObject:
+def seal(record: Mapping[str, object], place: str) -> JsonObject:
     """The record with its checksum."""
     content = {key: value for key, value in record.items() if key != SUM}
     return {**content, SUM: digest_of([place, content])}

@@ -88,7 +88,7 @@ class Output:
 class Manifest:
     digest: str  # of stage, values and files, not of who made them and when: what a result names
     values: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]  # name -> bytes, sha256 and, where it lies under another name, at
+    files: Mapping[str, JsonObject]  # name -> bytes, sha256 and, where it lies under another name, at
     time_ms: int  # when the stage became whole: the time of its metric points, however often they are replayed
     duration_s: float
     owner: str
@@ -247,7 +247,7 @@ class Stage:
                 self.store.delete(file.path)
 
 
-def stage_of(store: Store, result: Mapping[str, Any], digest: str) -> Stage:
+def stage_of(store: Store, result: JsonObject, digest: str) -> Stage:
     """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of."""
     stage = store.find(digest)
     expected = result["stages"].get(digest)

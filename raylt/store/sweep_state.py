@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from raylt.errors import SpecError
 from raylt.spec import SweepSpec, TrialSpec, parse_spec, plan
 from raylt.spec.ceilings import is_feasible
@@ -13,6 +10,7 @@ from raylt.store.lease import read_holder
 from raylt.store.ledger import Ledger
 from raylt.store.ledger_files import COMPLETE, FAIL, RUNNING, Result, read_lock
 from raylt.store.pareto import pareto_ids
+from raylt.store.results import Measured
 from raylt.store.seals import BadSeal, seal_yaml, unseal_yaml
 from raylt.store.stages import Store
 from raylt.store.sweep_lock import NO_LOCK
@@ -55,7 +53,7 @@ def stored_yaml(store: Store, name: str) -> str:
     return text
 
 
-def groups_of(spec: SweepSpec, similarity: Mapping[str, Any]) -> dict[str, list[str]] | None:
+def groups_of(spec: SweepSpec, similarity: Measured) -> dict[str, list[str]] | None:
     """Group -> its blocks: the spec's, or those chosen with the profile; None until they are."""
     return similarity.get("groups") if spec.search.has_auto_groups else spec.groups
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class WorkerConfig:
         return {**self.__dict__, "spec": self.spec.dump(), "compute": self.compute.key(), "inputs": asdict(self.inputs)}
 
     @staticmethod
-    def load(config: Mapping[str, Any]) -> WorkerConfig:
+    def load(config: JsonObject) -> WorkerConfig:
         """What `dump` made."""
         spec, compute, inputs = config["spec"], config["compute"], config["inputs"]
         return WorkerConfig(

@@ -7,9 +7,8 @@ functions of the ledger, so a driver that starts over goes on where the last one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from raylt.search.confirm import Request, confirm
 from raylt.search.cost_model import CostModel
@@ -22,6 +21,7 @@ from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.trials import SEARCHED, Planned
 from raylt.store import Ledger
 from raylt.store.ledger_files import FAIL, Result
+from raylt.store.results import Measured
 from raylt.store.sweep_state import next_free_id
 
 log = logging.getLogger("raylt.search")
@@ -109,7 +109,7 @@ class Dispatcher:
         lost = {n for n in self.ledger.set_aside if n >= first and n not in self.ledger.submitted and n != trial_id}
         return self._submit(self._propose(trial_id, number + len(lost), seen, measured))
 
-    def _propose(self, trial_id: int, number: int, seen: int, measured: Mapping[str, Any]) -> TrialSpec:
+    def _propose(self, trial_id: int, number: int, seen: int, measured: Measured) -> TrialSpec:
         """A proposal that knows the search trials up to id `seen` that have ended: neither crashes nor races change it."""
         results = self.ledger.results
         history = [

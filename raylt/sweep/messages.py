@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from raylt.spec.canonical import JsonObject
 from raylt.store.ledger_files import Result
 from raylt.store.results import RoundResult
 
@@ -46,13 +45,13 @@ Message = RoundReported | TrialFinished | LeaseLost | StoreUnavailable
 _KINDS = {kind.__name__: kind for kind in (RoundReported, TrialFinished, LeaseLost, StoreUnavailable)}
 
 
-def as_result(message: Message) -> dict[str, Any]:
+def as_result(message: Message) -> JsonObject:
     """As Tune takes it from a step."""
     text = json.dumps({"kind": type(message).__name__, **asdict(message)}, allow_nan=False)
     return {KEY: text, "done": not isinstance(message, RoundReported)}
 
 
-def message_of(result: Mapping[str, Any]) -> Message:
+def message_of(result: JsonObject) -> Message:
     """What `as_result` was made of."""
     content = json.loads(result[KEY])
     if content.get("report") is not None:

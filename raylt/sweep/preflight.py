@@ -13,7 +13,6 @@ from raylt.errors import Problem, SpecError, in_units
 from raylt.spec import SweepSpec, plan
 from raylt.spec.schema import matches
 from raylt.store import Ledger, Store
-from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.sweep_state import groups_of
 from raylt.sweep.footprint import footprint
 from raylt.ticket.budget import cost_of, costs_of, demands, least_kept, smallest_density
@@ -154,7 +153,7 @@ def _warm_up_lines(spec: SweepSpec) -> list[str]:
 
 
 def _group_lines(spec: SweepSpec, store: Store, layers: list[Layer]) -> list[str]:
-    groups = groups_of(spec, Ledger(store, spec.name).read(SIMILARITY_FILE) or {})
+    groups = groups_of(spec, Ledger(store, spec.name).similarity())
     if groups is None:
         ended = "the pilots have" if spec.search.has_similarity_profile else "the dense training has"
         return [f"groups   chosen from the profile once {ended} ended"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from ray.tune.search import ConcurrencyLimiter
 from raylt.cluster import ray_internals
 from raylt.cluster.ray_runtime import Resources
 from raylt.spec import SweepSpec
+from raylt.spec.canonical import JsonObject
 from raylt.sweep.actor import TrialActor
 from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
 
 def run_tune(
-    spec: SweepSpec, searcher: LedgerSearcher, resources: Resources, shared: Mapping[str, Any],
+    spec: SweepSpec, searcher: LedgerSearcher, resources: Resources, shared: JsonObject,
     trainable: type[tune.Trainable] = TrialActor,
 ) -> None:  # fmt: skip
     """To its end, to Ctrl-C or to the stopper. Tune's own experiment files are scratch and are thrown away.

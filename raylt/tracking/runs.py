@@ -21,7 +21,6 @@ from raylt.spec.paths import EXPECTED
 from raylt.spec.tracking_uri import absolute_uri, expanded_uri, uri_problem
 from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger, Store
-from raylt.store.layout import SIMILARITY_FILE
 from raylt.store.ledger_files import FAIL, RUNNING, Result
 from raylt.store.results import RoundResult
 from raylt.store.stages import stage_of
@@ -162,7 +161,7 @@ def sweep_params(spec: SweepSpec) -> dict[str, str]:
 
 def group_params(spec: SweepSpec, ledger: Ledger) -> dict[str, str]:
     """Params of the parent alone: `group/g0` ..., the blocks behind each delta of `groups: auto`, once they are chosen."""
-    chosen = groups_of(spec, ledger.read(SIMILARITY_FILE) or {}) if spec.search.has_auto_groups else None
+    chosen = groups_of(spec, ledger.similarity()) if spec.search.has_auto_groups else None
     return {f"group/{group}": text_of(blocks) for group, blocks in (chosen or {}).items()}
 
 
@@ -193,7 +192,7 @@ def trial_points(result: Result) -> list[Point]:
 
 def similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
     """The parent's points of each block."""
-    blocks = (ledger.read(SIMILARITY_FILE) or {}).get("blocks", {})
+    blocks = ledger.similarity().get("blocks", {})
     # the planned pilots alone: one that is retried later would move the time, and a replay would add points
     pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot"]
     if not all(number in ledger.results for number in pilots):

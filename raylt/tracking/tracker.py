@@ -59,7 +59,7 @@ class Recorder:
         self.step = step or (lambda: None)
         self._client: Any = None
         self._runs: dict[str, Run] | None = None  # PARENT or a trial's id -> its run
-        self._saved: Mapping[str, Any] = {}  # what the ledger says of them
+        self._saved: Mapping[str, str] = {}  # what the ledger says of them
         self._place = 0  # in the ledger's changes: what was before it is shown
         self._shown = Shown()
 

@@ -72,7 +72,7 @@ class TrialRun:
         self.trial, self.context, self.store = trial, context, store
         self.runner = TicketRunner(search_of(context, trial), context.images, store, progress)
         self.rounds: list[RoundResult] = []
-        self.numbers: dict[str, Any] = {}
+        self.numbers: Result = {}
         self._began = time.monotonic()
         self._manifests: dict[str, Manifest] = {}
         self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
@@ -162,7 +162,7 @@ class TrialRun:
         }  # fmt: skip
         return report
 
-    def _mask_numbers(self, trained: Round) -> dict[str, Any]:
+    def _mask_numbers(self, trained: Round) -> Result:
         layers = layers_of(trained.unet_config)
         blocks = block_counts(trained.mask, layers, self.context.spec.blocks)
         return {
@@ -200,7 +200,7 @@ class TrialRun:
         """What the ledger keeps of a trial that an error ended: the cause, and the rounds before it."""
         return {**failure(error), **self._record()}
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> Result:
         mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
         asked = sum(steps for steps, _ in self._steps.values())
         return {

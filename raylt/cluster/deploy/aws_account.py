@@ -23,11 +23,14 @@ UNFINISHED = "unfinished uploads"  # the rule of ours
 TRUST = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
 
 
-def allow(*actions: str, on: str | list[str], **condition: Any) -> dict[str, Any]:
+Statement = dict[str, Any]  # of an IAM policy
+
+
+def allow(*actions: str, on: str | list[str], **condition: Any) -> Statement:
     return {"Effect": "Allow", "Action": list(actions), "Resource": on} | ({"Condition": condition} if condition else {})
 
 
-def bucket_statements(bucket: str) -> list[dict[str, Any]]:
+def bucket_statements(bucket: str) -> list[Statement]:
     """Reading, writing and deleting objects of one bucket."""
     objects = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
     return [
@@ -36,7 +39,7 @@ def bucket_statements(bucket: str) -> list[dict[str, Any]]:
     ]
 
 
-def head_statements(bucket: str, worker_role: str, region: str) -> list[dict[str, Any]]:
+def head_statements(bucket: str, worker_role: str, region: str) -> list[Statement]:
     """The bucket, and what Ray's autoscaler does: it launches machines with its tag, and tags and ends those alone.
 
     A tag is what makes a machine its own, so it may give none to a machine that is there already and has not got it.
@@ -68,7 +71,7 @@ def make_bucket(bucket: str, region: str) -> None:
 def drop_unfinished_uploads(s3: Any, bucket: str) -> None:
     """A rule beside those that the bucket has: S3 takes them all at once, in place of all that were."""
     drop = {"ID": UNFINISHED, "Status": "Enabled", "Filter": {}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
-    found: dict[str, Any] = {"Rules": []}
+    found: Statement = {"Rules": []}
     with ignoring("NoSuchLifecycleConfiguration"):
         found = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
     rules = [*(rule for rule in found["Rules"] if rule.get("ID") != UNFINISHED), drop]
@@ -89,7 +92,7 @@ def make_role(iam: Any, name: str) -> str:
     return str(iam.get_role(RoleName=name)["Role"]["Arn"])
 
 
-def document(*statements: dict[str, Any]) -> str:
+def document(*statements: Statement) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
 
 
