@@ -41,7 +41,7 @@ def test_a_job_that_runs_out_of_time_asks_to_be_queued_again_and_then_completes(
     with lab() as ours:
         first, second = ours.machine("node1", "10.77.0.1"), ours.machine("node2", "10.77.0.2")
         prepare(first, second, ours.key)
-        job = JOB.format(root=f"{ours.shared}/raylt", script=first.home / "raylt" / "raylt" / "deploy" / "slurm.sh")
+        job = JOB.format(root=f"{ours.shared}/raylt", script=first.home / "raylt" / "raylt/cluster/deploy/slurm.sh")
 
         running = first.start(job)
         wait_until(lambda: len(list((ours.shared / "raylt" / "sweeps" / "digits" / "trials").glob("*/asked.json"))) >= 2, 600)
@@ -66,7 +66,7 @@ def test_a_job_that_runs_out_of_time_asks_to_be_queued_again_and_then_completes(
 def test_without_a_store_or_outside_slurm_it_says_so():
     with lab() as ours:
         machine = ours.machine("node1", "10.77.0.1")
-        script = REPOSITORY / "raylt" / "deploy" / "slurm.sh"
+        script = REPOSITORY / "raylt/cluster/deploy/slurm.sh"
         assert "RAYLT_ROOT: is not set: the store" in machine.run(f"bash {script} digits").stdout
         assert "SLURM_JOB_ID: is not set: submit this with sbatch" in machine.run(f"RAYLT_ROOT=/x bash {script} digits").stdout
 

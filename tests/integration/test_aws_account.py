@@ -24,7 +24,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(variable, "testing")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    spec = importlib.util.spec_from_file_location("aws_account", REPOSITORY / "raylt" / "deploy" / "aws_account.py")
+    spec = importlib.util.spec_from_file_location("aws_account", REPOSITORY / "raylt/cluster/deploy/aws_account.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
