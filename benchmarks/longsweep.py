@@ -67,7 +67,7 @@ def result_of(spec: SweepSpec, trial: TrialSpec) -> dict[str, Any]:
 
 
 def write_sweep(root: Path, trials: int) -> SweepSpec:
-    """The sweep with all its trials ended, without an index."""
+    """The sweep with all its trials finished, without an index."""
     spec = spec_of(trials)
     yaml = dump_yaml(spec.dump())
     lock = {"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml, "startup": STARTUP, "data_sha256": "0" * 64}

@@ -142,7 +142,7 @@ def template(spec: SweepSpec, store: Store) -> dict[str, Any]:
 
 
 def run_raylt(folder: Path, trials: int, resources: ray_runtime.Resources) -> dict[str, Any]:
-    """A sweep as `raylt.sweep` wires it. Times at which its trials ended, and when MLflow was up to date after the last."""
+    """A sweep as `raylt.sweep` wires it. Times at which its trials finished, and when MLflow was up to date after the last."""
     spec, store = make_spec(trials), Store(str(folder / "store"))
     lease = Lease.acquire(store, spec.name)
     ledger, yaml, uri = Ledger(store, spec.name, lease.check), dump_yaml(spec.dump()), f"sqlite:///{folder}/mlflow.db"

@@ -96,9 +96,9 @@ def retry(
     store, name = find_sweep(name, where.root)
     retried = ask_again(store, name, trials or None)
     if not any(retried):
-        typer.echo(f"{name}: no trial failed, or all that did were asked again")
+        typer.echo(f"{name}: no trial failed, or all that did were submitted again")
         return
     pairs = [f"{old} as {new}" for old, new in retried.again.items()]
     typer.echo(
-        f"{name}: asked again: {', '.join([*pairs, *map(str, retried.reopened)])}; the same `raylt sweep` command runs them"
+        f"{name}: submitted again: {', '.join([*pairs, *map(str, retried.reopened)])}; the same `raylt sweep` command runs them"
     )

@@ -29,7 +29,7 @@ def du(context: typer.Context, where: Where = Where()) -> None:
     from raylt.store.garbage import Survey
 
     survey = Survey(_store(where.root))
-    header = ("sweep", "whole stages", "of them shared", "unfinished", "ledger")
+    header = ("sweep", "complete stages", "of them shared", "unfinished", "ledger")
     table = FittedTable("", header, (4, 3, 2, 1), "a wider terminal has room for them (COLUMNS=100)")
     for name, usage in survey.usage().items():
         table.add_row([name, *map(in_units, (usage.whole, usage.shared, usage.unfinished, usage.ledger))])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) -> tuple[SweepSpec, bool]:
-    """That of a sweep which was begun, with the store it lies in; else the spec that `raylt sweep` would take.
+    """That of a sweep which was started, with the store it lies in; else the spec that `raylt sweep` would take.
 
     And whether it is the store alone that names `data.root`, where then nothing is read. Raises `InputError` where the
     store alone names where the record goes.

@@ -94,7 +94,7 @@ def _warn_of_another_spec(file: str, spec: SweepSpec, store: Store) -> None:
     with contextlib.suppress(Damaged):  # which is said where the sweep is read
         lock = read_lock(store, spec.name)
         if lock is not None and lock.digest not in (None, spec.digest):
-            log.warning("sweep %s was begun with another spec than %s; this is what is stored of it", spec.name, file)
+            log.warning("sweep %s was started with another spec than %s; this is what is stored of it", spec.name, file)
 
 
 def name_of(name: str) -> str:

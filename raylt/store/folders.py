@@ -145,7 +145,7 @@ class LocalFolder:
             try:
                 self._disk.link(temporary, target)
             except FileExistsError:
-                # An NFS server whose answer was lost is asked again, and then says so of our own link.
+                # An NFS server whose answer was lost is submitted again, and then says so of our own link.
                 return self._disk.links(temporary) > 1 or self.read(path) == data
             except OSError as error:
                 if error.errno not in _NO_LINKS:

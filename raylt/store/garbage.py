@@ -112,7 +112,7 @@ class Survey:
 
     @cached_property
     def needed(self) -> dict[str, set[str]]:
-        """Sweep -> the whole stages that it needs."""
+        """Sweep -> the complete stages that it needs."""
         return {name: self._needed(name) for name in self.ledgers}
 
     def _needed(self, name: str) -> set[str]:

@@ -248,7 +248,7 @@ def was_begun(store: Store, name: str) -> bool:
 
 
 def existing(store: Store, name: str) -> Ledger:
-    """The ledger of a sweep that was begun. Raises `InputError`, naming those that were, where it was not."""
+    """The ledger of a sweep that was started. Raises `InputError`, naming those that were, where it was not."""
     if not was_begun(store, name):
         known = ", ".join(sweep_names(store)) or "none"
         raise InputError(f"no sweep {name!r} in {store.root} (there: {known}); give its name, its spec file, or --root")
@@ -266,4 +266,4 @@ def warn_unverified(store: Store, name: str) -> None:
     """Say, once a process, that an earlier raylt wrote the sweep's files without checksums."""
     if (store.uri, name) not in _warned:
         _warned.add((store.uri, name))
-        log.warning("%s was begun by an earlier raylt: its files have no checksums and are read unverified", name)
+        log.warning("%s was started by an earlier raylt: its files have no checksums and are read unverified", name)

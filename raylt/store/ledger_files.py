@@ -127,7 +127,7 @@ def lost_trial(store: Store, name: str, number: int) -> Damaged:
 
 
 def read_lock(store: Store, name: str) -> SweepLock | None:
-    """What a sweep was begun with; None where none was begun. Raises `Damaged` where that is lost."""
+    """What a sweep was started with; None where none was started. Raises `Damaged` where that is lost."""
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock, is_verified = store.read_checked(path)
     if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
@@ -140,7 +140,7 @@ def read_lock(store: Store, name: str) -> SweepLock | None:
 def require_lock(store: Store, name: str) -> None:
     """Raises `Damaged` for a sweep that has trials and no lock: it was lost."""
     is_lost = read_lock(store, name) is None and bool(store.names(f"sweeps/{name}/trials"))
-    if is_lost and read_lock(store, name) is None:  # not one that was begun between the two
+    if is_lost and read_lock(store, name) is None:  # not one that was started between the two
         raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
 
 

@@ -93,7 +93,7 @@ def _restored_spec(store: Store, sweep: str, path: str) -> str:
         store.delete(path)
         return f"{path}: deleted, no copy of it was kept; `raylt sweep SPEC` writes it again"
     write_spec(store, sweep, begun)
-    return f"{path}: restored as the sweep was begun"
+    return f"{path}: restored as the sweep was started"
 
 
 def _mended_stage(store: Store, path: str) -> str:
@@ -122,7 +122,7 @@ def _restored(store: Store, source: str, target: str) -> str:
     kept, lost = _record_at(store, source), _record_at(store, target)
     name = target.split("/")[1]
     if kept is None and target.endswith(LOCK_FILE) and not any(listed(store, name)):
-        store.delete(target)  # a power cut as the sweep was begun
+        store.delete(target)  # a power cut as the sweep was started
         return f"{target}: deleted, for nothing was submitted under it; `raylt sweep` begins anew"
     if kept is None:
         return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"

@@ -1,7 +1,7 @@
 """Checksums that the files of a store carry, so that damage is seen when they are read.
 
 A checksum is the SHA-256 of the file's place and of its content. So a file that lies in another's place is damaged too. The
-place is the path in the store; of what a sweep has written since it was begun, also which sweep that is, since another of
+place is the path in the store; of what a sweep has written since it was started, also which sweep that is, since another of
 the same name in another store has the same paths.
 
 - A JSON object has it as a member `sha256` beside its others, of which it is taken as canonical JSON.
@@ -31,7 +31,7 @@ class BadSeal(ValueError):
 
 
 def place_of(path: str, sweep: str) -> str:
-    """The place of a file that belongs to a sweep, by what it was begun with; to none where `sweep` is empty."""
+    """The place of a file that belongs to a sweep, by what it was started with; to none where `sweep` is empty."""
     return f"{sweep}:{path}" if sweep else path
 
 

@@ -11,7 +11,7 @@ from raylt.store.stages import FIRST_SEALED
 
 
 class Origin(NamedTuple):
-    """What the files that a sweep has written since it was begun are checked by."""
+    """What the files that a sweep has written since it was started are checked by."""
 
     is_sealed: bool  # they must have checksums
     sweep: str  # which sweep it is: the digest of its lock
@@ -33,7 +33,7 @@ class SweepLock:
 
     @property
     def code_schema(self) -> int:
-        """The `CODE_SCHEMA` that the sweep was begun with."""
+        """The `CODE_SCHEMA` that the sweep was started with."""
         return int(self.record.get("code_schema", 1))
 
     @property
@@ -86,4 +86,4 @@ class SweepLock:
         return self.record.get("versions") or {}
 
 
-NO_LOCK = SweepLock({})  # of what was begun by nobody yet, or by the first raylt
+NO_LOCK = SweepLock({})  # of what was started by nobody yet, or by the first raylt

@@ -1,4 +1,4 @@
-"""What a sweep's ledger says of it as a whole: its spec, which trials ended and how, what is ranked, whether it is complete."""
+"""What a ledger says of its sweep: its spec, which trials finished and how, what is ranked, whether it is complete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stored_yaml(store: Store, name: str) -> str:
     path = f"sweeps/{name}/{SPEC_FILE}"
     data = store.read(path)
     if data is None:
-        raise store.damaged(path, "it is not there, though the sweep was begun")
+        raise store.damaged(path, "it is not there, though the sweep was started")
     try:
         text, has_sum = unseal_yaml(data, path)
         if not has_sum and (read_lock(store, name) or NO_LOCK).is_sealed:
@@ -89,7 +89,7 @@ def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
 
 
 def failed_trials(ledger: Ledger) -> list[int]:
-    """The trials that failed and have not been asked again, by id."""
+    """The trials that failed and have not been submitted again, by id."""
     again = {trial.retry_of for trial in ledger.submitted.values()}
     return sorted(n for n in ledger.results if ledger.results.ending(n)[0] == FAIL and n not in again)
 

@@ -101,7 +101,7 @@ def _stages(store: Store) -> dict[str, list[str]]:
 def _verify_stage(store: Store, digest: str, names: list[str]) -> tuple[Check, str, str | None]:
     """(what was found, the digest, the hash of the stage's content where it is whole)."""
     check = Check(files=len(names))
-    # A claim alone: nothing was begun.
+    # A claim alone: nothing was started.
     stage = check.reads(store.find, digest) if KEY in names or MANIFEST in names else None
     if stage is None:
         return check, digest, None
@@ -161,7 +161,7 @@ def _verify_trials(
     store: Store, name: str, origin: Origin, folders: tuple[Collection[int], set[int]],
     contents: Mapping[str, str | None], check: Check,
 ) -> None:  # fmt: skip
-    """The files that a sweep has written since it was begun. `folders`: of its trials, and of those set aside."""
+    """The files that a sweep has written since it was started. `folders`: of its trials, and of those set aside."""
     sizes, aside = folders
     folder, planned = f"sweeps/{name}", set[int]()
     for own in (SIMILARITY_FILE, RUNS_FILE):

@@ -201,7 +201,7 @@ class _Driver:
         for name, then in lock.versions.items():
             now = platform.python_version() if name == "python" else version(name)
             if now != then:
-                self._say(f"warning: the sweep was begun with {name} {then}, this is {now}: last digits may differ")
+                self._say(f"warning: the sweep was started with {name} {then}, this is {now}: last digits may differ")
 
     def _search(self, lock: SweepLock, resources: ray_runtime.Resources, inputs: InputDigests) -> int:
         from raylt.sweep.actor import WorkerConfig, for_workers  # these import Ray, which must find its settings made

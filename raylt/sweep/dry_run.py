@@ -166,7 +166,7 @@ def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Comp
 
 
 def _compute_of(ledger: Ledger) -> Compute | None:
-    """As the sweep was begun with, and its stages' keys have it."""
+    """As the sweep was started with, and its stages' keys have it."""
     lock = read_lock(ledger.store, ledger.name)
     return None if lock is None or lock.computed is None else Compute(*lock.computed)
 

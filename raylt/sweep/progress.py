@@ -21,7 +21,7 @@ class SweepProgress:
     def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
         self.spec, self.ledger, self.console = spec, ledger, console
         begun = "goes on" if ledger.submitted else "begins"
-        self.say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials ended; store {ledger.store.root}")
+        self.say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials finished; store {ledger.store.root}")
         self._status: Status | None = console.status(Text(self._headline())) if console.is_terminal else None
         if self._status is not None:
             self._status.start()
@@ -33,7 +33,7 @@ class SweepProgress:
 
     def _headline(self) -> str:
         running = ", ".join(trial.name for trial in self.ledger.open_trials()) or "nothing"
-        return f"{self.spec.name}: {len(self.ledger.results)} of {self.total} trials ended; running {running}"
+        return f"{self.spec.name}: {len(self.ledger.results)} of {self.total} trials finished; running {running}"
 
     def changed(self, trial: TrialSpec, result: Result | None) -> None:
         if result is not None and result["state"] == COMPLETE:

@@ -20,7 +20,7 @@ from raylt.trial.inputs import InputDigests
 
 
 def begun_with(spec: SweepSpec, store: Store) -> InputDigests | None:
-    """The inputs of a sweep of this name, where one was begun."""
+    """The inputs of a sweep of this name, where one was started."""
     lock = read_lock(store, spec.name)
     return None if lock is None or lock.images is None else InputDigests(lock.images, lock.inception)
 
@@ -42,14 +42,14 @@ def refuse_changed_identity(spec: SweepSpec, store: Store) -> None:
     lock = read_lock(store, spec.name)
     if store.read(f"sweeps/{spec.name}/{SPEC_FILE}") is None:  # deleted: the lock knows it by its digest
         if lock is not None and lock.digest not in (None, spec.digest):
-            raise InputError(f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}")
+            raise InputError(f"sweep {spec.name} was started with another spec; {_restore_or_new(spec)}")
         return
     before = stored_spec(store, spec.name)
     if before.digest == spec.digest:
         return
     old, new = before.identity(), spec.identity()
     changed = [f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    raise InputError("\n".join([f"sweep {spec.name} was begun with another spec; {_restore_or_new(spec)}:", *changed]))
+    raise InputError("\n".join([f"sweep {spec.name} was started with another spec; {_restore_or_new(spec)}:", *changed]))
 
 
 def _restore_or_new(spec: SweepSpec) -> str:
@@ -65,7 +65,7 @@ def refuse_other_numbers(store: Store, name: str) -> None:
     begun = CODE_SCHEMA if lock is None else lock.code_schema
     if begun != CODE_SCHEMA:
         raise InputError(
-            f"sweep {name} was begun by another raylt, which computed other numbers (code schema {begun}, this has "
+            f"sweep {name} was started by another raylt, which computed other numbers (code schema {begun}, this has "
             f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
             f"start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
         )

@@ -1,4 +1,4 @@
-"""Trials once more. One that failed is asked again: the same TrialSpec under a new id; what failed stays as it ended.
+"""Trials once more. One that failed is submitted again: the same TrialSpec under a new id; what failed stays as it ended.
 
 One whose stages are gone runs again under its own id, on what is left of them; a copy of the result that it had is kept.
 """
@@ -66,7 +66,7 @@ def _refuse_to_reopen(ledger: Ledger, number: int) -> None:
     state = ledger.results.ending(number)[0]
     if state == FAIL:
         once_more = max(n for n, trial in ledger.submitted.items() if trial.retry_of == number)
-        raise InputError(f"trial {number} of {name} was asked again, as {once_more}")
+        raise InputError(f"trial {number} of {name} was submitted again, as {once_more}")
     if not missing_stages(ledger.store, ledger.results[number]):
         raise InputError(f"trial {number} of {name} is {state.lower()} and has all its stages: there is nothing to do again")
 

@@ -21,7 +21,7 @@ class Shown:
         self._marks: dict[int, str] = {}  # trial -> hash of its result
         self._asked: set[int] = set()
         self._ended: set[int] = set()
-        self._sum = 0  # of hashes, so that the order in which trials ended is no matter
+        self._sum = 0  # of hashes, so that the order in which trials finished is no matter
         self._best: dict[str, float] = {}
         self._next, self._time_ms = 0, 0  # the first trial without best points, and the time of the last that have
 

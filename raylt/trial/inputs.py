@@ -1,7 +1,7 @@
 """What every trial reads and none makes: the images, and Inception's weights. The driver puts them into the store, once.
 
 A worker's node has neither data set nor internet. It takes both from the store: from a local one as they lie there, from
-any other through a cache of the node's own, so that its actors fetch them once. A sweep that was begun goes on from them,
+any other through a cache of the node's own, so that its actors fetch them once. A sweep that was started goes on from them,
 whatever has become of its data set.
 """
 

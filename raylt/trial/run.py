@@ -40,7 +40,7 @@ class TrialContext:
 
     @staticmethod
     def open(spec: SweepSpec, compute: Compute, inputs: Inputs) -> TrialContext:
-        compute.use()  # whatever this machine has: as the sweep was begun
+        compute.use()  # whatever this machine has: as the sweep was started
         return TrialContext(spec, compute, inputs)
 
     @property

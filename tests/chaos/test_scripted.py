@@ -79,7 +79,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def owners(folder: Path) -> set[str]:
-    """Who made the whole stages."""
+    """Who made the complete stages."""
     return {json.loads(path.read_text())["owner"] for path in folder.glob("root/stages/*/*/manifest.json")}
 
 

@@ -35,7 +35,7 @@ def test_the_head_is_sent_the_very_command(typed, sent, monkeypatch):
 
 
 def test_what_is_confirmed_lies_in_the_store_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """--root comes before RAYLT_ROOT, for a sweep that comes with raylt, for a file, and for one that was begun."""
+    """--root comes before RAYLT_ROOT, for a sweep that comes with raylt, for a file, and for one that was started."""
     from raylt.cli.stored_spec import spec_to_confirm
     from tests.support.confirmed import begun
 

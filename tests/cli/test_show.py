@@ -42,7 +42,7 @@ def test_a_spec_file_that_is_another_than_the_sweep_of_its_name_is_said(call, he
     Path("other.yaml").write_text(text.replace("learning_rate:", "learning_rate: 0.123  #", 1))
     assert call("status", "same.yaml").code == 0 and not caplog.messages
     assert call("status", "other.yaml").code == 0
-    assert caplog.messages == ["sweep small was begun with another spec than other.yaml; this is what is stored of it"]
+    assert caplog.messages == ["sweep small was started with another spec than other.yaml; this is what is stored of it"]
 
 
 def test_a_sweep_goes_by_its_name_or_its_spec_file_under_the_root_that_is_named(call, here, monkeypatch):

@@ -49,7 +49,7 @@ def test_it_reads_to_the_same_document_and_is_said_to_be_unverified_once(store, 
         now = results(stored_spec(store, "tiny"), existing(store, "tiny"))
     assert differences(then, json.loads(json.dumps(now))) == []
     assert [record.message for record in caplog.records] == [
-        "tiny was begun by an earlier raylt: its files have no checksums and are read unverified"
+        "tiny was started by an earlier raylt: its files have no checksums and are read unverified"
     ]
 
 

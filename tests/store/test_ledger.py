@@ -38,7 +38,7 @@ def test_a_sweep_that_is_begun_meanwhile_has_not_lost_its_lock(store, monkeypatc
     between(monkeypatch, f"sweeps/s/{LOCK_FILE}", lambda: ledger.lock(SweepLock(LOCK)))
     assert read_lock(store, "s") == SweepLock(LOCK)
     store.delete(f"sweeps/s/{LOCK_FILE}")
-    with pytest.raises(Damaged, match="it is not there; lost: what the sweep was begun with"):
+    with pytest.raises(Damaged, match="it is not there; lost: what the sweep was started with"):
         read_lock(store, "s")
 
 

@@ -159,7 +159,7 @@ def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(st
 
 
 def test_a_lock_under_which_nothing_was_submitted_goes(store, tiny_spec):
-    """A power cut as the sweep was begun left no copy either (simulation, seed 1003552)."""
+    """A power cut as the sweep was started left no copy either (simulation, seed 1003552)."""
     spec = tiny_spec()
     begun(store, spec)
     flip(store, f"sweeps/tiny/{LOCK_FILE}")

@@ -70,7 +70,7 @@ def failed(number: int) -> dict[str, Any]:
 
 
 def begin(root: Path, spec: SweepSpec) -> Ledger:
-    """A ledger with the planned trials ended, and the similarity of their pilots."""
+    """A ledger with the planned trials finished, and the similarity of their pilots."""
     ledger = Ledger(Store(str(root)), "digits", check=lambda: None)
     for planned in plan(spec):
         ledger.submit(planned.trial)

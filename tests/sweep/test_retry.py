@@ -1,4 +1,4 @@
-"""Failed trials asked again: the same TrialSpec under a new id, counted once, and never again once it went well."""
+"""Failed trials submitted again: the same TrialSpec under a new id, counted once, and never again once it went well."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Simulation:
         self.watch.flipped(path)
 
     def _is_last_copy(self, path: str) -> bool:
-        """What the sweep was begun with lies there twice: damage to both is beyond mending."""
+        """What the sweep was started with lies there twice: damage to both is beyond mending."""
         pair = [f"sweeps/{self.spec.name}/{name}" for name in (LOCK_FILE, LOCK_COPY)]
         contents = self.contents()
         other = next((name for name in pair if name != path), "")
