@@ -42,7 +42,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 STORIES = ("integration", "chaos")  # folders of tests that take real clusters, servers and disks
-EVERYDAY = "test_resume.py"  # of them: a real sweep, a kill and a resume
+EVERYDAY = "test_kill.py"  # of them: a real sweep, a kill and a resume
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -15,9 +15,9 @@ from ray import cloudpickle
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     [
-        "tests.chaos.drive", "tests.cli.test_faults", "mlflow.tracking", "mlflow.store.db.utils", "raylt.report.figures",
-        "raylt.report.html_page", "raylt.sweep.actor", "raylt.sweep.driver", "raylt.sweep.single", "raylt.tracking.recorder",
-        "ray.tune",
+        "tests.chaos.drive", "tests.integration.test_faults", "mlflow.tracking", "mlflow.store.db.utils", "ray.tune",
+        "raylt.report.figures", "raylt.report.html_page", "raylt.sweep.actor", "raylt.sweep.driver", "raylt.sweep.single",
+        "raylt.tracking.recorder",
     ]
 )  # fmt: skip
 
