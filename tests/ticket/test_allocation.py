@@ -16,7 +16,7 @@ from raylt.errors import InputError
 from raylt.spec.presets import PRESETS
 from raylt.spec.schema import matches
 from raylt.spec.sections import TicketSpec
-from raylt.spec.vocabulary import Rule
+from raylt.spec.vocabulary import Base, Rule
 from raylt.ticket.allocation import Allocation, bend
 from raylt.ticket.budget import LayerBudget, smallest_density
 from raylt.ticket.density_rules import BASES, lamp
@@ -61,7 +61,7 @@ def random_layers(draw: random.Random) -> list[Layer]:
 def random_allocation(draw: random.Random, layers: list[Layer]) -> Allocation:
     if draw.random() < 0.3:
         bends = {block: draw.uniform(-4, 4) for block in {layer.block for layer in layers}}
-        return Allocation("searched", draw.choice(["uniform", "erk", "lamp"]), bends)
+        return Allocation("searched", draw.choice(get_args(Base)), bends)
     return Allocation(draw.choice(RULES))
 
 
