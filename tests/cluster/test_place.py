@@ -26,6 +26,7 @@ from raylt.cluster.own_files import read_own
 from raylt.cluster.place import decide
 from raylt.cluster.ssh import Head
 from raylt.errors import EnvironmentFailure, InputError
+from tests.chaos.machines import eventually
 
 OWN = """\
 cluster_name: mine
@@ -71,6 +72,7 @@ def a_raylet(address: str) -> Iterator[int]:
     words = ["/ray/raylet", "-c", "read line", "sh", f"--gcs-address={address}"]
     with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
         try:
+            eventually(psutil.Process(process.pid).cmdline, "the process has its words")  # Linux sets them after it has begun
             yield process.pid
         finally:
             process.kill()
