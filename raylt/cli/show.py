@@ -89,7 +89,7 @@ def results(
     if show.as_json and show.as_csv:
         raise InputError("--json and --csv contradict each other; give one of them")
     if show.as_json and show.sort is not None:
-        raise InputError("--json is by id, so --sort contradicts it; give --csv, or show.sort what --json prints")
+        raise InputError("--json is by id, so --sort contradicts it; give --csv, or sort what --json prints")
     if show.cost and (show.as_json or show.as_csv):
         raise InputError("--cost is a table, and --json and --csv have its numbers anyway; give one of them")
     ask_head(context, where)

@@ -60,7 +60,8 @@ def _similarity(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Similari
 
 def protocol_record(spec: SweepSpec, name: Protocol, is_first_schema: bool = False) -> ProtocolRecord:
     """What stands behind a FID. Sweeps of the first code schema sampled before there was a choice of spacing."""
-    known: ProtocolRecord = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}  # type: ignore[typeddict-item]
+    resolved = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
+    known = cast(ProtocolRecord, resolved)
     if is_first_schema:
         known.pop("spacing", None)
     return known

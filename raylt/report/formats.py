@@ -5,11 +5,12 @@ python -m raylt.report.formats > docs/formats.md
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
-from raylt.report import records
-from raylt.spec.reference import docstrings_of, entry, wrapped
+from pydantic import ConfigDict, TypeAdapter
+
+from raylt.report.records import SweepDocument
+from raylt.spec.reference import entry, wrapped
 
 STORE = """\
 # Formats
@@ -56,9 +57,7 @@ and the inputs: images, weights of Inception, statistics, a classifier.
 ## `raylt results NAME --json`
 """
 
-ORDER = ("SweepDocument", "TrialRecord", "RoundRecord", "ConfirmationRow", "Summary", "Difference", "Similarity",
-         "ProtocolRecord", "Counts", "Steps", "Timing")  # fmt: skip
-TITLES = {
+TITLES = {  # in the order of the page
     "SweepDocument": "The document", "TrialRecord": "A trial", "RoundRecord": "A round of a trial",
     "ConfirmationRow": "A row of `confirmation`", "Summary": "A number over seeds", "Difference": "A paired difference",
     "Similarity": "Similarity of a block or layer", "ProtocolRecord": "A protocol", "Counts": "`counts`", "Steps": "`steps`",
@@ -73,10 +72,12 @@ def page() -> str:
 
 def _records() -> Iterator[str]:
     yield from (*wrapped("`null` stands where a number is not there. `raylt ticket --json` prints one trial of it."), "")
-    for name in ORDER:
-        yield from (f"### {TITLES[name]}", "", *wrapped(inspect.getdoc(getattr(records, name)) or ""), "")
-        for key, text in docstrings_of(records)[name].items():
-            yield from entry(key, text)
+    schema = TypeAdapter(list[SweepDocument], config=ConfigDict(use_attribute_docstrings=True)).json_schema()
+    for name, title in TITLES.items():
+        record = schema["$defs"][name]
+        yield from (f"### {title}", "", *wrapped(record["description"]), "")
+        described = {key: about for key, about in record["properties"].items() if "description" in about}  # not the inherited
+        yield from (line for key, about in described.items() for line in entry(key, about["description"]))
         yield ""
 
 

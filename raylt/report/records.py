@@ -1,4 +1,4 @@
-"""The document that `raylt results --json` prints, key by key. docs/formats.md is made of this file: see `formats.py`.
+"""The document that `raylt results --json` prints, key by key. docs/formats.md is made of the docstrings below.
 
 It is JSON, which other programs read, so it stays a dict at run time. `null` stands where a number is not there: of a trial
 that has not ended, of one that failed or was stopped, of a sweep whose raylt did not keep it.
@@ -27,7 +27,7 @@ class Counts(TypedDict):
     pruned: int
     """Those that were stopped between rounds."""
     failed: int
-    """Those that an error ended; each once more where it was retried."""
+    """Those that an error ended, also where they were retried."""
     running: int
     """Those that have not ended, whether or not anybody runs them."""
 
@@ -36,7 +36,7 @@ class Steps(TypedDict):
     """Training steps."""
 
     asked: int
-    """Those of every training that the trial names."""
+    """Those of all trainings that the trial needs."""
     trained: int
     """Those that its own worker did."""
     shared: int
@@ -58,11 +58,11 @@ class Similarity(TypedDict):
     """How alike the pilots' tickets are in a block or layer. Sweeps measured earlier have the first four numbers alone."""
 
     kappa: float | None
-    """Cohen's kappa of two pilots' masks, the mean over pairs."""
+    """Agreement of two pilots' masks: 0 as by chance, 1 where one contains the other. The mean over pairs."""
     kappa_start: float | None
-    """The kappa that masks cut at the rewind point have: what is inherited from the start."""
+    """kappa of a pilot's mask with the largest weights of the rewind point. The mean over pilots."""
     movement: float | None
-    """How far weights move from the rewind point, relative to their size."""
+    """||w_T - w_k|| / ||w_k|| of the dense training from the rewind point: how far it moved the weights."""
     pairs: int | None
     """Pairs of pilots."""
     kappa_low: float | None
@@ -70,17 +70,17 @@ class Similarity(TypedDict):
     kappa_high: float | None
     """The upper end."""
     excess: float | None
-    """kappa - kappa_start: what training adds."""
+    """kappa - kappa_start. It errs on the low side of what training found."""
     kappa_partial: float | None
-    """kappa given the start's masks."""
+    """kappa among the largest weights of the rewind point, and among the others. It errs on the high side."""
     kappa_movement: float | None
-    """kappa of masks that keep the weights that moved furthest."""
+    """kappa of the masks of what moved most in each pilot's dense training."""
     z: float | None
-    """kappa in standard deviations of chance."""
+    """Overlap above chance, in standard deviations of chance. It grows with the number of weights."""
     jaccard: float | None
-    """Intersection over union of two masks."""
+    """Intersection over union of two masks, not corrected for chance."""
     jaccard_chance: float | None
-    """What chance gives."""
+    """The Jaccard index that chance gives."""
 
 
 class ProtocolRecord(TypedDict):
@@ -89,7 +89,7 @@ class ProtocolRecord(TypedDict):
     samples: int
     """Images that are sampled."""
     sampler: str
-    """How."""
+    """DDIM, DDPM or DPM-Solver++."""
     steps: int
     """Denoising steps."""
     features: str | None

@@ -34,7 +34,9 @@ SCHEMA = 1
 
 class SweepSpec(Section):
     schema_: Annotated[Literal[1], AsWritten, Field(alias="schema")]
+    """The version of the spec's format: 1. Required."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=NAME_LENGTH)]
+    """The sweep's name: letters, digits, `_` and `-`. Required."""
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()

@@ -38,8 +38,8 @@ class RoundResult:
         return asdict(self)
 
     @staticmethod
-    def from_json(record: Mapping[str, object]) -> RoundResult:
+    def from_json(record: JsonObject) -> RoundResult:
         """What `to_json` made, or an earlier raylt wrote."""
         known = {field.name for field in fields(RoundResult)}
-        least = {"density": None, "loss": None, "fid": None, "time_ms": 0}
-        return RoundResult(**least | {name: value for name, value in record.items() if name in known})  # type: ignore[arg-type]
+        least: JsonObject = {"density": None, "loss": None, "fid": None, "time_ms": 0}
+        return RoundResult(**least | {name: value for name, value in record.items() if name in known})

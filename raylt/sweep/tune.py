@@ -20,14 +20,14 @@ from raylt.sweep.searcher import LedgerSearcher, StopEarly, WorkerDeaths
 
 def run_tune(
     spec: SweepSpec, searcher: LedgerSearcher, resources: Resources, shared: JsonObject,
-    trainable: type[tune.Trainable] = TrialActor,
+    trainable: type = TrialActor,
 ) -> None:  # fmt: skip
     """To its end, to Ctrl-C or to the stopper. Tune's own experiment files are scratch and are thrown away.
 
     `shared`: what all trials share, as `WorkerConfig.dump` gives it.
     """
 
-    class Actor(trainable):  # type: ignore[misc]
+    class Actor(trainable):
         """The trainable with what all trials share: Tune's config then holds the trial alone."""
 
         def setup(self, config: dict[str, Any]) -> None:

@@ -36,6 +36,16 @@ def test_an_unknown_sweep_is_refused_with_those_there_are(words, call, here):
     assert paths() == before
 
 
+@pytest.mark.parametrize(("options", "refusal"), [
+    ("--json --csv", "--json and --csv contradict each other; give one of them"),
+    ("--json --sort loss", "--json is by id, so --sort contradicts it; give --csv, or sort what --json prints"),
+    ("--cost --json", "--cost is a table, and --json and --csv have its numbers anyway; give one of them"),
+])  # fmt: skip
+def test_options_that_contradict_each_other_are_refused_in_these_words(options, refusal, call, here):
+    (line,) = call("results", "small", *options.split()).errors
+    assert line == refusal
+
+
 def test_a_spec_file_that_is_another_than_the_sweep_of_its_name_is_said(call, here, caplog):
     text = Path("raylt-data/sweeps/small/spec.yaml").read_text()
     Path("same.yaml").write_text(text)
