@@ -13,7 +13,7 @@ from raylt.spec.canonical import canonical, digest_of
 from raylt.spec.trials import SEARCHED
 from raylt.store.filesystem import dump_json
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.results import COMPLETE, FAIL, PRUNED
 from raylt.store.seals import place_of, seal, seal_yaml
 from raylt.store.stages import CODE_SCHEMA, KEY, MANIFEST, folder_of
 
@@ -57,10 +57,11 @@ def result_of(spec: SweepSpec, trial: TrialSpec) -> dict[str, Any]:
         return {"state": FAIL, "cause": "an objective is not finite: {'loss': None, 'flops': 387286}", **record}
     if number % 25 == 24:
         return {"state": PRUNED, "cause": "stopped at round 2: loss 0.2, above 0.15, the median there", **record}
+    kept = {block: [draw.randrange(100, 9216), 9216] for block in spec.blocks}
     layers = {f"{block}.resnets.{i}.conv{j}": [_LAYER // 5, _LAYER] for block in spec.blocks for i in (0, 1) for j in (1, 2)}
     return {
         "state": COMPLETE, "cause": None, **report, "round": spec.ticket.rounds, "flops_dense": 1_889_280, "layers": layers,
-        "densities": {block: draw.random() for block in spec.blocks}, "kept": {block: [900, 9216] for block in spec.blocks},
+        "kept": kept, "densities": {block: some / total for block, (some, total) in kept.items()},
         "violations": {}, "ticket": stages[0], "start_stage": stages[1], "final_stage": stages[2], "sample_stage": stages[3],
         "ticket_stage": stages[4], **record,
     }  # fmt: skip

@@ -45,7 +45,7 @@ from raylt.search.study import StudyKeeper
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Lease, Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
-from raylt.store.results import RoundResult
+from raylt.store.results import TrialResult
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.messages import TrialFinished, as_result
@@ -91,7 +91,8 @@ class Instant(tune.Trainable):
         }
         result = {**self._config["template"], **numbers}
         result["rounds"] = [{**report, **numbers} for report in result["rounds"]]
-        return as_result(TrialFinished(result, RoundResult.from_json(result["rounds"][-1])))
+        ended = TrialResult.from_json(result)
+        return as_result(TrialFinished(ended, ended.scores))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """As `TrialActor`: nothing."""
@@ -132,7 +133,7 @@ def template(spec: SweepSpec, store: Store) -> dict[str, Any]:
     }
     return {
         "state": "COMPLETE", "cause": None, **report, "flops_dense": 4_000_000, "broken": False, "ticket": "0" * 64,
-        "densities": dict.fromkeys(spec.blocks, 0.1), "kept": {block: [100, 1000] for block in spec.blocks},
+        "kept": {block: [100, 1000] for block in spec.blocks},
         "layers": {layer.name: [layer.size // 10, layer.size] for layer in layers_of(spec.unet_config)},
         "rounds": [{"round": index, **report} for index in range(spec.ticket.rounds + 1)],
         "start_stage": "0" * 64, "final_stage": "0" * 64, "ticket_stage": ticket.digest, "sample_stage": sample.digest,

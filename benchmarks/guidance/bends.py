@@ -18,6 +18,7 @@ import numpy as np
 
 from raylt.spec import TrialSpec
 from raylt.spec.trials import SEARCHED
+from raylt.store.results import TrialResult
 
 Row = dict[str, Any]
 Profile = Mapping[str, float | None]  # block -> raw value
@@ -109,12 +110,14 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
     for index, (profile, bend) in enumerate(bends.items()):
         trial = TrialSpec(100 + index, "search", SEARCHED, seed, offsets=bend)
         result = _run(trial, bench, store)
-        found[profile] = {key: result.get(key) for key in ("state", "broken", "loss", "flops", "density")} | {"bend": bend}
-    dense = ledger.results[0]
-    return {"dense": {"loss": dense["loss"], "flops": dense["flops"]}, "blocks": blocks, "sizes": sizes, "bends": found}
+        found[profile] = {"state": result.state, "bend": bend} | {
+            key: getattr(result.scores, key) for key in ("broken", "loss", "flops", "density")
+        }
+    dense = ledger.results[0].scores
+    return {"dense": {"loss": dense.loss, "flops": dense.flops}, "blocks": blocks, "sizes": sizes, "bends": found}
 
 
-def _run(trial: TrialSpec, bench: Any, store: Any) -> Row:
+def _run(trial: TrialSpec, bench: Any, store: Any) -> TrialResult:
     from raylt.trial.run import TrialRun
 
     run = TrialRun(trial, bench, store)

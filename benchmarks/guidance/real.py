@@ -103,7 +103,7 @@ class _Steps:
         self.seen: set[str] = set()
 
     def added_by(self, number: int) -> int:
-        new = [stage for stage in self.ledger.results[number]["stages"] if stage not in self.seen]
+        new = [stage for stage in self.ledger.results[number].stages if stage not in self.seen]
         self.seen.update(new)
         return sum(self._steps_of(stages) for stages in new)
 

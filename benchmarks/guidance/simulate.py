@@ -20,8 +20,10 @@ from raylt.search.sampler import default_startup, fixed_proposal
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.trials import SEARCHED
+from raylt.store.results import COMPLETE, RoundResult, TicketSummary, TrialResult
 
 Row = dict[str, Any]
+NO_TICKET = TicketSummary("", {}, {}, 0, "", "", "", "")  # nobody trained one
 
 
 def search(
@@ -31,16 +33,23 @@ def search(
     """One search of a spec on the surrogate. `seed`: of the noise; `profile`: group -> s_g."""
     draw = np.random.default_rng([seed, 7])
     proposer = Proposer(spec, default_startup(spec), fixed)
-    history: list[tuple[TrialSpec, Row]] = []
+    history: list[tuple[TrialSpec, TrialResult]] = []
+    rows: list[Row] = []
     for number in range(spec.search.trials):
         params, attrs = proposer.propose(number, history)
         bend = offsets(spec, params, profile)
-        ended = [*baselines, *(result for _, result in history)]
+        ended = [*map(as_result, baselines), *(result for _, result in history)]
         limits = thresholds(spec, ended, lambda rung, bend=bend: world.flops(bend, rung))
         trial = TrialSpec(number, "search", SEARCHED, 0, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits)
-        history.append((trial, world.train(spec, trial, draw)))
-    trials = [result for _, result in history]
-    return {"start_steps": start_steps, "reference": world.reference, "base": world.base, "trials": trials}
+        rows.append(world.train(spec, trial, draw))
+        history.append((trial, as_result(rows[-1])))
+    return {"start_steps": start_steps, "reference": world.reference, "base": world.base, "trials": rows}
+
+
+def as_result(row: Row) -> TrialResult:
+    """What raylt's proposer and rungs look at, of a trial on the surrogate."""
+    rounds = tuple(RoundResult.from_json(scored) for scored in row["rounds"])
+    return TrialResult(row["state"], None, rounds, 0, NO_TICKET if row["state"] == COMPLETE else None)
 
 
 class World:

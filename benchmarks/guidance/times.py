@@ -9,11 +9,12 @@ from typing import Any, get_args
 import numpy as np
 
 from guidance.arms import ARMS, spec_of
+from guidance.simulate import as_result
 from raylt.search.proposal import Proposer
 from raylt.spec import TrialSpec, dump_yaml, parse_spec
 from raylt.spec.trials import SEARCHED
 from raylt.spec.vocabulary import SamplerName
-from raylt.store.ledger import COMPLETE
+from raylt.store.results import COMPLETE
 
 PROPOSALS = 5  # timed, the first of them left out: it reads the history in
 
@@ -31,7 +32,8 @@ def _median(sampler: str, trials: int) -> float:
     for number in range(trials + PROPOSALS):
         params = {"gamma": float(draw.uniform(-1.5, 1.5)), **{name: float(draw.uniform(-1, 1)) for name in names}}
         loss, flops = 0.1 + sum(value**2 for value in params.values()) / 100, 3e5 + 5e4 * params["gamma"]
-        result = {"state": COMPLETE, "loss": loss, "flops": flops, "broken": False, "rounds": []}
+        scored = {"round": 3, "loss": loss, "flops": flops, "broken": False}
+        result = as_result({"state": COMPLETE, "rounds": [scored]})
         history.append((TrialSpec(number, "search", SEARCHED, 0, params=params), result))
     proposer = Proposer(spec, 10)
     for number in range(trials, trials + PROPOSALS):

@@ -43,7 +43,7 @@ def status(
     ask_head(context, where)
     from raylt.report.document import counts_of
     from raylt.store.lease import read_holder
-    from raylt.store.ledger_files import COMPLETE, RUNNING
+    from raylt.store.results import COMPLETE, RUNNING
     from raylt.store.sweep_state import state_of, states_of
 
     spec, ledger = find_ledger(name, where.root)

@@ -49,7 +49,8 @@ def _trial_row(trial: TrialRecord, behind: ProtocolRecord, params: Sequence[str]
         **{name: value_of(trial, name) for name in TRIAL_COLUMNS},
         **{f"fid_{key}": reference if key == "reference" else behind.get(key) for key in _BEHIND_FID},
         **{f"steps_{key}": steps.get(key) for key in _STEPS},
-        **{name: (trial["timing"] or {}).get(name) for name in ("wall_s", "hours")},
+        "wall_s": trial["timing"]["wall_s"] if trial["timing"] else None,
+        "hours": trial["timing"]["hours"] if trial["timing"] else None,
         **{name: trial["params"].get(name) for name in params},
         **{f"density/{block}": densities.get(block) for block in blocks},
     }

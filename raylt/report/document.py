@@ -8,11 +8,11 @@ from typing import Any, cast
 from raylt.report.records import Counts, ProtocolRecord, RoundRecord, Similarity, Steps, SweepDocument, Timing, TrialRecord
 from raylt.report.verdicts import confirmation
 from raylt.spec import SweepSpec, TrialSpec
-from raylt.spec.ceilings import is_feasible
 from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger
 from raylt.store.layout import RUNS_FILE
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, RUNNING, Result
+from raylt.store.results import COMPLETE, FAIL, NOT_SCORED, PRUNED, RUNNING, RoundResult, StepCounts, TrialResult
+from raylt.store.results import Timing as StoredTiming
 from raylt.store.sweep_state import RANKED_KINDS, groups_of, pareto_of, state_of
 
 SCHEMA = 1
@@ -67,44 +67,60 @@ def protocol_record(spec: SweepSpec, name: Protocol, is_first_schema: bool = Fal
     return known
 
 
-def trial_record(trial: TrialSpec, result: Result | None, *, pareto: bool = False, run_id: str | None = None) -> TrialRecord:
+def trial_record(
+    trial: TrialSpec, result: TrialResult | None, *, pareto: bool = False, run_id: str | None = None
+) -> TrialRecord:
     """One trial of `results --json`; `raylt ticket --json` prints one too."""
-    known = result or {}
-    rounds = [cast(RoundRecord, {key: r.get(key) for key in _ROUND_NUMBERS}) for r in known.get("rounds", [])]
+    ticket = None if result is None else result.ticket
+    scores = NOT_SCORED if result is None else result.scores
+    has_rank = trial.kind in RANKED_KINDS and scores.loss is not None
     return {
         "id": trial.id,
         "kind": trial.kind,
         "rule": trial.rule,
         "control": trial.control,
         "seed": trial.seed,
-        "state": known.get("state", RUNNING),
+        "state": RUNNING if result is None else result.state,
         "protocol": trial.protocol,
         "retry_of": trial.retry_of,
         "confirms": trial.confirms,
         "start_seed": trial.start_seed,
         "train_steps": trial.steps,
-        "density": known.get("density"),
-        "densities": known.get("densities"),
-        "kept": known.get("kept"),
-        "layers": known.get("layers"),
-        "loss": known.get("loss"),
-        "fid": known.get("fid"),
-        "kid": known.get("kid"),
-        "kid_sd": known.get("kid_sd"),
-        "flops": known.get("flops"),
-        "flops_dense": known.get("flops_dense"),
-        "ticket_bytes": known.get("ticket_bytes"),
-        "broken": known.get("broken"),
-        "ticket": known.get("ticket"),
-        "feasible": is_feasible(known) if trial.kind in RANKED_KINDS and known.get("loss") is not None else None,
+        "density": scores.density,
+        "densities": None if ticket is None else ticket.densities,
+        "kept": None if ticket is None else _counts(ticket.blocks),
+        "layers": None if ticket is None else _counts(ticket.layers),
+        "loss": scores.loss,
+        "fid": scores.fid,
+        "kid": scores.kid,
+        "kid_sd": scores.kid_sd,
+        "flops": scores.flops,
+        "flops_dense": None if ticket is None else ticket.flops_dense,
+        "ticket_bytes": scores.ticket_bytes,
+        "broken": scores.broken,
+        "ticket": None if ticket is None else ticket.digest,
+        "feasible": result.is_feasible if result is not None and has_rank else None,
         "pareto": pareto,
-        "rounds": rounds,
-        "steps": known.get("steps"),
+        "rounds": [] if result is None else [_round_record(scored) for scored in result.rounds],
+        "steps": None if result is None else _steps(result.steps),
         "params": dict(trial.params),
-        "error": known.get("cause"),
-        "timing": _timing(known.get("timing")),
+        "error": None if result is None else result.cause,
+        "timing": None if result is None else _timing(result.timing),
         "mlflow_run_id": run_id,
     }
+
+
+def _counts(kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {place: list(counts) for place, counts in kept.items()}
+
+
+def _round_record(scored: RoundResult) -> RoundRecord:
+    return cast(RoundRecord, {key: getattr(scored, key) for key in _ROUND_NUMBERS})
+
+
+def _steps(known: StepCounts | None) -> Steps | None:
+    # in the order of the ledger's file, as earlier versions printed it
+    return None if known is None else {"asked": known.asked, "shared": known.shared, "trained": known.trained}
 
 
 def counts_of(states: Sequence[str]) -> Counts:
@@ -114,24 +130,20 @@ def counts_of(states: Sequence[str]) -> Counts:
     }  # fmt: skip
 
 
-def _timing(known: Mapping[str, float] | None) -> Timing | None:
+def _timing(known: StoredTiming | None) -> Timing | None:
     """With `hours`: what a trial cost, as the time its worker was busy making stages that it found in no store.
 
     `stages_s`, not `wall_s`: stages outlive the attempt that made them, and who waits for another's stage computes nothing,
-    so hours of trials add up. Not in it: steps that were lost to a kill, start-up, and statistics of the data set. null of
-    sweeps whose raylt did not keep it.
+    so hours of trials add up. Not in it: steps that were lost to a kill, start-up, and statistics of the data set.
     """
     if known is None:
         return None
-    timing = cast(Timing, dict(known))
-    stages_s = known.get("stages_s")
-    timing["hours"] = None if stages_s is None else round(stages_s / 3600, 6)
-    return timing
+    return {"stages_s": known.stages_s, "wall_s": known.wall_s, "hours": round(known.stages_s / 3600, 6)}
 
 
 def hours_of(trials: Sequence[TrialRecord]) -> float:
     """Of records of trials, together; those still at it, and those whose worker died for good, do not say."""
-    return round(sum((trial["timing"] or {}).get("hours") or 0.0 for trial in trials), 6)
+    return round(sum(trial["timing"]["hours"] for trial in trials if trial["timing"]), 6)
 
 
 def steps_of(trials: Sequence[TrialRecord]) -> Steps:

@@ -43,14 +43,14 @@ class Steps(TypedDict):
     """Those that another trial had done."""
 
 
-class Timing(TypedDict, total=False):
+class Timing(TypedDict):
     """Seconds of a trial. They differ from run to run."""
 
     wall_s: float
     """From its start to its end, waiting for others included."""
     stages_s: float
     """What it was busy making stages that it found in no store."""
-    hours: float | None
+    hours: float
     """`stages_s` in hours: what the trial cost."""
 
 

@@ -10,7 +10,7 @@ from raylt.report.figures import small_grid_png
 from raylt.report.records import SweepDocument, TrialRecord, value_of
 from raylt.report.tables import comparable, pareto_rows
 from raylt.store import Ledger
-from raylt.store.ledger_files import COMPLETE, Result
+from raylt.store.results import COMPLETE
 from raylt.store.stages import stage_of
 
 log = logging.getLogger("raylt.report")
@@ -66,9 +66,10 @@ def _grid_png(ledger: Ledger, number: int) -> bytes | None:
 
     from raylt.store.layout import GRID
 
-    result: Result = ledger.results[number]
+    result = ledger.results[number]
     try:
-        return small_grid_png(load(stage_of(ledger.store, result, result["sample_stage"]).read(GRID))["images/first"])
-    except (EnvironmentFailure, KeyError) as error:  # collected as garbage, or a result that names none
+        stage = stage_of(ledger.store, result.stages, result.kept_ticket().sample_stage)
+        return small_grid_png(load(stage.read(GRID))["images/first"])
+    except EnvironmentFailure as error:  # collected as garbage
         log.warning("the report lacks the samples of trial %d: %s", number, error)
         return None

@@ -14,7 +14,7 @@ from raylt.report.fitted_table import FittedTable
 from raylt.report.records import Similarity, Steps, SweepDocument, TrialRecord, value_of
 from raylt.report.text import SortKey, hours_text, in_forward_order, shown
 from raylt.spec.vocabulary import Protocol
-from raylt.store.ledger_files import COMPLETE
+from raylt.store.results import COMPLETE
 from raylt.store.sweep_state import RANKED_KINDS
 
 Row = list[str]
@@ -161,7 +161,7 @@ _LEAST_COST = (1, 2, 3, 6, 4, 5, 7)
 def cost_row(trial: TrialRecord) -> Row:
     """The cells of `COST_HEADER`: training steps, and the hours of the stages that the trial made itself."""
     names = [str(trial["id"]), trial["kind"], trial["rule"] or "-", state_text(trial)]
-    hours = (trial["timing"] or {}).get("hours")
+    hours = None if trial["timing"] is None else trial["timing"]["hours"]
     return [*names, *_step_cells(trial["steps"]), "-" if hours is None else hours_text(3600 * hours)]
 
 

@@ -59,8 +59,8 @@ def _what(trial: TrialSpec) -> tuple[Any, ...]:
 def finalists(spec: SweepSpec, ledger: Ledger, top: int) -> list[int]:
     """The `top` trials of the Pareto front that are best in the first objective; of those with one ticket, the first."""
     first, results = spec.search.objectives[0], ledger.results
-    ranked = sorted(pareto_of(spec, ledger), key=lambda number: (results[number][first], number))
-    return list({results[number]["ticket"]: number for number in reversed(ranked)}.values())[::-1][:top]
+    ranked = sorted(pareto_of(spec, ledger), key=lambda number: (results[number].objective(first), number))
+    return list({results[number].kept_ticket().digest: number for number in reversed(ranked)}.values())[::-1][:top]
 
 
 def _wanted(spec: SweepSpec, ledger: Ledger, request: Request) -> Iterator[tuple[TrialSpec, list[TrialSpec]]]:

@@ -56,4 +56,7 @@ class CostModel:
         if self.spec.search.base != "lamp" or self.ledger is None:
             return {}
         dense = self.ledger.complete("dense")
-        return unpack(self.ledger.store.find(dense[0][1]["final_stage"]).read(TRAINED))["weights"] if dense else None
+        if not dense:
+            return None
+        trained = self.ledger.store.find(dense[0][1].kept_ticket().final_stage)
+        return unpack(trained.read(TRAINED))["weights"]

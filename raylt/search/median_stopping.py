@@ -13,12 +13,12 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from raylt.spec import SweepSpec
-from raylt.store.ledger_files import FAIL, Result
+from raylt.store.results import FAIL, RoundResult, TrialResult
 
 MIN_SEEN = 4  # trials at a rung before it stops any
 
 
-def thresholds(spec: SweepSpec, ended: Iterable[Result], flops_at: Callable[[int], float]) -> dict[str, float]:
+def thresholds(spec: SweepSpec, ended: Iterable[TrialResult], flops_at: Callable[[int], float]) -> dict[str, float]:
     """Round -> the loss above which a trial ends there: the median of those that were at the rung.
 
     The median stopping rule (Golovin et al. 2017, Vizier) on the loss itself, which is measured once a rung. Where FLOPs are
@@ -29,7 +29,7 @@ def thresholds(spec: SweepSpec, ended: Iterable[Result], flops_at: Callable[[int
     """
     if not spec.search.rungs:
         return {}
-    known = [result["rounds"] for result in ended if result["state"] != FAIL]
+    known = [result.rounds for result in ended if result.state != FAIL]
     found = {}
     for rung in range(spec.ticket.shared_rounds + 1, spec.ticket.rounds):
         most = flops_at(rung) if "flops" in spec.search.objectives else math.inf
@@ -40,6 +40,7 @@ def thresholds(spec: SweepSpec, ended: Iterable[Result], flops_at: Callable[[int
     return found
 
 
-def _losses_at(rung: int, trials: Sequence[Sequence[Result]], most_flops: float) -> list[float]:
-    scored = [r for rounds in trials for r in rounds if r["round"] == rung and r["flops"] <= most_flops]
-    return [math.inf if r["loss"] is None or r["broken"] else r["loss"] for r in scored]
+def _losses_at(rung: int, trials: Sequence[Sequence[RoundResult]], most_flops: float) -> list[float]:
+    at_rung = (scored for rounds in trials for scored in rounds if scored.round == rung)
+    rivals = [scored for scored in at_rung if scored.flops is not None and scored.flops <= most_flops]
+    return [math.inf if scored.loss is None or scored.broken else scored.loss for scored in rivals]

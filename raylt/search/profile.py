@@ -19,8 +19,7 @@ from raylt.spec.presets import default_groups
 from raylt.spec.schema import matches
 from raylt.store import Ledger, Stage, Store
 from raylt.store.layout import MASK, SIMILARITY_FILE, START, TRAINED
-from raylt.store.ledger_files import Result
-from raylt.store.results import Measured
+from raylt.store.results import Measured, TrialResult
 from raylt.store.stages import stage_of
 from raylt.ticket.find import round_0_among
 from raylt.ticket.mask import Mask
@@ -61,14 +60,15 @@ def standardised(raw: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(raw, map(float, standard), strict=True))
 
 
-def load_mask(store: Store, result: Result, layers: Sequence[Layer]) -> Mask:
+def load_mask(store: Store, result: TrialResult, layers: Sequence[Layer]) -> Mask:
     """The mask of a trial's last training."""
-    return Mask.unpack(unpack(stage_of(store, result, result["final_stage"]).read(MASK))["mask"], layers)
+    return Mask.unpack(unpack(stage_of(store, result.stages, result.kept_ticket().final_stage).read(MASK))["mask"], layers)
 
 
-def _start_and_trained(store: Store, dense: Result) -> tuple[NamedTensors, NamedTensors]:
-    start = TrainState.from_bytes(stage_of(store, dense, dense["start_stage"]).read(START)).weights
-    return start, unpack(stage_of(store, dense, dense["final_stage"]).read(TRAINED))["weights"]
+def _start_and_trained(store: Store, dense: TrialResult) -> tuple[NamedTensors, NamedTensors]:
+    ticket = dense.kept_ticket()
+    start = TrainState.from_bytes(stage_of(store, dense.stages, ticket.start_stage).read(START)).weights
+    return start, unpack(stage_of(store, dense.stages, ticket.final_stage).read(TRAINED))["weights"]
 
 
 class _Evidence:
@@ -84,14 +84,14 @@ class _Evidence:
             self.start, self.trained = _start_and_trained(store, dense[0][1])
         pilots = [result for _, result in ledger.complete("pilot")]
         masks = [load_mask(store, result, self.layers) for result in pilots]
-        origins = [round_0_among(store, result["stages"]) for result in pilots]
+        origins = [round_0_among(store, result.stages) for result in pilots]
         self.comparison = Comparison.of(
             masks,
             self.free,
             start=self.start,
             moved=self._moved(masks, origins),
             searches=[
-                result["final_stage"] if origin is None else origin.digest
+                result.kept_ticket().final_stage if origin is None else origin.digest
                 for result, origin in zip(pilots, origins, strict=True)
             ],
         )

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from raylt.search.sampler import ATTEMPTS, Lineage, fixed_proposal, make_sampler
 from raylt.search.space import at_base, distributions
 from raylt.spec import SweepSpec, TrialSpec
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, RUNNING, Result
+from raylt.store.results import COMPLETE, FAIL, PRUNED, RUNNING, TrialResult
 
-History = Sequence[tuple[TrialSpec, Result]]
+History = Sequence[tuple[TrialSpec, TrialResult]]
 FixedProposal = Callable[[SweepSpec, int], Mapping[str, float] | None]
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAIL: TrialState.FAIL, RUNNING: TrialState.RUNNING}
 
@@ -31,7 +31,7 @@ class Proposer:
 
     def _begin(self) -> None:
         self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * len(self.spec.search.objectives))
-        self._known: list[tuple[TrialSpec, Result]] = []  # what the study holds
+        self._known: list[tuple[TrialSpec, TrialResult]] = []  # what the study holds
         self._lineage = Lineage()
 
     def propose(
@@ -80,14 +80,15 @@ class Proposer:
         self._known += new
 
 
-def frozen(spec: SweepSpec, space: dict[str, BaseDistribution], trial: TrialSpec, result: Result | None) -> FrozenTrial:
+def frozen(spec: SweepSpec, space: dict[str, BaseDistribution], trial: TrialSpec, result: TrialResult | None) -> FrozenTrial:
     """A search trial, running or ended, as Optuna keeps it. `space`: `distributions(spec)`."""
-    state = _STATES[RUNNING if result is None else result["state"]]
-    values = [float(result[o]) for o in spec.search.objectives] if result is not None and state == TrialState.COMPLETE else None
+    ticket = None if result is None else result.ticket
+    values = None if result is None or ticket is None else _values(spec, result)
     # Optuna's samplers look at these of a PRUNED trial, and cannot where there are several objectives.
-    rungs = {r["round"]: float(r["loss"]) for r in (result or {}).get("rounds", []) if r["loss"] is not None}
+    rounds = () if result is None else result.rounds
+    rungs = {scored.round: float(scored.loss) for scored in rounds if scored.loss is not None}
     return create_trial(
-        state=state,
+        state=_STATES[RUNNING if result is None else result.state],
         values=values,
         params={name: trial.params[name] for name in space},
         distributions=space,
@@ -98,5 +99,10 @@ def frozen(spec: SweepSpec, space: dict[str, BaseDistribution], trial: TrialSpec
             "rungs": {str(r): loss for r, loss in rungs.items()},
         },
         intermediate_values=rungs if len(spec.search.objectives) == 1 else None,
-        constraints=None if values is None else (result or {}).get("violations"),
+        constraints=None if ticket is None else dict(ticket.violations),
     )
+
+
+def _values(spec: SweepSpec, result: TrialResult) -> list[float]:
+    values = [result.objective(name) for name in spec.search.objectives]
+    return [float(value) for value in values if value is not None]  # all: a trial that lacks one has failed

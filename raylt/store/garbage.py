@@ -13,7 +13,8 @@ from functools import cached_property
 from raylt.store.damage import Damaged
 from raylt.store.lease import read_holder
 from raylt.store.ledger import Ledger, existing, sweep_names
-from raylt.store.ledger_files import FAIL, read_lock
+from raylt.store.ledger_files import read_lock
+from raylt.store.results import FAIL
 from raylt.store.stage_lock import CLAIM, Busy, read_claim, sole_maker
 from raylt.store.stages import CHECKPOINT, FAILED, MANIFEST, STAGES, StageKey, Store, folder_of, is_leftover, within_stage
 from raylt.store.sweep_lock import NO_LOCK, SweepLock
@@ -107,7 +108,7 @@ class Survey:
         key = name, failed
         if key not in self._names:
             results = self.ledgers[name].results.values()
-            self._names[key] = {digest for r in results if (r["state"] == FAIL) == failed for digest in r["stages"]}
+            self._names[key] = {digest for r in results if (r.state == FAIL) == failed for digest in r.stages}
         return self._names[key]
 
     @cached_property
@@ -190,7 +191,7 @@ class Survey:
 
     def _of_failed_trials(self, name: str) -> Iterator[str]:
         """Whole stages that a failed trial names, or has made: one whose worker died could not name them."""
-        ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result["state"] == FAIL}
+        ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result.state == FAIL}
         named = self._named(name, True)
         for digest, stage in self.stages.items():
             if stage.is_whole and (digest in named or self.owner(digest) in ids):

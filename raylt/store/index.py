@@ -22,7 +22,8 @@ from typing import NamedTuple
 from raylt.spec import TrialSpec
 from raylt.spec.canonical import canonical
 from raylt.store.filesystem import dump_json
-from raylt.store.ledger_files import Result, Sizes
+from raylt.store.ledger_files import Sizes
+from raylt.store.results import TrialResult
 from raylt.store.seals import BadSeal, place_of, seal, seal_bytes, unseal_bytes
 from raylt.store.stages import Store
 from raylt.store.sweep_lock import Origin
@@ -58,15 +59,15 @@ class Part:
     packed: bytes
 
     @staticmethod
-    def of(trials: Sequence[tuple[TrialSpec, Result]]) -> Part:
+    def of(trials: Sequence[tuple[TrialSpec, TrialResult]]) -> Part:
         """A part of trials as the ledger has them."""
         heads = {trial.id: _head(trial, result) for trial, result in trials}
-        packed = zlib.compress(canonical([result for _, result in trials]), 6)
+        packed = zlib.compress(canonical([result.to_json() for _, result in trials]), 6)
         return Part(heads, tuple(trial for trial, _ in trials), packed)
 
-    def results(self) -> dict[int, Result]:
+    def results(self) -> dict[int, TrialResult]:
         known = json.loads(zlib.decompress(self.packed))
-        return dict(zip(self.heads, known, strict=True))
+        return dict(zip(self.heads, map(TrialResult.from_json, known), strict=True))
 
     def trials_of(self, sizes: Mapping[int, Sizes]) -> Iterator[TrialSpec]:
         """The trials whose files are as long as they were."""
@@ -90,11 +91,11 @@ class Part:
             raise BadSeal(f"it is no part of an index: {error}") from error
 
 
-def _head(trial: TrialSpec, result: Result) -> Head:
+def _head(trial: TrialSpec, result: TrialResult) -> Head:
     asked, ended = (
-        len(dump_json(seal(record, ""))) for record in (trial.dump(), result)
+        len(dump_json(seal(record, ""))) for record in (trial.dump(), result.to_json())
     )  # as `Files.create_record` wrote them
-    return Head(trial.id, asked, ended, result["state"], result.get("cause"))
+    return Head(trial.id, asked, ended, result.state, result.cause)
 
 
 def read_parts(store: Store, name: str, firsts: Collection[int], origin: Origin) -> list[Part]:
@@ -121,11 +122,11 @@ def write_part(store: Store, name: str, part: Part, origin: Origin) -> None:
     store.write(path, part.dump(place_of(path, origin.sweep)))
 
 
-class Results(MutableMapping[int, Result]):
+class Results(MutableMapping[int, TrialResult]):
     """Trial -> how it ended. Those of an index are unpacked when they are first looked at."""
 
     def __init__(self) -> None:
-        self._held: dict[int, Result | Part] = {}
+        self._held: dict[int, TrialResult | Part] = {}
 
     def hold(self, number: int, part: Part) -> None:
         """Have a trial as a part has it."""
@@ -140,7 +141,7 @@ class Results(MutableMapping[int, Result]):
         held = self._held[number]
         if isinstance(held, Part):
             return held.heads[number].state, held.heads[number].cause
-        return held["state"], held.get("cause")
+        return held.state, held.cause
 
     def copy(self) -> Results:
         """Another that later results do not enter."""
@@ -148,7 +149,7 @@ class Results(MutableMapping[int, Result]):
         other._held = self._held.copy()
         return other
 
-    def __getitem__(self, number: int) -> Result:
+    def __getitem__(self, number: int) -> TrialResult:
         held = self._held[number]
         if not isinstance(held, Part):
             return held
@@ -157,7 +158,7 @@ class Results(MutableMapping[int, Result]):
                 self._held[other] = result
         return self[number]
 
-    def __setitem__(self, number: int, result: Result) -> None:
+    def __setitem__(self, number: int, result: TrialResult) -> None:
         self._held[number] = result
 
     def __delitem__(self, number: int) -> None:

@@ -20,8 +20,6 @@ from raylt.spec.trials import Planned
 from raylt.store.index import PART, Part, Results, first_of, part_path, read_parts, write_part
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, result_path
 from raylt.store.ledger_files import (
-    COMPLETE,
-    Result,
     confirm_files,
     listed,
     lost_trial,
@@ -32,7 +30,7 @@ from raylt.store.ledger_files import (
     read_result,
     require_lock,
 )
-from raylt.store.results import Measured
+from raylt.store.results import COMPLETE, Measured, TrialResult
 from raylt.store.stages import Store
 from raylt.store.sweep_lock import NO_LOCK, SweepLock
 
@@ -97,7 +95,7 @@ class Ledger:
     def _read_asked(self, number: int) -> TrialSpec | None:
         return read_asked(self.store, self.name, number, self._origin)
 
-    def _read_result(self, number: int) -> Result | None:
+    def _read_result(self, number: int) -> TrialResult | None:
         return read_result(self.store, self.name, number, self._origin)
 
     def _learn(self, trial: TrialSpec) -> None:
@@ -106,7 +104,7 @@ class Ledger:
             self.num_searched += trial.is_search and trial.retry_of is None
             self.changes.append(trial.id)
 
-    def _learn_end(self, number: int, result: Result | Part) -> None:
+    def _learn_end(self, number: int, result: TrialResult | Part) -> None:
         if number in self.results:
             return
         if isinstance(result, Part):
@@ -129,16 +127,18 @@ class Ledger:
         self.create(f"trials/{trial.id:05d}/asked.json", trial.dump())
         self._learn(trial)
 
-    def finish(self, number: int, result: JsonObject) -> Result:
+    def finish(self, number: int, result: TrialResult) -> TrialResult:
         """Commit a trial's end, once; returns what the ledger has of it, which stays where it was there already."""
         if number not in self.results:
             self._check()
             path = result_path(self.name, number)
-            if self.store.create_record(path, result, self._origin.sweep):
-                self._learn_end(number, dict(result))
-            else:
+            if not self.store.create_record(path, result.to_json(), self._origin.sweep):
                 self._check()  # whoever wrote it has most likely taken the sweep over
-                self._learn_end(number, self._read_result(number) or {})
+                known = self._read_result(number)
+                if known is None:
+                    raise self.store.damaged(path, "it is not there any more")
+                result = known
+            self._learn_end(number, result)
             self._write_index()
         return self.results[number]
 
@@ -230,11 +230,11 @@ class Ledger:
         """Asked and not ended, by id: to be adopted by whoever drives the sweep."""
         return [trial for _, trial in sorted(self._open.items())]
 
-    def complete(self, kind: str) -> list[tuple[TrialSpec, Result]]:
+    def complete(self, kind: str) -> list[tuple[TrialSpec, TrialResult]]:
         """Trials of a kind that ended well, by id; without those that confirm others."""
         mine = ((number, trial) for number, trial in sorted(self.submitted.items()) if trial.kind == kind)
         ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
-        return [(trial, result) for trial, result in ended if result is not None and result["state"] == COMPLETE]
+        return [(trial, result) for trial, result in ended if result is not None and result.state == COMPLETE]
 
 
 def sweep_names(store: Store) -> list[str]:

@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from raylt.spec import TrialSpec
-from raylt.spec.canonical import JsonObject
 from raylt.spec.trials import Planned
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SET_ASIDE, asked_path, result_path
+from raylt.store.results import TrialResult
 from raylt.store.stages import MANIFEST, Store, folder_of, is_digest
 from raylt.store.sweep_lock import Origin, SweepLock
-
-COMPLETE, PRUNED, FAIL, RUNNING = "COMPLETE", "PRUNED", "FAIL", "RUNNING"
-
-Result = JsonObject
 
 _OF_A_RESULT = {"state": str, "rounds": list, "stages": dict, "time_ms": int}  # what every result has
 
@@ -79,7 +75,7 @@ def read_asked(store: Store, name: str, number: int, origin: Origin) -> TrialSpe
     return trial
 
 
-def read_result(store: Store, name: str, number: int, origin: Origin) -> Result | None:
+def read_result(store: Store, name: str, number: int, origin: Origin) -> TrialResult | None:
     """How a trial ended; None where it has not. Raises `Damaged`."""
     path = result_path(name, number)
     record, is_verified = store.read_checked(path, **origin._asdict())
@@ -89,9 +85,10 @@ def read_result(store: Store, name: str, number: int, origin: Origin) -> Result 
         for key, kind in _OF_A_RESULT.items():
             if not isinstance(record.get(key), kind):
                 raise store.damaged(path, f"it has no {key}")
-    if record.get("state") not in (COMPLETE, PRUNED, FAIL):
-        raise store.damaged(path, "it does not say how the trial ended")
-    return record
+    try:
+        return TrialResult.from_json(record)
+    except (ValueError, TypeError, KeyError) as error:
+        raise store.damaged(path, f"it is no result: {error}") from error
 
 
 def confirm_files(store: Store, name: str) -> list[str]:
@@ -144,8 +141,8 @@ def require_lock(store: Store, name: str) -> None:
         raise store.damaged(f"sweeps/{name}/{LOCK_FILE}", "it is not there, though the sweep has trials")
 
 
-def missing_stages(store: Store, result: Result) -> list[str]:
+def missing_stages(store: Store, result: TrialResult) -> list[str]:
     """The stages that a result names and the store has no more: deleted as damaged, or by somebody."""
-    paths = {digest: f"{folder_of(digest)}/{MANIFEST}" for digest in result["stages"] if is_digest(digest)}
+    paths = {digest: f"{folder_of(digest)}/{MANIFEST}" for digest in result.stages if is_digest(digest)}
     found = store.each(store.read, paths.values())
     return [digest for digest, manifest in zip(paths, found, strict=True) if manifest is None]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 
-def pareto_ids(objectives: Sequence[str], candidates: Sequence[tuple[int, Mapping[str, Any]]]) -> set[int]:
-    """Ids of the candidates no other dominates (all objectives are minimised). Equal ones are all in."""
-    points = {number: [result[o] for o in objectives] for number, result in candidates}
-    usable = {number: tuple(point) for number, point in points.items() if all(value is not None for value in point)}
+def pareto_ids(points: Mapping[int, Sequence[float | None]]) -> set[int]:
+    """Ids of the points no other dominates (all objectives are minimised). Equal ones are all in, those with a None are not."""
+    usable: dict[int, tuple[float, ...]] = {}
+    for number, point in points.items():
+        known = tuple(value for value in point if value is not None)
+        if len(known) == len(point):
+            usable[number] = known
     front: list[tuple[float, ...]] = []
     lowest = math.inf  # in the last objective so far: what is below it nothing beats
     for point in sorted(set(usable.values())):  # what beats a point comes before it, and is in the front or beaten from there

@@ -247,10 +247,13 @@ class Stage:
                 self.store.delete(file.path)
 
 
-def stage_of(store: Store, result: JsonObject, digest: str) -> Stage:
-    """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of."""
+def stage_of(store: Store, stages: Mapping[str, str], digest: str) -> Stage:
+    """A stage that a result names. Raises `Damaged` where it is not there, or is not the one that the result was of.
+
+    `stages`: the result's, with the digests of their manifests.
+    """
     stage = store.find(digest)
-    expected = result["stages"].get(digest)
+    expected = stages.get(digest)
     if expected is not None and stage.whole().digest != expected:
         raise other_content(store, digest)
     return stage

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from raylt.errors import SpecError
 from raylt.spec import SweepSpec, TrialSpec, parse_spec, plan
-from raylt.spec.ceilings import is_feasible
 from raylt.store.layout import SPEC_FILE
 from raylt.store.lease import read_holder
 from raylt.store.ledger import Ledger
-from raylt.store.ledger_files import COMPLETE, FAIL, RUNNING, Result, read_lock
+from raylt.store.ledger_files import read_lock
 from raylt.store.pareto import pareto_ids
-from raylt.store.results import Measured
+from raylt.store.results import COMPLETE, FAIL, RUNNING, Measured, TrialResult
 from raylt.store.seals import BadSeal, seal_yaml, unseal_yaml
 from raylt.store.stages import Store
 from raylt.store.sweep_lock import NO_LOCK
@@ -58,16 +57,19 @@ def groups_of(spec: SweepSpec, similarity: Measured) -> dict[str, list[str]] | N
     return similarity.get("groups") if spec.search.has_auto_groups else spec.groups
 
 
-def is_ranked(trial: TrialSpec, result: Result) -> bool:
+def is_ranked(trial: TrialSpec, result: TrialResult) -> bool:
     """Whether a trial competes: complete, alive, within the ceilings, of a kind that does, and scored as the others are."""
     is_candidate = trial.kind in RANKED_KINDS and not trial.is_confirmation
-    return is_candidate and result["state"] == COMPLETE and not result["broken"] and is_feasible(result)
+    return is_candidate and result.state == COMPLETE and not result.scores.broken and result.is_feasible
 
 
 def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
     """Ids of the trials on the Pareto front: of baselines and search trials that are complete and not broken."""
-    candidates = [(number, result) for number, result in ledger.results.items() if is_ranked(ledger.submitted[number], result)]
-    return pareto_ids(spec.search.objectives, candidates)
+    return pareto_ids({
+        number: [result.objective(name) for name in spec.search.objectives]
+        for number, result in ledger.results.items()
+        if is_ranked(ledger.submitted[number], result)
+    })  # fmt: skip
 
 
 def states_of(ledger: Ledger) -> dict[int, tuple[str, str | None]]:

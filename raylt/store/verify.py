@@ -15,8 +15,6 @@ from raylt.store.damage import Damaged
 from raylt.store.index import Part
 from raylt.store.layout import FOLDERS, LOCK_COPY, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, result_path
 from raylt.store.ledger_files import (
-    COMPLETE,
-    Result,
     confirm_files,
     listed,
     lost_trial,
@@ -28,10 +26,13 @@ from raylt.store.ledger_files import (
     read_result,
     require_lock,
 )
+from raylt.store.results import COMPLETE, TrialResult
 from raylt.store.seals import BadSeal, place_of
 from raylt.store.stages import CHECKPOINT, FIRST_SEALED, KEY, MANIFEST, STAGES, Store, is_digest, other_content, within_stage
 from raylt.store.sweep_lock import NO_LOCK, Origin, SweepLock
 from raylt.store.sweep_state import stored_spec
+
+TrialFiles = tuple[TrialSpec | None, TrialResult | None]  # what a trial's two files say, as far as they can be read
 
 
 class MissingStage(NamedTuple):
@@ -168,10 +169,10 @@ def _verify_trials(
         check.reads(store.read_record, f"{folder}/{own}", is_sealed=origin.is_sealed or None, sweep=origin.sweep)
     for file in confirm_files(store, name):
         planned |= {item.trial.id for item in check.reads(read_confirmations, store, name, file, origin) or ()}
-    trials: dict[int, tuple[TrialSpec | None, Result | None]] = {}
+    trials: dict[int, TrialFiles] = {}
     is_measured = not origin.is_sealed or SIMILARITY_FILE in store.names(folder)
 
-    def look_at(number: int) -> tuple[Check, int, TrialSpec | None, Result | None]:
+    def look_at(number: int) -> tuple[Check, int, TrialSpec | None, TrialResult | None]:
         return _verify_trial(store, name, number, origin, contents, is_measured=is_measured)
 
     for found, number, trial, result in store.each(look_at, sizes):
@@ -194,13 +195,13 @@ def _is_readable(read: Callable[..., Any], *args: Any) -> bool:
 
 def _verify_trial(
     store: Store, name: str, number: int, origin: Origin, contents: Mapping[str, str | None], *, is_measured: bool
-) -> tuple[Check, int, TrialSpec | None, Result | None]:
+) -> tuple[Check, int, TrialSpec | None, TrialResult | None]:
     """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
     check = Check()
     trial = check.reads(read_asked, store, name, number, origin)
     result = check.reads(read_result, store, name, number, origin)
     is_needed = not is_measured and _needs_its_stages(trial, result)
-    for digest, content in {} if result is None else result["stages"].items():
+    for digest, content in {} if result is None else result.stages.items():
         if not is_digest(digest):
             check.damaged.append(store.damaged(result_path(name, number), "it names a stage by what is no address"))
         elif contents.get(digest) not in (None, content):
@@ -209,18 +210,20 @@ def _verify_trial(
             why = f"its stage {digest[:12]} is not there, and the sweep needs it still"
             check.damaged.append(store.damaged(result_path(name, number), why))
             break
-        elif digest not in contents and result is not None and result["state"] == COMPLETE:
+        elif digest not in contents and result is not None and result.state == COMPLETE:
             check.missing.add(MissingStage(name, number, digest))
     return check, number, trial, result
 
 
-def _needs_its_stages(trial: TrialSpec | None, result: Result | None) -> bool:
+def _needs_its_stages(trial: TrialSpec | None, result: TrialResult | None) -> bool:
     """Whether the similarity is measured by the stages of an ended trial."""
     is_measured_by = trial is not None and trial.kind in ("dense", "pilot")
-    return is_measured_by and result is not None and result["state"] == COMPLETE
+    return is_measured_by and result is not None and result.state == COMPLETE
 
 
-def _verify_part(store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, Result | None]], origin: Origin) -> None:
+def _verify_part(
+    store: Store, path: str, trials: Mapping[int, tuple[TrialSpec | None, TrialResult | None]], origin: Origin
+) -> None:
     """Raises `Damaged` where a part of the index says of a trial what its files do not."""
     try:
         part = Part.load(store.read(path) or b"", place_of(path, origin.sweep))

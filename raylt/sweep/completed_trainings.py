@@ -35,7 +35,7 @@ def completed_trainings(
     """What ended trials have, and what is there for `trials`, whoever made it. `compute`: as the sweep's keys have it."""
     made = CompletedTrainings()
     for number, result in ledger.results.items():
-        trial, last = ledger.submitted[number], max((row["round"] for row in result["rounds"]), default=-1)
+        trial, last = ledger.submitted[number], max((scored.round for scored in result.rounds), default=-1)
         for training in trainings_of(spec, trial):  # of a trial that failed or was stopped: its reported rounds
             if (training.round or 0) <= last:
                 made.add(trial, training, is_scored=True)

@@ -20,8 +20,7 @@ from raylt.search.space import offsets
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.trials import SEARCHED, Planned
 from raylt.store import Ledger
-from raylt.store.ledger_files import FAIL, Result
-from raylt.store.results import Measured
+from raylt.store.results import FAIL, Measured, TrialResult
 from raylt.store.sweep_state import next_free_id
 
 log = logging.getLogger("raylt.search")
@@ -49,7 +48,7 @@ class Dispatcher:
     spec: SweepSpec
     ledger: Ledger
     startup: int
-    on_change: Callable[[TrialSpec, Result | None], None]  # a trial was submitted, or has finished
+    on_change: Callable[[TrialSpec, TrialResult | None], None]  # a trial was submitted, or has finished
     confirm: Request | None = None
     stopped_by: str | None = None  # the cause of too many equal failures
     _causes: list[str] = field(default_factory=list)
@@ -150,10 +149,10 @@ class Dispatcher:
     def _have_ended(self, ids: Iterable[int]) -> bool:
         return all(number in self.ledger.results for number in ids)
 
-    def ended(self, number: int, result: Result) -> None:
+    def ended(self, number: int, result: TrialResult) -> None:
         """Commit how a trial ended."""
         self.ledger.finish(number, result)
-        self._causes = [*self._causes, result["cause"]] if result["state"] == FAIL else []
+        self._causes = [*self._causes, str(result.cause)] if result.state == FAIL else []
         last = self._causes[-MAX_EQUAL_FAILURES:]
         if len(last) == MAX_EQUAL_FAILURES and len(set(last)) == 1:
             self.stopped_by = last[0]

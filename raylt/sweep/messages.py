@@ -6,8 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from raylt.spec.canonical import JsonObject
-from raylt.store.ledger_files import Result
-from raylt.store.results import RoundResult
+from raylt.store.results import RoundResult, TrialResult
 
 KEY = "raylt"  # of a result of Tune's
 
@@ -23,7 +22,7 @@ class RoundReported:
 class TrialFinished:
     """The trial has its result; `report` is of the round that was scored in the same step, if one was."""
 
-    result: Result
+    result: TrialResult
     report: RoundResult | None = None
 
 
@@ -47,7 +46,10 @@ _KINDS = {kind.__name__: kind for kind in (RoundReported, TrialFinished, LeaseLo
 
 def as_result(message: Message) -> JsonObject:
     """As Tune takes it from a step."""
-    text = json.dumps({"kind": type(message).__name__, **asdict(message)}, allow_nan=False)
+    content = {"kind": type(message).__name__, **asdict(message)}
+    if isinstance(message, TrialFinished):
+        content["result"] = message.result.to_json()
+    text = json.dumps(content, allow_nan=False)
     return {KEY: text, "done": not isinstance(message, RoundReported)}
 
 
@@ -56,5 +58,7 @@ def message_of(result: JsonObject) -> Message:
     content = json.loads(result[KEY])
     if content.get("report") is not None:
         content["report"] = RoundResult.from_json(content["report"])
+    if content.get("result") is not None:
+        content["result"] = TrialResult.from_json(content["result"])
     message: Message = _KINDS[content.pop("kind")](**content)
     return message

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.store import Ledger
-from raylt.store.ledger_files import COMPLETE, Result
-from raylt.store.results import RoundResult
+from raylt.store.results import COMPLETE, RoundResult, TrialResult
 
 
 class SweepProgress:
@@ -35,20 +34,18 @@ class SweepProgress:
         running = ", ".join(trial.name for trial in self.ledger.open_trials()) or "nothing"
         return f"{self.spec.name}: {len(self.ledger.results)} of {self.total} trials finished; running {running}"
 
-    def changed(self, trial: TrialSpec, result: Result | None) -> None:
-        if result is not None and result["state"] == COMPLETE:
-            numbers = _numbers(result["density"], result["loss"], result["fid"])
-            self.say(f"{trial.name} complete: {numbers}{' BROKEN' if result['broken'] else ''}")
+    def changed(self, trial: TrialSpec, result: TrialResult | None) -> None:
+        if result is not None and result.state == COMPLETE:
+            self.say(f"{trial.name} complete: {_numbers(result.scores)}{' BROKEN' if result.scores.broken else ''}")
         elif result is not None:
-            self.say(f"{trial.name} {result['state']}: {result['cause']}")
+            self.say(f"{trial.name} {result.state}: {result.cause}")
         if self._status is not None:
             self._status.update(Text(self._headline()))
 
     def round_done(self, trial: TrialSpec, report: RoundResult) -> None:
         last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)
         if last and not report.shared:
-            numbers = _numbers(report.density, report.loss, report.fid)
-            self.say(f"{trial.name} round {report.round}/{last}: {numbers}")
+            self.say(f"{trial.name} round {report.round}/{last}: {_numbers(report)}")
 
     def say(self, line: str) -> None:
         """A line with the time of day."""
@@ -59,8 +56,8 @@ class SweepProgress:
             self._status.stop()
 
 
-def _numbers(density: float | None, loss: float | None, fid: float | None) -> str:
-    return f"density {density or 0:.4f}  loss {_short(loss)}  FID {_short(fid)}"
+def _numbers(scored: RoundResult) -> str:
+    return f"density {scored.density or 0:.4f}  loss {_short(scored.loss)}  FID {_short(scored.fid)}"
 
 
 def _short(value: float | None) -> str:

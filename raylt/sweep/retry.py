@@ -13,7 +13,8 @@ from raylt.errors import InputError
 from raylt.report.text import spanned
 from raylt.store import Lease, Ledger, Store
 from raylt.store.ledger import existing
-from raylt.store.ledger_files import FAIL, missing_stages
+from raylt.store.ledger_files import missing_stages
+from raylt.store.results import FAIL
 from raylt.store.stages import FAILED, STAGES, folder_of
 from raylt.store.sweep_state import failed_trials, next_free_id, stored_spec
 from raylt.sweep.resume import refuse_other_numbers
@@ -73,9 +74,9 @@ def _refuse_to_reopen(ledger: Ledger, number: int) -> None:
 
 def _forget_divergences(ledger: Ledger, trials: Collection[int]) -> None:
     results = [ledger.results[number] for number in trials]
-    for digest in {str(result["diverged"]) for result in results if result.get("diverged")}:
+    for digest in {result.diverged for result in results if result.diverged is not None}:
         ledger.store.delete(f"{folder_of(digest)}/{FAILED}")
-    if any("diverged" not in result and "diverged" in str(result["cause"]) for result in results):
+    if any(result.diverged is None and "diverged" in str(result.cause) for result in results):
         _forget_by_owner(ledger.store, {f"{ledger.name}/{number}" for number in trials})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
@@ -17,8 +18,7 @@ from ray.tune.search import Searcher
 from raylt.cluster import ray_internals
 from raylt.errors import EnvironmentFailure, Fenced, StoreFailure, cause_of
 from raylt.spec import TrialSpec
-from raylt.store.ledger_files import Result
-from raylt.store.results import RoundResult
+from raylt.store.results import RoundResult, TrialResult
 from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
 from raylt.sweep.messages import LeaseLost, Message, RoundReported, StoreUnavailable, TrialFinished, message_of
@@ -93,7 +93,7 @@ class LedgerSearcher(_Unsaved, Searcher):
             self.memory.progressed()
             self.on_round(trial, report)
 
-    def end(self, trial_id: str, result: Result) -> None:
+    def end(self, trial_id: str, result: TrialResult) -> None:
         trial = self.live.pop(trial_id)
         self.rounds.pop(trial.id, None)
         self.memory.progressed()
@@ -151,7 +151,7 @@ class WorkerDeaths(_Unsaved, tune.Callback):
             return
         result = failure(EnvironmentFailure(f"{what} {bound} times: {_why(error)}"))
         rounds = self.searcher.rounds.get(number, {})
-        self.searcher.end(trial.trial_id, {**result, "rounds": [rounds[index].to_json() for index in sorted(rounds)]})
+        self.searcher.end(trial.trial_id, replace(result, rounds=tuple(rounds[index] for index in sorted(rounds))))
 
 
 def _why(error: BaseException | None) -> str:

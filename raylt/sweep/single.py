@@ -18,7 +18,8 @@ from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.vocabulary import Rule
 from raylt.store import Ledger, Store
 from raylt.store.layout import SAMPLES, TICKET, TRAINED
-from raylt.store.ledger_files import COMPLETE, FAIL, missing_stages
+from raylt.store.ledger_files import missing_stages
+from raylt.store.results import COMPLETE, FAIL
 from raylt.store.stages import stage_of
 from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
@@ -51,14 +52,14 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
         raise
     except (RayltError, RuntimeError, MemoryError, OSError) as error:  # as a sweep would: the trial's end, not ours
         result = run.failed(error)
-    return trial_record(trial, result), 1 if result["state"] == FAIL else 0
+    return trial_record(trial, result), 1 if result.state == FAIL else 0
 
 
 def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:
     """A complete trial as a diffusers pipeline (EMA weights, pruned ones zero), its ticket file and its kept samples."""
     result = ledger.results.get(number)
-    if result is None or result["state"] != COMPLETE:
-        done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r["state"] == COMPLETE) or "none"
+    if result is None or result.ticket is None:
+        done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r.state == COMPLETE) or "none"
         raise InputError(f"trial {number} of {ledger.name} has no ticket; those that have: {done}")
     if missing_stages(ledger.store, result):
         raise StoreFailure(
@@ -68,16 +69,16 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(PARTIAL) for path in folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")
     store = ledger.store  # everything is read, and so checked, before anything is written
-    weights = unpack(stage_of(store, result, result["final_stage"]).read(TRAINED))["ema"]
-    files = {TICKET: stage_of(store, result, result["ticket_stage"]).read(TICKET)}
-    samples = stage_of(store, result, result["sample_stage"])
+    weights = unpack(stage_of(store, result.stages, result.ticket.final_stage).read(TRAINED))["ema"]
+    files = {TICKET: stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)}
+    samples = stage_of(store, result.stages, result.ticket.sample_stage)
     if SAMPLES in samples.whole().files:
         files[SAMPLES] = samples.read(SAMPLES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=PARTIAL, dir=folder) as name:  # half an export is none
             partial = Path(name)
-            export_pipeline(partial, result.get("unet_config", spec.unet_config), weights, spec.train.beta_schedule)
+            export_pipeline(partial, result.ticket.unet_config or spec.unet_config, weights, spec.train.beta_schedule)
             for file, data in files.items():
                 (partial / file).write_bytes(data)
             for path in partial.rglob("*.safetensors"):

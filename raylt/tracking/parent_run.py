@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from raylt.spec import SweepSpec
 from raylt.spec.canonical import digest_of
 from raylt.store import Ledger
-from raylt.store.ledger_files import Result
+from raylt.store.results import TrialResult
 from raylt.store.sweep_state import is_ranked
 from raylt.tracking.runs import Point, points_of, similarity_points
 
@@ -30,10 +30,10 @@ class Shown:
         """A hash of all trials and results that were seen."""
         return f"{self._sum:064x}"
 
-    def mark_of(self, number: int, result: Result) -> str:
+    def mark_of(self, number: int, result: TrialResult) -> str:
         """Hash of a trial's result, which never changes."""
         if number not in self._marks:
-            self._marks[number] = digest_of(result)
+            self._marks[number] = digest_of(result.to_json())
         return self._marks[number]
 
     def add(self, ledger: Ledger, changed: Iterable[int]) -> list[Point]:
@@ -46,7 +46,7 @@ class Shown:
             if result is not None and number not in self._ended:
                 self._ended.add(number)
                 self._add(digest_of([number, self.mark_of(number, result)]))
-                self.last_ms = max(self.last_ms, result["time_ms"])
+                self.last_ms = max(self.last_ms, result.time_ms)
         return self._best_points(ledger)
 
     def _add(self, digest: str) -> None:
@@ -57,10 +57,11 @@ class Shown:
         points: list[Point] = []
         while self._next in self._ended:
             number, result = self._next, ledger.results[self._next]
-            self._time_ms = max(self._time_ms, result["time_ms"])
+            self._time_ms = max(self._time_ms, result.time_ms)
             if is_ranked(ledger.submitted[number], result):
-                found = {name: result[name] for name in ("loss", "fid") if result[name] is not None}
-                self._best |= {name: min(value, self._best.get(name, math.inf)) for name, value in found.items()}
+                for name, value in (("loss", result.scores.loss), ("fid", result.scores.fid)):
+                    if value is not None:
+                        self._best[name] = min(value, self._best.get(name, math.inf))
             points += points_of(((f"best_{name}", value) for name, value in self._best.items()), self._time_ms, number)
             self._next += 1
         return points

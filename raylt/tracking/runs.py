@@ -21,8 +21,7 @@ from raylt.spec.paths import EXPECTED
 from raylt.spec.tracking_uri import absolute_uri, expanded_uri, uri_problem
 from raylt.spec.vocabulary import Protocol
 from raylt.store import Ledger, Store
-from raylt.store.ledger_files import FAIL, RUNNING, Result
-from raylt.store.results import RoundResult
+from raylt.store.results import FAIL, RUNNING, RoundResult, TicketSummary, TrialResult
 from raylt.store.stages import stage_of
 from raylt.store.sweep_state import groups_of
 
@@ -131,7 +130,7 @@ def sweep_tags(spec: SweepSpec, ledger: Ledger, ledger_id: str, protocol: Protoc
     }
 
 
-def trial_tags(trial: TrialSpec, result: Result | None) -> dict[str, str]:
+def trial_tags(trial: TrialSpec, result: TrialResult | None) -> dict[str, str]:
     """The tags of a trial's run alone."""
     tags = {
         "raylt.trial": str(trial.id),
@@ -139,14 +138,14 @@ def trial_tags(trial: TrialSpec, result: Result | None) -> dict[str, str]:
         "raylt.rule": rule_of(trial),
         "raylt.protocol": trial.protocol,
         "raylt.seed": str(trial.seed),
-        "raylt.state": RUNNING if result is None else result["state"],
+        "raylt.state": RUNNING if result is None else result.state,
     }
     if trial.control is not None:
         tags["raylt.control"] = trial.control
-    if result is not None and result["state"] == FAIL:
-        tags["raylt.cause"] = str(result.get("cause"))
-    if result is not None and result.get("broken") is not None:
-        tags["raylt.broken"] = str(result["broken"]).lower()
+    if result is not None and result.state == FAIL:
+        tags["raylt.cause"] = str(result.cause)
+    if result is not None and result.scores.broken is not None:
+        tags["raylt.broken"] = str(result.scores.broken).lower()
     return tags
 
 
@@ -165,9 +164,9 @@ def group_params(spec: SweepSpec, ledger: Ledger) -> dict[str, str]:
     return {f"group/{group}": text_of(blocks) for group, blocks in (chosen or {}).items()}
 
 
-def trial_params(spec: SweepSpec, trial: TrialSpec, result: Result | None) -> dict[str, str]:
+def trial_params(spec: SweepSpec, trial: TrialSpec, result: TrialResult | None) -> dict[str, str]:
     """Params of a trial's run; densities once they are known, since a param can never change."""
-    densities = (result or {}).get("densities") or {}
+    densities = {} if result is None or result.ticket is None else result.ticket.densities
     return {
         **sweep_params(spec),
         "rule": rule_of(trial),
@@ -181,13 +180,12 @@ def round_points(report: RoundResult) -> list[Point]:
     return points_of(((name, getattr(report, name)) for name in ROUND_METRICS), report.time_ms, report.round)
 
 
-def trial_points(result: Result) -> list[Point]:
-    """Every point of a trial that has ended."""
-    rounds = [RoundResult.from_json(record) for record in result["rounds"]]
-    points = [point for report in rounds for point in round_points(report)]
-    last = rounds[-1].round if rounds else 0
-    densities = ((f"density/{block}", density) for block, density in (result.get("densities") or {}).items())
-    return points + points_of(densities, result["time_ms"], last)
+def trial_points(result: TrialResult) -> list[Point]:
+    """Every point of a trial that has finished."""
+    points = [point for report in result.rounds for point in round_points(report)]
+    densities = {} if result.ticket is None else result.ticket.densities
+    named = ((f"density/{block}", density) for block, density in densities.items())
+    return points + points_of(named, result.time_ms, result.scores.round)
 
 
 def similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
@@ -197,7 +195,7 @@ def similarity_points(spec: SweepSpec, ledger: Ledger) -> list[Point]:
     pilots = [p.trial.id for p in plan(spec) if p.trial.kind == "pilot"]
     if not all(number in ledger.results for number in pilots):
         return []  # read since this view of the ledger was: the next one has the pilots too, and so the points' time
-    time_ms = max((ledger.results[number]["time_ms"] for number in pilots), default=0)
+    time_ms = max((ledger.results[number].time_ms for number in pilots), default=0)
     named = ((f"{name}/{block}", numbers.get(name)) for block, numbers in blocks.items() for name in SIMILARITY_METRICS)
     return points_of(named, time_ms, 0)
 
@@ -207,34 +205,33 @@ def points_of(values: Iterable[tuple[str, float | None]], time_ms: int, step: in
     return [Point(key, float(v), time_ms, step) for key, v in values if v is not None and math.isfinite(v)]
 
 
-def trial_files(store: Store, trial: TrialSpec, result: Result) -> dict[str, bytes]:
+def trial_files(store: Store, trial: TrialSpec, result: TrialResult) -> dict[str, bytes]:
     """The files of a trial's run. What the store no longer has is left out, with a warning: the numbers are worth it."""
     from raylt.report.figures import allocation_png
 
     files: dict[str, bytes] = {}
+    if result.ticket is None:
+        return files
     try:
-        files.update(_stage_files(store, result))
+        files.update(_stage_files(store, result.ticket, result.stages))
     except EnvironmentFailure as error:
         log.warning("the run of trial %s lacks files: %s", trial.name, error)
-    if result.get("densities"):
-        files["allocation.png"] = allocation_png(trial_record(trial, result))
+    files["allocation.png"] = allocation_png(trial_record(trial, result))
     return files
 
 
-def _stage_files(store: Store, result: Result) -> Iterator[tuple[str, bytes]]:
-    """Files that lie in the stages a result names; a failed trial's names none."""
+def _stage_files(store: Store, ticket: TicketSummary, stages: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Files that lie in a ticket's stages."""
     from safetensors.numpy import load
 
     from raylt.report.figures import samples_png
     from raylt.store.layout import GRID, SAMPLES, TICKET
 
-    if result.get("ticket_stage"):
-        yield TICKET, stage_of(store, result, result["ticket_stage"]).read(TICKET)
-    if result.get("sample_stage"):
-        stage = stage_of(store, result, result["sample_stage"])
-        yield "samples.png", samples_png(load(stage.read(GRID))["images/first"])
-        if SAMPLES in stage.whole().files:
-            yield SAMPLES, stage.read(SAMPLES)
+    yield TICKET, stage_of(store, stages, ticket.ticket_stage).read(TICKET)
+    samples = stage_of(store, stages, ticket.sample_stage)
+    yield "samples.png", samples_png(load(samples.read(GRID))["images/first"])
+    if SAMPLES in samples.whole().files:
+        yield SAMPLES, samples.read(SAMPLES)
 
 
 def sweep_files(spec: SweepSpec, ledger: Ledger, spec_yaml: str, state: str) -> dict[str, bytes]:

@@ -21,8 +21,7 @@ from raylt.spec.canonical import digest_of
 from raylt.spec.tracking_uri import artifact_root
 from raylt.store import Ledger
 from raylt.store.layout import RUNS_FILE, SIMILARITY_FILE
-from raylt.store.ledger_files import FAIL, Result
-from raylt.store.results import RoundResult
+from raylt.store.results import FAIL, RoundResult, TrialResult
 from raylt.store.sweep_state import is_complete, state_of
 from raylt.tracking import runs
 from raylt.tracking.client import connect, lasting_fault, words_of
@@ -143,9 +142,10 @@ class Recorder:
                 self.ledger.write(RUNS_FILE, ids)
                 self._saved = ids
 
-    def _make_run(self, name: str, tags: dict[str, str], ended: Iterable[Result]) -> Run:
+    def _make_run(self, name: str, tags: dict[str, str], ended: Iterable[TrialResult]) -> Run:
         """A run that begins now, or, for what has `ended` already, when that began: a rebuilt run shows a true duration."""
-        start_ms = min((int(r["time_ms"] - 1000 * (r["timing"] or {}).get("wall_s", 0)) for r in ended), default=None)
+        starts = (int(r.time_ms - 1000 * (0 if r.timing is None else r.timing.wall_s)) for r in ended)
+        start_ms = min(starts, default=None)
         made = self._client.create_run(self._experiment, start_time=start_ms, tags=tags, run_name=name)
         return Run(made.info.run_id, made.info.start_time, made.info.status, tags)
 
@@ -163,8 +163,8 @@ class Recorder:
         self._check()
         self._send(run, runs.trial_tags(trial, result), runs.trial_params(self.spec, trial, result), runs.trial_points(result))
         self._upload(run, runs.trial_files(self.ledger.store, trial, result))
-        status = "FAILED" if result["state"] == FAIL else "FINISHED"
-        self._set_status(run, status, result["time_ms"])
+        status = "FAILED" if result.state == FAIL else "FINISHED"
+        self._set_status(run, status, result.time_ms)
         self._set_mark(run, mark)
 
     def _update_parent(self, run: Run, state: str, changed: Iterable[int], pictures: bool) -> None:

@@ -18,8 +18,7 @@ from raylt.spec.ceilings import violations
 from raylt.spec.trials import SEARCHED
 from raylt.store import Manifest, Output, Stage, Store
 from raylt.store.layout import START, TICKET
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED, Result
-from raylt.store.results import RoundResult
+from raylt.store.results import COMPLETE, FAIL, PRUNED, RoundResult, State, StepCounts, TicketSummary, Timing, TrialResult
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.controls import control_round
 from raylt.ticket.find import Progress, Round, TicketRunner
@@ -72,7 +71,7 @@ class TrialRun:
         self.trial, self.context, self.store = trial, context, store
         self.runner = TicketRunner(search_of(context, trial), context.images, store, progress)
         self.rounds: list[RoundResult] = []
-        self.numbers: Result = {}
+        self.ticket: TicketSummary | None = None  # of the last scored round
         self._began = time.monotonic()
         self._manifests: dict[str, Manifest] = {}
         self._steps: dict[str, tuple[int, str]] = {}  # training stage -> steps, who trained them
@@ -151,26 +150,24 @@ class TrialRun:
             shared=trained.manifest.owner != self.store.owner,
         )
         self.rounds.append(report)
-        dense = count_flops(self.context.spec.unet_config).dense
-        self.numbers = {**self._mask_numbers(trained), **report.to_json(), "flops_dense": dense}
-        self.numbers["violations"] = violations(self.context.spec, self.numbers)
-        if trained.unet_config != self.context.spec.unet_config:
-            self.numbers["unet_config"] = dict(trained.unet_config)
-        self.numbers |= {
-            "start_stage": trained.start.digest, "final_stage": trained.stage.digest,
-            "sample_stage": scores.sample_stage.digest, "ticket_stage": ticket.digest,
-        }  # fmt: skip
+        self.ticket = self._summary(trained, report, scores.sample_stage, ticket)
         return report
 
-    def _mask_numbers(self, trained: Round) -> Result:
-        layers = layers_of(trained.unet_config)
-        blocks = block_counts(trained.mask, layers, self.context.spec.blocks)
-        return {
-            "densities": {block: kept / total for block, (kept, total) in blocks.items()},
-            "kept": {block: list(counts) for block, counts in blocks.items()},
-            "layers": {layer: list(counts) for layer, counts in trained.mask.counts.items()},
-            "ticket": trained.mask.digest,
-        }
+    def _summary(self, trained: Round, report: RoundResult, sample: Stage, ticket: Stage) -> TicketSummary:
+        spec, mask = self.context.spec, trained.mask
+        flops, dense = count_flops(trained.unet_config).of(mask.counts), count_flops(spec.unet_config).dense
+        return TicketSummary(
+            mask.digest,
+            blocks={k: list(v) for k, v in block_counts(mask, layers_of(trained.unet_config), spec.blocks).items()},
+            layers={layer: list(counts) for layer, counts in mask.counts.items()},
+            flops_dense=dense,
+            start_stage=trained.start.digest,
+            final_stage=trained.stage.digest,
+            sample_stage=sample.digest,
+            ticket_stage=ticket.digest,
+            violations=violations(spec.search.constraints, flops / dense, ticket.whole().values["bytes"]),
+            unet_config=dict(trained.unet_config) if trained.unet_config != spec.unet_config else None,
+        )
 
     def _ticket_stage(self, trained: Round) -> tuple[Stage, Manifest]:
         def compute(stage: Stage) -> Output:
@@ -182,46 +179,50 @@ class TrialRun:
         return stage, stage.make(compute)
 
     @property
-    def result(self) -> Result:
+    def result(self) -> TrialResult:
         """What the ledger keeps of a trial that ran to its end; of one stopped at a rung, its rounds and why.
 
         The numbers of a rung are of another density, and so no result of the trial.
         """
         if self._stopped_by is not None:
-            return {"state": PRUNED, "cause": self._stopped_by, **self._record()}
-        values = [self.numbers[objective] for objective in self.context.spec.search.objectives]
-        if any(value is None for value in values):
-            return self.failed(
-                RayltError(f"an objective is not finite: {dict(zip(self.context.spec.search.objectives, values, strict=True))}")
-            )
-        return {"state": COMPLETE, "cause": None, **self.numbers, **self._record()}
+            return self._result(PRUNED, self._stopped_by)
+        complete = self._result(COMPLETE, None)
+        values = {name: complete.objective(name) for name in self.context.spec.search.objectives}
+        if None in values.values():
+            return self.failed(RayltError(f"an objective is not finite: {values}"))
+        return complete
 
-    def failed(self, error: BaseException) -> Result:
+    def failed(self, error: BaseException) -> TrialResult:
         """What the ledger keeps of a trial that an error ended: the cause, and the rounds before it."""
-        return {**failure(error), **self._record()}
+        return self._result(FAIL, cause_of(error), _diverged(error))
 
-    def _record(self) -> Result:
+    def _result(self, state: State, cause: str | None, diverged: str | None = None) -> TrialResult:
         mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
-        asked = sum(steps for steps, _ in self._steps.values())
-        return {
-            "rounds": [scored.to_json() for scored in self.rounds],
-            "steps": {"asked": asked, "trained": mine, "shared": asked - mine},
-            "stages": {stage: manifest.digest for stage, manifest in self._manifests.items()},
-            "timing": {"wall_s": round(time.monotonic() - self._began, 3), "stages_s": self._stage_seconds()},
-            "time_ms": max((manifest.time_ms for manifest in self._manifests.values()), default=int(time.time() * 1000)),
-        }
+        return TrialResult(
+            state,
+            cause,
+            tuple(self.rounds),
+            max((manifest.time_ms for manifest in self._manifests.values()), default=int(time.time() * 1000)),
+            self.ticket if state == COMPLETE else None,
+            {stage: manifest.digest for stage, manifest in self._manifests.items()},
+            StepCounts(sum(steps for steps, _ in self._steps.values()), mine),
+            Timing(round(time.monotonic() - self._began, 3), self._stage_seconds()),
+            diverged,
+        )
 
     def _stage_seconds(self) -> float:
         own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
         return round(sum(own), 3)
 
 
-def failure(error: BaseException) -> Result:
+def failure(error: BaseException) -> TrialResult:
     """The result of a trial that failed before it had any numbers."""
-    now = int(time.time() * 1000)
-    diverged = {"diverged": error.stage} if isinstance(error, Diverged) else {}  # what `raylt retry` forgets
-    ended = {"state": FAIL, "cause": cause_of(error), **diverged}
-    return {**ended, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": now}
+    return TrialResult(FAIL, cause_of(error), (), int(time.time() * 1000), diverged=_diverged(error))
+
+
+def _diverged(error: BaseException) -> str | None:
+    """The stage that did: what `raylt retry` forgets."""
+    return error.stage if isinstance(error, Diverged) else None
 
 
 def _finite(value: float | None) -> float | None:

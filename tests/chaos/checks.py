@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.results import COMPLETE, FAIL, PRUNED
 from raylt.tracking.runs import trial_points
 from tests.chaos.sweep import CHECKPOINT_EVERY, NAME, Sweep
 
@@ -56,8 +56,8 @@ def _check_ledger(found: Findings, sweep: Sweep, whole: Sweep) -> None:
     found.twice += [f"trial {number} is one too many" for number in sorted(set(ledger.submitted) - set(expected.submitted))]
     found.twice += [f"{name} was written {times} times" for name, times in sorted(sweep.commits().items()) if times > 1]
     for number, result in sorted(ledger.results.items()):
-        if number in expected.results and result["state"] != expected.results[number]["state"]:
-            found.lost.append(f"trial {number} ended as {result['state']}: {result['cause']}")
+        if number in expected.results and result.state != expected.results[number].state:
+            found.lost.append(f"trial {number} ended as {result.state}: {result.cause}")
     if sweep.steps().keys() < whole.steps().keys():
         found.lost.append(f"{len(whole.steps().keys() - sweep.steps().keys())} steps were never trained")
 
@@ -76,9 +76,9 @@ def _check_study(found: Findings, sweep: Sweep) -> None:
         if trial.kind != "search" or result is None:
             continue
         told = rows.pop(number, None)
-        values = [float(result[name]) for name in objectives] if result["state"] == COMPLETE else None
-        if told is None or told[0] != result["state"] or (values is not None and told[2] != values):
-            found.lost.append(f"study: trial {number} ended as {result['state']} with {values}, it has {told}")
+        values = [float(result.objective(name)) for name in objectives] if result.state == COMPLETE else None
+        if told is None or told[0] != result.state or (values is not None and told[2] != values):
+            found.lost.append(f"study: trial {number} ended as {result.state} with {values}, it has {told}")
     found.twice += [f"study: trial {number} is not in the ledger" for number in rows]
 
 
@@ -102,7 +102,7 @@ def _check_mlflow(found: Findings, sweep: Sweep, database: Path) -> None:
         elif result is not None:
             status, points = same[0]
             wanted = sorted((p.key, p.value, p.time_ms, p.step) for p in trial_points(result))
-            if status != ENDED[result["state"]] or set(wanted) - set(points):
+            if status != ENDED[result.state] or set(wanted) - set(points):
                 found.lost.append(f"MLflow: run {trial.name} is {status} and lacks {len(set(wanted) - set(points))} points")
             if len(points) > len(wanted):
                 found.twice.append(f"MLflow: run {trial.name} has {len(points)} points, the ledger {len(wanted)}")

@@ -43,7 +43,7 @@ def sweep_said(folder: Path) -> dict[str, Any]:
 
 def stage_said(store: Store, result: dict[str, Any], digest: str) -> list[Any]:
     """A stage as whoever uses it reads it."""
-    stage = stage_of(store, result, digest)
+    stage = stage_of(store, result.stages, digest)
     return [dict(stage.key), stage.whole().values, {name: stage.read(name) for name in stage.whole().files}]
 
 
@@ -53,7 +53,7 @@ def said_by_file(folder: Path) -> Iterator[tuple[Path, Callable[[], Any]]]:
     for path in sorted((root / "sweeps").rglob("*")):
         if path.is_file() and not re.match(NO_RECORD, str(path.relative_to(root))):
             yield path, lambda: sweep_said(folder)
-    named = {digest: result for result in existing(store, SPEC.name).results.values() for digest in result["stages"]}
+    named = {digest: result for result in existing(store, SPEC.name).results.values() for digest in result.stages}
     for digest, result in named.items():
         for path in sorted((root / "stages" / digest[:2] / digest).iterdir()):
             yield path, lambda result=result, digest=digest: stage_said(store, result, digest)
@@ -100,7 +100,7 @@ def test_what_can_be_made_again_is_made_again_once_that_is_asked(undisturbed, tm
     folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
     root, store = folder / "root", Store(str(folder / "root"))
     sweep, result = root / "sweeps/tiny", existing(store, SPEC.name).results[0]
-    stage = root / store.find(result["final_stage"]).path
+    stage = root / store.find(result.ticket.final_stage).path
     harmed = [
         *(sweep / name for name in ("spec.lock.json", "spec.yaml", "similarity.json", "mlflow.json")),
         *(sweep / "trials" / name for name in ("00001/result.json", "00004/asked.json", "00006/result.json")),
@@ -180,7 +180,7 @@ def test_a_report_does_not_overwrite_the_store(undisturbed, tmp_path):
 def test_stages_that_were_deleted_are_counted_and_are_no_damage(undisturbed, tmp_path):
     folder = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
     store = Store(str(folder / "root"))
-    gone = existing(store, SPEC.name).results[6]["ticket_stage"]
+    gone = existing(store, SPEC.name).results[6].ticket.ticket_stage
     shutil.rmtree(folder / "root" / store.find(gone).path)
     found = verify(store)
     assert (found.damaged, found.missing) == ([], {MissingStage("tiny", 6, gone)})
@@ -191,7 +191,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     folder, out = Path(shutil.copytree(undisturbed, tmp_path / "sweep")), tmp_path / "exported"
     store = Store(str(folder / "root"))
     before = existing(store, SPEC.name).results[6]
-    harmed = folder / "root" / store.find(before["ticket_stage"]).path / TICKET
+    harmed = folder / "root" / store.find(before.ticket.ticket_stage).path / TICKET
     data = harmed.read_bytes()
     harmed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(Damaged, match="raylt retry NAME TRIAL"):
@@ -199,7 +199,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     assert not out.exists()  # a half export would stand in the way of the next
     repair(store, verify(store))
     found = verify(store)
-    assert (found.damaged, found.missing) == ([], {MissingStage("tiny", 6, before["ticket_stage"])})
+    assert (found.damaged, found.missing) == ([], {MissingStage("tiny", 6, before.ticket.ticket_stage)})
     with pytest.raises(StoreFailure, match="`raylt retry tiny 6`"):
         export_trial(SPEC, existing(store, SPEC.name), 6, out)
     assert not out.exists()
@@ -207,7 +207,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     assert retry(store, SPEC.name, [6]) == Retried({}, [6])
     assert drive(folder) == 0
     assert comparable(folder) == comparable(undisturbed)
-    assert existing(store, SPEC.name).results[6]["stages"] == before["stages"]
+    assert existing(store, SPEC.name).results[6].stages == before.stages
     assert verify(store).missing == set() and verify(store).damaged == []
     assert json.loads((folder / "root/sweeps/tiny/trials/00006/result-1.json").read_text())["loss"] == before["loss"]
     export_trial(SPEC, existing(store, SPEC.name), 6, out)
@@ -223,7 +223,7 @@ def test_a_trial_with_nothing_to_do_again_is_refused(undisturbed, tmp_path):
     }.items():
         with pytest.raises(InputError, match=words):
             retry(store, SPEC.name, [number])
-    shutil.rmtree(folder / "root" / store.find(existing(store, SPEC.name).results[6]["ticket_stage"]).path)
+    shutil.rmtree(folder / "root" / store.find(existing(store, SPEC.name).results[6].ticket.ticket_stage).path)
     with pytest.raises(InputError, match="trial 5"):
         retry(store, SPEC.name, [5, 6])
     assert not existing(store, SPEC.name).open_trials()  # all or none

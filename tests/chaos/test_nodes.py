@@ -89,4 +89,4 @@ def test_a_trial_whose_node_goes_away_goes_on_elsewhere(sweep_on_a_cluster):
     print(f"steps repeated: {killed} after a kill, {before - killed} after a notice, {repeated - before} after SIGTERM")
     assert killed <= CHECKPOINT_EVERY
     assert repeated == before == killed
-    assert {result["state"] for result in sweep.ledger().results.values()} == {"COMPLETE"}
+    assert {result.state for result in sweep.ledger().results.values()} == {"COMPLETE"}

@@ -33,7 +33,7 @@ def comparable(folder: Path) -> dict:
     """`results --json` without what may differ between two runs, and the hash of what each stage holds."""
     ledger = Ledger(Store(str(folder / "root")), SPEC.name)
     document = results(SPEC, ledger)
-    document["stages"] = {number: ledger.results[number]["stages"] for number in ledger.results}
+    document["stages"] = {number: ledger.results[number].stages for number in ledger.results}
     del document["steps"]
     for trial in document["trials"]:
         for name in ("steps", "timing", "mlflow_run_id"):

@@ -139,7 +139,7 @@ def test_a_worker_whose_gpu_is_lost_leaves_its_trial_open(tmp_path, error):
 @pytest.mark.parametrize("error", NOT_LOST, ids=lambda e: str(e)[:60])
 def test_any_other_error_is_the_trials_result(tmp_path, error):
     (log,) = (actor_that_meets(tmp_path, error).step(),)
-    assert message_of(log).result["state"] == "FAIL" and log["done"]
+    assert message_of(log).result.state == "FAIL" and log["done"]
 
 
 def test_a_loss_is_seen_through_what_it_was_wrapped_in():

@@ -22,7 +22,7 @@ from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec, TrialSpec, dump_yaml
 from raylt.spec.tracking_uri import split_sqlite, sqlite_uri
 from raylt.store import Ledger, Store
-from raylt.store.ledger_files import COMPLETE
+from raylt.store.results import COMPLETE
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import record
 from tests.conftest import TINY

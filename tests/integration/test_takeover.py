@@ -86,7 +86,7 @@ def test_a_damaged_stage_ends_the_sweep_and_fails_no_trial(sweep, _warm_store):
     assert sweep.run("--set", "search.trials=0").code == 0
     store = Store(str(sweep.folder / "raylt-data"))
     dense = Ledger(store, NAME).results[0]
-    harmed = sweep.folder / "raylt-data" / store.find(dense["final_stage"]).path / "trained.safetensors"
+    harmed = sweep.folder / "raylt-data" / store.find(dense.ticket.final_stage).path / "trained.safetensors"
     flip(harmed)
     done = sweep.run()
     assert done.code == 3 and "Traceback" not in done.err, done.err

@@ -25,6 +25,7 @@ from raylt.store import Ledger, Store
 from raylt.store.sweep_lock import SweepLock
 from raylt.tracking.runs import sweep_files
 from tests.support.confirmed import LOCK, begun, confirmed
+from tests.support.results import a_result
 
 STYLE = (Path(raylt.__file__).parent / "report/templates/report.css").read_text()
 VOID = {"meta", "img", "br"}
@@ -146,7 +147,7 @@ def test_a_sweep_with_next_to_nothing_has_a_page(tiny_spec, tmp_path):
     ledger.submit(TrialSpec(0, "dense", None, 0))
     assert checked(sweep_page(results(spec, ledger), ledger, ""))
     cause = "a loss <script>alert('&')</script> that is not finite"
-    ledger.finish(0, {"state": "FAIL", "cause": cause, "rounds": [], "steps": None, "timing": None, "time_ms": 1})
+    ledger.finish(0, a_result(state="FAIL", cause=cause))
     page = sweep_page(results(spec, ledger), ledger, "")
     assert checked(page) and "&lt;script&gt;" in page and "trial 0 failed" in page
 

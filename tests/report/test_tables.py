@@ -29,6 +29,8 @@ from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.tracking_uri import split_sqlite
 from raylt.store import Ledger, Store
 from raylt.store.pareto import pareto_ids
+from raylt.store.results import TrialResult
+from tests.support.results import a_result
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 KAPPAS = ["kappa", "kappa_start", "kappa_partial", "kappa_movement"]
@@ -39,7 +41,7 @@ FULL = {
 CAUSE = "a loss <script>alert('&')</script> that is not finite"
 
 
-def ended(number: int) -> dict[str, Any]:
+def ended(number: int, **changes: Any) -> TrialResult:
     numbers = {
         "density": 0.09999,
         "loss": 0.123456 - 0.001 * number,
@@ -47,12 +49,12 @@ def ended(number: int) -> dict[str, Any]:
         "kid": -0.01234,
         "flops": 6_000_000 + number,
     }
-    return {
-        "state": "COMPLETE", "cause": None, **numbers, "flops_dense": 9_876_543, "ticket_bytes": 123_456, "broken": False,
-        "kept": {}, "densities": {block: 0.1 * (1 + i) for i, block in enumerate(BLOCKS)}, "layers": {},
-        "ticket": "0" * 64, "time_ms": 1,
-        "rounds": [{"round": 0, **numbers}], "steps": {"asked": 3, "trained": 2, "shared": 1}, "timing": {"wall_s": 1.5},
+    found = {
+        **numbers, "flops_dense": 9_876_543, "ticket_bytes": 123_456, "rounds": [{"round": 0, **numbers}],
+        "densities": {block: 0.1 * (1 + i) for i, block in enumerate(BLOCKS)},
+        "steps": {"asked": 3, "trained": 2, "shared": 1}, "timing": {"wall_s": 1.5, "stages_s": 0.0},
     }  # fmt: skip
+    return a_result(**{**found, **changes})
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def document(tmp_path: Path) -> dict[str, Any]:
     for number in (5, 6, 7, 8, 1234):
         ledger.submit(TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
     ledger.finish(5, ended(5))
-    ledger.finish(6, ended(6) | {"broken": True, "loss": 1.0e9, "fid": None, "kid": None})
-    ledger.finish(7, {"state": "FAIL", "cause": CAUSE, "rounds": [], "steps": None, "timing": None, "time_ms": 1})
-    ledger.finish(8, ended(8) | {"state": "PRUNED"})
+    ledger.finish(6, ended(6, broken=True, loss=1.0e9, fid=None, kid=None))
+    ledger.finish(7, a_result(state="FAIL", cause=CAUSE))
+    ledger.finish(8, ended(8, state="PRUNED"))
     numbers = {"kappa": 0.5, "kappa_start": 0.3, "movement": 0.2, "pairs": 1}
     dense = {"kappa": None, "kappa_start": None, "movement": None, "pairs": 0}
     ledger.write("similarity.json", {"blocks": {block: dense if block.startswith("conv") else numbers for block in BLOCKS}})
@@ -264,8 +266,7 @@ values = st.one_of(st.none(), st.integers(0, 3).map(float), st.floats(-1e3, 1e3)
 
 @given(st.lists(st.tuples(values, values, values), max_size=12))
 def test_the_front_is_what_nothing_dominates(points: list[tuple[float | None, ...]]) -> None:
-    names = ("loss", "fid", "flops")
-    front = pareto_ids(names, [(i, dict(zip(names, point, strict=True))) for i, point in enumerate(points)])
+    front = pareto_ids(dict(enumerate(points)))
     usable = {i: point for i, point in enumerate(points) if None not in point}
 
     def dominates(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

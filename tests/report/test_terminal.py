@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylt.report.terminal import plain, plain_console, print_plainly
+from tests.support.results import a_result
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b5m\rover\u202eback\u2066\x7f\x08\x00"
 SHOWN = r"\u001b]0;owned\u0007\u001b[2J\u001b[31mred\u009b5m\u000dover\u202eback\u2066\u007f\u0008\u0000"
@@ -98,7 +99,6 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from raylt.spec import dump_yaml, load_spec, plan
     from raylt.store import Ledger, Store
-    from raylt.store.ledger_files import FAIL
 
     root = tmp_path_factory.mktemp("evil")
     spec = load_spec("digits", ["name=evil"])
@@ -108,7 +108,7 @@ def evil_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.write_record(f"sweeps/{name}/spec.lock.json", {"digest": spec.digest})
         ledger = Ledger(store, name, lambda: None)
         ledger.submit(replace(plan(spec)[0].trial, id=0))
-        ledger.finish(0, {"state": FAIL, "cause": EVIL, "time_ms": 1, "rounds": [], "timing": None, "stages": []})
+        ledger.finish(0, a_result(state="FAIL", cause=EVIL))
         store.write(f"sweeps/{name}/logs/00000/1-host-1.txt", f"{EVIL}\nnext line\n".encode())
     return root
 

@@ -10,7 +10,7 @@ from raylt.report.document import results
 from raylt.search.confirm import FIRST_SEED, Request, finalists
 from raylt.spec import plan
 from raylt.store import Ledger, Store
-from raylt.store.ledger_files import COMPLETE, FAIL
+from raylt.store.results import COMPLETE, FAIL
 from raylt.store.sweep_state import is_complete, pareto_of
 from raylt.sweep import dispatch
 from raylt.sweep.retry import retry

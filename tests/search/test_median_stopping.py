@@ -16,12 +16,13 @@ from raylt.spec import TrialSpec
 from raylt.spec.checks import cross_key_problems
 from raylt.store import Ledger, Store
 from raylt.store.index import Results
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.results import COMPLETE, FAIL, PRUNED
 from raylt.store.sweep_state import is_complete, pareto_of
 from raylt.sweep import dispatch
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 from tests.support.driving import asked, drive
+from tests.support.results import a_result
 
 TICKET = {"rounds": 4, "shared_rounds": 1}  # rungs: rounds 2 and 3
 
@@ -33,7 +34,7 @@ def ended(losses, *, state=COMPLETE, broken=(), flops=10):
 
 
 def limits(spec, results, flops=10):
-    return thresholds(spec, results, lambda rung: flops)
+    return thresholds(spec, [a_result(**result) for result in results], lambda rung: flops)
 
 
 def test_the_threshold_is_the_median_of_those_that_were_at_the_rung(tiny_spec):
@@ -106,7 +107,7 @@ def outcome(trial):
 def test_who_is_stopped_depends_neither_on_races_nor_on_crashes(tiny_spec, tmp_path, concurrency):
     spec = tiny_spec(ticket=TICKET, search={"rungs": True, "concurrency": concurrency, "trials": 14, "objectives": ["loss"]})
     undisturbed, _ = drive(spec, tmp_path / "a", outcome)
-    states = {number: result["state"] for number, result in undisturbed.results.items()}
+    states = {number: result.state for number, result in undisturbed.results.items()}
     assert 3 <= list(states.values()).count(PRUNED) <= 11
     assert is_complete(spec, undisturbed)
     assert not pareto_of(spec, undisturbed) & {number for number, state in states.items() if state == PRUNED}
@@ -116,7 +117,7 @@ def test_who_is_stopped_depends_neither_on_races_nor_on_crashes(tiny_spec, tmp_p
         assert crashes < 60
     crashed = Ledger(Store(str(tmp_path / "b")), spec.name)
     assert asked(crashed) == asked(undisturbed)
-    assert {number: result["state"] for number, result in crashed.results.items()} == states
+    assert {number: result.state for number, result in crashed.results.items()} == states
 
 
 @pytest.mark.usefixtures("_profile")
@@ -138,10 +139,10 @@ def test_optuna_is_told_with_the_rungs_values(tiny_spec, tmp_path, objectives):
     told, others = ([(t.state, t.values, t.intermediate_values, t.user_attrs) for t in study.trials] for study in found)
     assert told == others
     searched = [ledger.results[number] for number, trial in sorted(ledger.submitted.items()) if trial.is_search]
-    assert [state.name for state, *_ in told] == [result["state"] for result in searched]
-    assert PRUNED in {result["state"] for result in searched}
+    assert [state.name for state, *_ in told] == [result.state for result in searched]
+    assert PRUNED in {result.state for result in searched}
     for (_, _, values, attrs), result in zip(told, searched, strict=True):
-        expected = {r["round"]: r["loss"] for r in result["rounds"]}
+        expected = {scored.round: scored.loss for scored in result.rounds}
         assert values == (expected if objectives == ["loss"] else {})
         assert attrs["rungs"] == {str(rung): loss for rung, loss in expected.items()}
 
@@ -160,16 +161,16 @@ def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spe
         return [report.round for report in run], run.result
 
     _, whole = ran(1, 1e9)
-    assert (whole["state"], len(whole["rounds"])) == (COMPLETE, 4)
-    loss = whole["rounds"][2]["loss"]
-    assert ran(2, loss)[1]["state"] == COMPLETE  # no worse than the threshold
+    assert (whole.state, len(whole.rounds)) == (COMPLETE, 4)
+    loss = whole.rounds[2].loss
+    assert ran(2, loss)[1].state == COMPLETE  # no worse than the threshold
     reported, stopped = ran(3, loss * 0.999)
     assert reported == [0, 1, 2]
-    assert stopped["state"] == PRUNED
-    assert stopped["cause"] == f"stopped at round 2: loss {loss:.6g}, above {loss * 0.999:.6g}, the median there"
+    assert stopped.state == PRUNED
+    assert stopped.cause == f"stopped at round 2: loss {loss:.6g}, above {loss * 0.999:.6g}, the median there"
     shown = trial_record(TrialSpec(3, "search", "searched", 0), stopped)
     numbers = ("loss", "fid", "density", "flops", "broken", "ticket")
     assert [shown[name] for name in numbers] == [None] * len(numbers)  # those of a rung are none
     assert shown["rounds"][2]["loss"] == loss
-    assert [r["loss"] for r in stopped["rounds"]] == [r["loss"] for r in whole["rounds"][:3]]
-    assert stopped["steps"]["asked"] == whole["steps"]["asked"] - (120 - spec.ticket.rewind_step)  # one training less
+    assert [scored.loss for scored in stopped.rounds] == [scored.loss for scored in whole.rounds[:3]]
+    assert stopped.steps.asked == whole.steps.asked - (120 - spec.ticket.rewind_step)  # one training less

@@ -19,12 +19,12 @@ from raylt.search.profile import load_mask, measure_similarity
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
-from raylt.store.ledger_files import COMPLETE
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import TicketRunner
 from raylt.ticket.overlap import NestedMasks, movement
 from raylt.ticket.ticket_search import TicketSearch
 from tests.support.kappas import kappa_between, kappa_with_start
+from tests.support.results import a_result
 
 KEPT_DENSE = ("conv_in", "conv_out")
 
@@ -36,7 +36,7 @@ def run_trial(spec, store, trial):
     stages, start = [trained.stage for trained in runner.rounds()], runner.rewind_point
     named = {stage.digest: stage.whole().digest for stage in [start, *stages]}
     ends = {"start_stage": start.digest, "final_stage": stages[-1].digest}
-    return {"state": COMPLETE, "broken": False, "rounds": [], "steps": None, "time_ms": 1, "stages": named, **ends}
+    return a_result(stages=named, **ends)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_plain_numbers_and_the_profile_are_what_they_were_before_there_were_othe
     spec, ledger, found = measured
     pilots, store = [ledger.results[number] for number in (1, 2, 3)], ledger.store
     masks = [load_mask(store, result, layers_of(spec.unet_config)) for result in pilots]
-    start = TrainState.from_bytes(store.find(pilots[0]["start_stage"]).read(START)).weights
-    trained = unpack(store.find(ledger.results[0]["final_stage"]).read(TRAINED))["weights"]
+    start = TrainState.from_bytes(store.find(pilots[0].ticket.start_stage).read(START)).weights
+    trained = unpack(store.find(ledger.results[0].ticket.final_stage).read(TRAINED))["weights"]
     for block in set(spec.blocks) - set(KEPT_DENSE):
         layers = [layer for layer in free_layers(spec) if layer.block == block]
         numbers = found["blocks"][block]
@@ -114,11 +114,11 @@ def test_movement_masks_are_of_the_dense_training_of_each_pilot(measured):
     spec, ledger, found = measured
     layers, rounds_0 = layers_of(spec.unet_config), []
     for number in (1, 2, 3):
-        stages = [ledger.store.find(digest) for digest in ledger.results[number]["stages"]]
+        stages = [ledger.store.find(digest) for digest in ledger.results[number].stages]
         rounds_0 += [s for s in stages if s.key["kind"] == "train" and s.key["mask"] is None]
         assert rounds_0[-1].key["seed"] == spec.train.seed + number - 1
-    assert len(rounds_0) == 3 and rounds_0[0].digest == ledger.results[0]["final_stage"]
-    start = TrainState.from_bytes(ledger.store.find(ledger.results[1]["start_stage"]).read(START)).weights
+    assert len(rounds_0) == 3 and rounds_0[0].digest == ledger.results[0].ticket.final_stage
+    start = TrainState.from_bytes(ledger.store.find(ledger.results[1].ticket.start_stage).read(START)).weights
     ends = [unpack(stage.read(TRAINED))["weights"] for stage in rounds_0]
     mask = load_mask(ledger.store, ledger.results[1], layers)  # uniform: all pilots keep the same counts
     moved = {
@@ -137,7 +137,7 @@ def test_movement_masks_are_of_the_dense_training_of_each_pilot(measured):
 def test_partial_kappa_splits_each_layer_by_the_start(measured):
     spec, ledger, found = measured
     masks = [load_mask(ledger.store, ledger.results[n], layers_of(spec.unet_config)) for n in (1, 2, 3)]
-    start = TrainState.from_bytes(ledger.store.find(ledger.results[1]["start_stage"]).read(START)).weights
+    start = TrainState.from_bytes(ledger.store.find(ledger.results[1].ticket.start_stage).read(START)).weights
     for layer in free_layers(spec):
         tickets = [mask.layers[layer.name].numpy().reshape(-1) for mask in masks]
         inside = largest(start[f"{layer.name}.weight"].abs().numpy(), tickets[0].sum())

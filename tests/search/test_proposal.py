@@ -11,7 +11,8 @@ from raylt.search.proposal import Proposer, frozen
 from raylt.search.sampler import make_sampler
 from raylt.search.space import at_base, distributions
 from raylt.spec import TrialSpec
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.results import COMPLETE, FAIL, PRUNED
+from tests.support.results import a_result
 
 STARTUP = 5
 
@@ -26,12 +27,12 @@ def from_scratch(spec, number, history):
     return {**at_base(spec), **asked.params}, dict(study.trials[asked.number].system_attrs)
 
 
-def end(number, params, attrs, draw):
+def end(number, params, attrs, draw, states=(*6 * [COMPLETE], PRUNED, FAIL)):
     """A trial that was proposed, and how it ended."""
-    state = draw.choices([COMPLETE, PRUNED, FAIL], [6, 1, 1])[0]
+    state = draw.choice(states)
     loss = (params["gamma"] - 0.5) ** 2 + (params["delta/down"] + 0.2) ** 2 + 0.1 * draw.random()
     trial = TrialSpec(number + 5, "search", "searched", 0, params=params, sampler_attrs=attrs)
-    return trial, {"state": state, "loss": loss, "flops": 1000 + round(100 * params["gamma"])}
+    return trial, a_result(state=state, loss=loss, flops=1000 + round(100 * params["gamma"]))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,7 @@ def test_the_base_is_of_nsga2s_first_generation_and_its_generations_follow(tiny_
     spec = tiny_spec(search={"sampler": "nsga2", "trials": 30})
     kept, history, draw = Proposer(spec, STARTUP), [], random.Random(2)
     for number in range(3 * STARTUP):
-        trial, result = end(number, *kept.propose(number, history), draw)
-        history.append((trial, {**result, "state": COMPLETE}))
+        history.append(end(number, *kept.propose(number, history), draw, states=[COMPLETE]))
     generations = [trial.sampler_attrs["NSGAIISampler:generation"] for trial, _ in history]
     assert generations == [0] * STARTUP + [1] * STARTUP + [2] * STARTUP
     assert set(history[0][0].params.values()) == {0.0}

@@ -14,7 +14,7 @@ from raylt.search.space import at_base
 from raylt.search.study import StudyFile, StudyKeeper, _is_passing
 from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
-from raylt.store.ledger_files import COMPLETE
+from tests.support.results import a_result
 
 QUICK = Pace(between_s=0.01, first_retry_s=0.05, last_retry_s=0.1)
 
@@ -34,7 +34,7 @@ def ask(ledger, spec, number):
 
 
 def end(ledger, number):
-    ledger.finish(number, {"state": COMPLETE, "loss": 0.1 * number, "flops": 1000 + number})
+    ledger.finish(number, a_result(loss=0.1 * number, flops=1000 + number))
 
 
 def numbers(path: Path, spec) -> list[tuple[int, str]]:

@@ -12,6 +12,7 @@ from raylt.spec import TrialSpec
 from raylt.store import Lease, Ledger, Output, Store, stage_lock
 from raylt.store.garbage import Survey, delete
 from raylt.store.stage_lock import CLAIM, Claim
+from tests.support.results import a_result
 
 
 def made(root: str, owner: str, **key) -> str:
@@ -41,7 +42,7 @@ def write_sweep(root: str, name: str, data: str, results: dict[int, tuple[str, l
     for number, result in results.items():
         ledger.submit(TrialSpec(number, "search", None, 0))
         if result is not None:
-            ledger.finish(number, {"state": result[0], "stages": dict.fromkeys(result[1], "hash")})
+            ledger.finish(number, a_result(state=result[0], stages=dict.fromkeys(result[1], "hash")))
 
 
 @pytest.fixture

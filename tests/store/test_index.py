@@ -10,12 +10,13 @@ from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store, index, ledger
 from raylt.store.index import Part, part_path
 from raylt.store.layout import asked_path, result_path
-from raylt.store.ledger_files import COMPLETE, FAIL
 from raylt.store.repair import repair
+from raylt.store.results import COMPLETE, FAIL
 from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import states_of
 from raylt.store.verify import verify
+from tests.support.results import a_result
 
 PART, TRIALS = 5, 13  # two parts, and a tail of three
 
@@ -28,8 +29,8 @@ def _small_parts(monkeypatch):
 
 def result_of(number, **changes):
     cause = "it broke" if number == 3 else None
-    ended = {"state": FAIL if cause else COMPLETE, "cause": cause, "rounds": [], "stages": {}, "time_ms": 1000 + number}
-    return {**ended, "loss": number / 7, **changes}
+    ended = {"state": FAIL if cause else COMPLETE, "cause": cause, "time_ms": 1000 + number, "loss": number / 7}
+    return a_result(**{**ended, **changes})
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_a_digit_changed_behind_an_index_moves_no_number_and_verify_names_it(sto
     assert [trial.id for trial in Ledger(store, "tiny").open_trials()] == [6]
     driver = Ledger(store, "tiny", lambda: None)
     driver.finish(6, result_of(6, loss=0.75))
-    assert Ledger(store, "tiny").results[6]["loss"] == 0.75
+    assert Ledger(store, "tiny").results[6].scores.loss == 0.75
     assert "00005.part" in store.names("sweeps/tiny/index")
     assert verify(store).damaged == []
 

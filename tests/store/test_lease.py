@@ -21,8 +21,7 @@ from raylt.store import lease as lease_module
 from raylt.store.layout import epoch_path, lease_path
 from raylt.store.lease import Holder, guard_for, has_stopped, read_holder, request_stop
 from raylt.store.processes import Life
-
-ENDED = {"rounds": [], "stages": {}, "time_ms": 0}
+from tests.support.results import a_result
 
 
 @pytest.fixture
@@ -194,7 +193,7 @@ def test_whoever_lost_the_lease_can_write_nothing(store):
     ledger.submit(TrialSpec(0, "dense", None, 0))
     other = plant(store, 2)
     with pytest.raises(Fenced, match="taken over by pid"):
-        ledger.finish(0, {"state": "COMPLETE"})
+        ledger.finish(0, a_result())
     with pytest.raises(Fenced):
         guard_for(store, "s", 1, lease.holder.token)()
     guard_for(store, "s", 2, other.token)()
@@ -229,13 +228,13 @@ def test_what_is_committed_stays_though_its_writer_checked_the_lease_before(stor
         store.create_record = really
         other = plant(store, 2)
         second = Ledger(Store(store.root), "s", guard_for(store, "s", 2, other.token))
-        second.finish(0, {**ENDED, "state": "COMPLETE"})
+        second.finish(0, a_result())
         return really(path, record, sweep)
 
     store.create_record = stopped_before_writing
     with pytest.raises(Fenced):
-        late.finish(0, {**ENDED, "state": "FAIL"})
-    assert Ledger(Store(store.root), "s").results[0]["state"] == "COMPLETE"
+        late.finish(0, a_result(state="FAIL"))
+    assert Ledger(Store(store.root), "s").results[0].state == "COMPLETE"
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"", b"{", b"null", b'{"epoch": "1"}'])
@@ -257,10 +256,10 @@ def test_a_stop_request_that_says_nothing_neither_stops_nor_starves_the_heartbea
 def test_a_result_is_written_once(store):
     ledger = Ledger(store, "s", lambda: None)
     ledger.submit(TrialSpec(0, "dense", None, 0, params={"gamma": 0.1}))
-    ledger.finish(0, {**ENDED, "state": "COMPLETE", "loss": 1.0})
-    ledger.finish(0, {**ENDED, "state": "FAIL", "loss": None})
+    ledger.finish(0, a_result(loss=1.0))
+    ledger.finish(0, a_result(state="FAIL"))
     again = Ledger(store, "s")
-    assert again.results[0]["loss"] == 1.0
+    assert again.results[0].scores.loss == 1.0
     assert again.submitted[0] == TrialSpec(0, "dense", None, 0, params={"gamma": 0.1})
     assert again.open_trials() == []
 

@@ -10,9 +10,10 @@ from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
 from raylt.store.ledger_files import read_asked, read_lock, require_lock
 from raylt.store.sweep_lock import SweepLock
+from tests.support.results import a_result
 
 LOCK = {"code_schema": 2, "startup": 1}
-ENDED = {"state": "COMPLETE", "rounds": [], "stages": {}, "time_ms": 0}
+ENDED = a_result()
 
 
 @pytest.fixture

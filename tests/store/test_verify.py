@@ -29,6 +29,7 @@ from raylt.sweep.driver import _Driver
 from tests.support import confirmed
 from tests.support.begun import write_begun
 from tests.support.driving import drive
+from tests.support.results import a_result
 
 LOCK = {"code_schema": 2, "startup": 1}
 
@@ -113,8 +114,7 @@ def test_a_stage_that_the_profile_needs_is_made_again(store, tiny_spec):
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
     for number, kind in enumerate(("dense", "baseline")):
         ledger.submit(TrialSpec(number, kind, None, 0))
-        ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
-        ledger.finish(number, {"state": "COMPLETE", **ended})
+        ledger.finish(number, a_result(stages={stage.digest: manifest.digest}))
     flip(store, f"{stage.path}/x")
     repair(store, verify(store))
     assert damaged(store) == []
@@ -127,8 +127,7 @@ def test_a_stage_of_a_measured_sweep_takes_no_result_with_it(store, tiny_spec):
     stage = store.stage({"kind": "train"})
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
     ledger.submit(TrialSpec(0, "dense", None, 0))
-    ended = {"rounds": [], "stages": {stage.digest: manifest.digest}, "time_ms": 0}
-    ledger.finish(0, {"state": "COMPLETE", **ended})
+    ledger.finish(0, a_result(stages={stage.digest: manifest.digest}))
     ledger.create(SIMILARITY_FILE, {"profile": {}})
     flip(store, f"{stage.path}/x")
     repair(store, verify(store))
@@ -181,8 +180,7 @@ def test_a_folder_put_aside_among_the_stages_hides_no_damage(store, folder):
 
 def outcome(trial: TrialSpec) -> dict:
     loss = 0.1 + (trial.params or {}).get("gamma", 0.0) ** 2
-    rounds = [{"round": 0, "loss": loss, "broken": False, "flops": 1}]
-    return {"state": "COMPLETE", "cause": None, "loss": loss, "flops": 1, "broken": False, "rounds": rounds, "stages": {}}
+    return {"rounds": [{"round": 0, "loss": loss, "broken": False, "flops": 1}]}
 
 
 @pytest.mark.parametrize("lost", ["search", "baseline"])

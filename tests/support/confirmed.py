@@ -13,6 +13,7 @@ from raylt.spec import SweepSpec, TrialSpec, dump_yaml, plan
 from raylt.store import Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
 from tests.support.begun import write_begun
+from tests.support.results import a_result
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 LOCK = {"precision": "fp32", "device": "cpu", "threads": 1, "versions": {"torch": "9.8.7", "raylt": "1.2.3"}}
@@ -59,14 +60,17 @@ def end(spec: SweepSpec, ledger: Ledger, trial: TrialSpec) -> None:
     ledger.submit(trial)
     ledger.finish(
         trial.id,
-        {
-            "state": "COMPLETE", "cause": None, **{key: last[key] for key in ("density", "loss", "fid", "kid", "flops")},
-            "flops_dense": 1_000_000, "ticket_bytes": 123_456, "broken": False, "kept": {}, "layers": {},
-            "densities": dict.fromkeys(BLOCKS, last["density"]), "ticket": f"{trial.id:064d}", "time_ms": 1,
-            "rounds": scored, "steps": {"asked": 3, "trained": 2, "shared": 1}, "timing": {"wall_s": 1.5},
-            "sample_stage": stage.digest, "stages": {},
-        },
-    )  # fmt: skip
+        a_result(
+            rounds=scored,
+            flops_dense=1_000_000,
+            ticket_bytes=123_456,
+            densities=dict.fromkeys(BLOCKS, last["density"]),
+            ticket=f"{trial.id:064d}",
+            steps={"asked": 3, "trained": 2, "shared": 1},
+            timing={"wall_s": 1.5, "stages_s": 0.0},
+            sample_stage=stage.digest,
+        ),
+    )
 
 
 def _round(trial: TrialSpec, index: int, density: float, worse: float, draw: random.Random) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from raylt.search.sampler import default_startup
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.store import Ledger, Store
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
+from tests.support.results import a_result
 
 
 def drive(
     spec: SweepSpec, root: Any, results: Callable[[TrialSpec], dict[str, Any]], *, request: Request | None = None,
     crash_after: int | None = None, order_seed: int = 0,
 ) -> tuple[Ledger, Dispatcher] | None:  # fmt: skip
-    """Up to `concurrency` live trials; None where the driver dies, after so many have ended: the live ones never do."""
+    """`results`: how a trial ends, as keys of `a_result`.
+
+    Up to `concurrency` live trials; None where the driver dies, after so many have ended: the live ones never do."""
     ledger = Ledger(Store(str(root)), spec.name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, default_startup(spec), lambda trial, result: None, request)
     draw, live, ended = random.Random(order_seed), {}, 0
@@ -34,7 +37,7 @@ def drive(
         if ended == crash_after:
             return None
         number = draw.choice(sorted(live))
-        dispatcher.ended(number, results(live.pop(number)))
+        dispatcher.ended(number, a_result(**results(live.pop(number))))
         ended += 1
 
 

@@ -23,6 +23,8 @@ from raylt.diffusion.tensors import pack
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.store import Ledger, Output, Store
 from raylt.store.layout import GRID, SAMPLES, SIMILARITY_FILE, TICKET
+from raylt.store.results import TrialResult
+from tests.support.results import a_result
 
 YAML = "schema: 1\nname: digits\n"
 FIRST_MS = 1_700_000_000_000
@@ -53,20 +55,19 @@ def make_rounds(number: int, count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def complete(store: Store, number: int, state: str = "COMPLETE") -> dict[str, Any]:
-    rounds = make_rounds(number, 3)
-    return {
-        "state": state, "cause": None, **rounds[-1], "densities": {"conv_in": 1.0, "down_blocks.0": 0.25, "mid_block": 0.05},
-        "kept": {}, "layers": {}, "ticket": f"{number:064x}", "flops_dense": 1000, "broken": number == 6, "rounds": rounds,
-        **make_stages(store, number), "steps": {"asked": 9, "trained": 6, "shared": 3}, "stages": {},
-        "timing": {"wall_s": 2.5, "stages_s": 2.0}, "time_ms": FIRST_MS + 10_000 * number + 5,
+def complete(store: Store, number: int, **changes: Any) -> TrialResult:
+    found = {
+        "densities": {"conv_in": 1.0, "down_blocks.0": 0.25, "mid_block": 0.05}, "ticket": f"{number:064x}",
+        "flops_dense": 1000, "broken": number == 6, "rounds": make_rounds(number, 3), **make_stages(store, number),
+        "steps": {"asked": 9, "trained": 6, "shared": 3}, "timing": {"wall_s": 2.5, "stages_s": 2.0},
+        "time_ms": FIRST_MS + 10_000 * number + 5,
     }  # fmt: skip
+    return a_result(**{**found, **changes})
 
 
-def failed(number: int) -> dict[str, Any]:
+def failed(number: int) -> TrialResult:
     now = FIRST_MS + 10_000 * number
-    return {"state": "FAIL", "cause": "loss is not finite", "rounds": make_rounds(number, 1), "steps": None, "stages": {},
-            "timing": None, "time_ms": now}  # fmt: skip
+    return a_result(state="FAIL", cause="loss is not finite", rounds=make_rounds(number, 1), time_ms=now)
 
 
 def begin(root: Path, spec: SweepSpec) -> Ledger:
@@ -94,7 +95,7 @@ def whole(root: Path, spec: SweepSpec) -> Ledger:
     for number in (5, 6, 7):
         ask_search(ledger, number)
     ledger.finish(5, complete(ledger.store, 5))
-    ledger.finish(6, complete(ledger.store, 6, "PRUNED"))
+    ledger.finish(6, complete(ledger.store, 6, state="PRUNED"))
     ledger.finish(7, failed(7))
     return ledger
 

@@ -16,9 +16,9 @@ from raylt.search.cost_model import CostModel
 from raylt.search.space import offsets
 from raylt.search.study import StudyFile
 from raylt.spec import plan
-from raylt.spec.ceilings import is_feasible, violations
+from raylt.spec.ceilings import violations
 from raylt.store import Store
-from raylt.store.ledger_files import COMPLETE
+from raylt.store.results import TrialResult
 from raylt.store.sweep_state import pareto_of
 from raylt.sweep import dispatch, preflight
 from raylt.ticket.allocation import Allocation
@@ -27,6 +27,7 @@ from raylt.ticket.prune import magnitude
 from raylt.ticket.ticket_file import Ticket
 from raylt.ticket.ticket_search import TicketSearch
 from tests.support.driving import asked, drive
+from tests.support.results import a_result
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
 
@@ -47,27 +48,26 @@ def costing(spec):
 
     def outcome(trial):
         flops = model.flops(trial.offsets, spec.ticket.rounds) if trial.is_search else dense
-        numbers = {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000}
-        return {
-            "state": COMPLETE,
-            "cause": None,
-            **numbers,
-            "broken": False,
-            "rounds": [],
-            "violations": violations(spec, numbers),
-        }
+        return within(spec, {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000})
 
     return outcome
+
+
+def within(spec, numbers):
+    """The numbers, and by how much they break the ceilings."""
+    over = violations(spec.search.constraints, numbers["flops"] / numbers["flops_dense"], numbers["ticket_bytes"])
+    return {**numbers, "violations": over}
 
 
 def test_a_violation_is_what_lies_above_the_ceiling(tiny_spec):
     spec = tiny_spec(search={"constraints": {"flops": 0.05, "ticket_bytes": 2000}})
     numbers = {"flops": 60, "flops_dense": 1000, "ticket_bytes": 1500}
-    assert violations(spec, numbers) == {"flops": pytest.approx(0.2), "ticket_bytes": pytest.approx(-0.25)}
-    assert not is_feasible({"violations": violations(spec, numbers)})
-    assert is_feasible({"violations": violations(spec, {**numbers, "flops": 50})})
-    assert violations(tiny_spec(), numbers) == {}
-    assert is_feasible({})  # of a sweep that knew no ceilings
+    assert within(spec, numbers)["violations"] == {"flops": pytest.approx(0.2), "ticket_bytes": pytest.approx(-0.25)}
+    assert not a_result(**within(spec, numbers)).is_feasible
+    assert a_result(**within(spec, {**numbers, "flops": 50})).is_feasible
+    assert within(tiny_spec(), numbers)["violations"] == {}
+    knew_none = {key: value for key, value in a_result().to_json().items() if key != "violations"}
+    assert TrialResult.from_json(knew_none).is_feasible  # of a sweep that knew no ceilings
 
 
 @pytest.mark.parametrize("sampler", ["similarity", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
@@ -76,10 +76,10 @@ def test_no_proposal_that_would_break_the_ceiling_is_trained(tiny_spec, tmp_path
     ceiling = round(base_share(free), 4)  # about half of all bends are dearer than the base
     ledger, _ = drive(free, tmp_path / "free", costing(free))
     dense = count_flops(free.unet_config).dense
-    assert any(r["flops"] > ceiling * dense for n, r in ledger.results.items() if ledger.submitted[n].is_search)
+    assert any(r.scores.flops > ceiling * dense for n, r in ledger.results.items() if ledger.submitted[n].is_search)
     spec = tiny_spec(search={"sampler": sampler, "trials": 6, "concurrency": 1, "constraints": {"flops": ceiling}})
     ledger, _ = drive(spec, tmp_path / "kept", costing(spec))
-    found = [r["flops"] for n, r in ledger.results.items() if ledger.submitted[n].is_search]
+    found = [r.scores.flops for n, r in ledger.results.items() if ledger.submitted[n].is_search]
     assert len(found) == 6
     assert max(found) <= ceiling * dense
     again, _ = drive(spec, tmp_path / "again", costing(spec), order_seed=3)
@@ -120,8 +120,7 @@ def test_what_was_trained_and_costs_too_much_is_told_and_not_ranked(tiny_spec, t
     cheap = next(item.trial.id for item in plan(spec) if item.trial.kind == "baseline")
 
     def outcome(trial):
-        numbers = {**costing(spec)(trial), "ticket_bytes": 900 if trial.id == cheap else 1000}
-        return {**numbers, "violations": violations(spec, numbers)}
+        return within(spec, {**costing(spec)(trial), "ticket_bytes": 900 if trial.id == cheap else 1000})
 
     ledger, _ = drive(spec, tmp_path, outcome)
     assert pareto_of(spec, ledger) == {cheap}

@@ -14,12 +14,13 @@ from raylt.search.study import StudyFile
 from raylt.spec import plan
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE
-from raylt.store.ledger_files import COMPLETE, FAIL, PRUNED
+from raylt.store.results import COMPLETE, FAIL, PRUNED
 from raylt.store.sweep_state import is_complete, pareto_of
 from raylt.sweep import dispatch
 from raylt.sweep.dispatch import Dispatcher, Finished, Wait
 from raylt.tracking.runs import group_params
 from tests.support.driving import asked, drive
+from tests.support.results import a_result
 
 PROFILE = {"down": -1.0, "mid": -0.2, "up": 1.2}
 CHOSEN = {
@@ -98,7 +99,7 @@ def test_the_order_of_kinds_and_what_waits(tiny_spec, tmp_path):
     first, second = (dispatcher.next_trial(set(ledger.submitted)) for _ in range(2))
     assert (first.kind, second.seed) == ("dense", 1)  # the pilot that shares nothing but the rewind point may start
     assert isinstance(dispatcher.next_trial({0, 2}), Wait)
-    dispatcher.ended(0, outcome(first))
+    dispatcher.ended(0, a_result(**outcome(first)))
     live = {2}
     for expected in (1, 4, 5):
         chosen = dispatcher.next_trial(live)
@@ -177,7 +178,7 @@ def test_five_failures_of_one_cause_in_a_row_stop_the_sweep(tiny_spec, tmp_path)
 
     ledger, dispatcher = run(tiny_spec(search={"trials": 20}), tmp_path, results=fails)
     assert dispatcher.stopped_by == "no space left"
-    assert sum(result["state"] == FAIL for result in ledger.results.values()) in (5, 6)  # one more may have been live
+    assert sum(result.state == FAIL for result in ledger.results.values()) in (5, 6)  # one more may have been live
 
     def differ(trial):
         return {**fails(trial), "cause": f"cause {trial.id % 2}"}
@@ -228,7 +229,7 @@ def test_a_study_told_step_by_step_equals_one_made_at_the_end(tiny_spec, tmp_pat
     live = StudyFile(spec, tmp_path / "live.db")
     dispatcher = Dispatcher(spec, ledger, 1, lambda trial, result: live.sync(ledger))
     while not isinstance(chosen := dispatcher.next_trial(set()), Finished):
-        dispatcher.ended(chosen.id, outcome(chosen))
+        dispatcher.ended(chosen.id, a_result(**outcome(chosen)))
     late = StudyFile(spec, tmp_path / "late.db")
     late.sync(ledger)
 

@@ -24,6 +24,7 @@ from raylt.sweep.step_time import Speed, _seconds_per_image
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 from tests.support.confirmed import begun, end
+from tests.support.results import a_result
 
 
 def trials_of(spec, ledger):
@@ -72,8 +73,7 @@ def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
     ledger.submit(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
     assert left_of(spec, ledger) == (number, left)
     assert "160 samples; a training that has begun counts whole" in "\n".join(lines(spec, ledger))
-    failed = {"state": "FAIL", "rounds": [{"round": r, "fid": None, "loss": None} for r in (0, 1)]}
-    ledger.finish(6, failed)
+    ledger.finish(6, a_result(state="FAIL", rounds=[{"round": r, "fid": None, "loss": None} for r in (0, 1)]))
     assert left_of(spec, ledger)[0] == 1
     ledger.submit(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
     number, left = left_of(spec, ledger)

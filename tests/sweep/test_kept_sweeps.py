@@ -20,7 +20,8 @@ from raylt.report.document import results
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.ledger import existing
-from raylt.store.ledger_files import COMPLETE, PRUNED, read_lock
+from raylt.store.ledger_files import read_lock
+from raylt.store.results import COMPLETE, PRUNED
 from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.store.verify import verify
 from raylt.sweep.dispatch import Dispatcher, Finished
@@ -94,7 +95,7 @@ def test_the_half_finished_one_is_gone_on_with(store: Store) -> None:
     assert numbers == [10, 11, 12, 13]
     ledger = existing(store, "half")
     assert is_complete(spec, ledger)
-    assert {ledger.results[number]["state"] for number in numbers} <= {COMPLETE, PRUNED}
+    assert {ledger.results[number].state for number in numbers} <= {COMPLETE, PRUNED}
     assert {path: content for path, content in files_of(store).items() if path in before} == before
     then: dict[str, Any] = json.loads((DATA / "half.results.json").read_text())
     now = json.loads(json.dumps(results(spec, ledger)))

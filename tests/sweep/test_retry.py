@@ -10,7 +10,7 @@ from raylt.errors import LeaseHeld
 from raylt.report.document import results
 from raylt.spec import dump_yaml
 from raylt.store import Lease, Ledger, Store
-from raylt.store.ledger_files import FAIL
+from raylt.store.results import FAIL
 from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_state import failed_trials, is_complete, write_spec
 from raylt.sweep import dispatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import random
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from raylt.store import Ledger, Store, index
 from raylt.store import ledger as ledger_module
 from raylt.store.folders import LocalFolder
 from raylt.store.ledger import existing
-from raylt.store.ledger_files import COMPLETE
+from raylt.store.results import COMPLETE, TrialResult
 from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import is_complete, stored_spec, write_spec
@@ -35,6 +36,7 @@ from raylt.sweep import dispatch
 from raylt.sweep.dispatch import Dispatcher
 from raylt.tracking.tracker import Recorder
 from tests.support.counting import CountingFolder
+from tests.support.results import a_result
 
 TRIALS, EARLY, LATE = 200, range(20, 40), range(180, 200)
 PART = 10  # trials of a part of the index
@@ -109,7 +111,7 @@ def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypa
     for number in range(TRIALS):
         counts.clear()
         trial = dispatcher.next_trial(set())
-        dispatcher.ended(trial.id, outcome(trial))
+        dispatcher.ended(trial.id, a_result(**outcome(trial)))
         recorder.sync("running", {}, pictures=False)
         per_trial.append(counts.copy())
         assert trial.id == number
@@ -146,7 +148,7 @@ def searched(number, generation):
     draw = random.Random(number)
     params = {"gamma": draw.uniform(-1, 1), **{f"delta/{group}": draw.uniform(-1, 1) for group in ("down", "mid", "up")}}
     trial = TrialSpec(number, "search", "searched", 0, params=params, sampler_attrs={GENERATION: generation})
-    return trial, outcome(trial)
+    return trial, a_result(**outcome(trial))
 
 
 def long_sweep(trials):
@@ -163,7 +165,7 @@ def long_sweep(trials):
     for number in range(trials):
         trial = TrialSpec(number, "search" if number else "dense", "searched" if number else None, 0)
         ledger.submit(trial)
-        ledger.finish(number, {**outcome(trial), "stages": {f"{number:064x}": "0" * 64}})
+        ledger.finish(number, a_result(**outcome(trial), stages={f"{number:064x}": "0" * 64}))
     ledger.create("similarity.json", {"blocks": {}, "layers": {}, "groups": {}, "profile": {}})
     folder.clear()
     return store, folder
@@ -217,5 +219,8 @@ def test_the_sweep_that_growth_is_measured_on_is_one_that_raylt_reads(tmp_path, 
 
     spec, store = write_sweep(tmp_path, 60), Store(str(tmp_path))
     write_stages(tmp_path, 3)
+    for path in tmp_path.rglob("result.json"):  # to the key: an index believes what is as long as it would write it
+        record = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+        assert TrialResult.from_json(record).to_json() == record
     assert verify(store).damaged == []
     assert is_complete(stored_spec(store, spec.name), existing(store, spec.name))

@@ -15,11 +15,12 @@ from ray.tune.search import Searcher
 from raylt.cluster import ray_internals
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import TrialSpec
-from raylt.store.results import RoundResult
+from raylt.store.results import RoundResult, TrialResult
 from raylt.sweep.concurrency import MAX_KILLS, SUFFICES_AFTER_S, Memory
 from raylt.sweep.dispatch import Finished
 from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.sweep.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
+from tests.support.results import a_result
 
 TRIAL = TrialSpec(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
@@ -33,12 +34,12 @@ NEVER_BEGAN = RayActorError(error_msg="its setup failed", actor_init_failed=True
 class OneTrial:
     """A dispatcher of one trial, open until it has a result."""
 
-    results: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    results: list[tuple[int, TrialResult]] = field(default_factory=list)
 
     def next_trial(self, live: set[int]) -> Any:
         return Finished() if self.results or live else TRIAL
 
-    def ended(self, number: int, result: dict[str, Any]) -> None:
+    def ended(self, number: int, result: TrialResult) -> None:
         self.results.append((number, result))
 
 
@@ -84,8 +85,8 @@ def test_a_worker_that_dies_is_tried_three_times(tune, error):
         tune.lose(error)
         assert len(tune.dispatcher.results) == (attempt == MAX_DEATHS)
     ((number, result),) = tune.dispatcher.results
-    assert (number, result["state"]) == (TRIAL.id, "FAIL")
-    assert result["cause"].startswith("the worker died 3 times: ")
+    assert (number, result.state) == (TRIAL.id, "FAIL")
+    assert result.cause.startswith("the worker died 3 times: ")
     assert tune.suggest() == Searcher.FINISHED
 
 
@@ -98,7 +99,7 @@ def test_the_cause_is_the_same_however_ray_words_a_death(monkeypatch):
             tune.suggest()
             tune.lose(error)
         ((_, result),) = tune.dispatcher.results
-        causes.add(result["cause"])
+        causes.add(result.cause)
     assert len(causes) == 1, causes
 
 
@@ -110,7 +111,7 @@ def test_a_gpu_that_is_lost_counts_as_a_death_whose_cause_is_always_the_same(tun
         assert tune.suggest() == {"trial": TRIAL.dump()}
         tune.lose(lost(1000 + attempt))
     ((_, result),) = tune.dispatcher.results
-    assert result["cause"] == "the worker died 3 times: the GPU was lost: CUDA error: unknown"
+    assert result.cause == "the worker died 3 times: the GPU was lost: CUDA error: unknown"
 
 
 @pytest.mark.parametrize("error", [LOST, LEFT], ids=["lost", "left"])
@@ -123,7 +124,7 @@ def test_a_lost_node_is_not_the_trials_fault_but_not_endless_either(tune, error)
         assert tune.suggest() == {"trial": TRIAL.dump()}
         tune.lose(error)
     ((_, result),) = tune.dispatcher.results
-    assert result["cause"].startswith("its node was lost 20 times: ")
+    assert result.cause.startswith("its node was lost 20 times: ")
 
 
 @dataclass
@@ -181,7 +182,7 @@ def test_crashes_and_kills_are_counted_apart(tune):
     assert tune.dispatcher.results == []
     tune.suggest()
     tune.lose(CRASHED)
-    assert tune.dispatcher.results[0][1]["cause"].startswith("the worker died 3 times")
+    assert tune.dispatcher.results[0][1].cause.startswith("the worker died 3 times")
 
 
 def test_with_too_little_memory_for_two_one_runs_until_memory_suffices(tune):
@@ -241,7 +242,7 @@ def test_a_store_or_a_lease_that_is_gone_ends_the_sweep_and_is_no_trials_result(
             raise StoreFailure("the disk is full")
 
         monkeypatch.setattr(tune.dispatcher, "ended", refuses)
-        message = TrialFinished({"state": "COMPLETE"})
+        message = TrialFinished(a_result())
     tune.searcher.on_trial_complete("t1", result=as_result(message))
     assert isinstance(tune.searcher.failure, Fenced if kind is LeaseLost else StoreFailure)
     assert str(tune.searcher.failure) == "the disk is full"
@@ -258,4 +259,4 @@ def test_rounds_that_are_reported_again_are_passed_on_once(tune):
         tune.searcher.on_trial_result(f"t{tune.asked}", as_result(RoundReported(report)))
         tune.lose(CRASHED)
     assert tune.reported == [report]
-    assert tune.dispatcher.results[0][1]["rounds"] == [report.to_json()]
+    assert tune.dispatcher.results[0][1].rounds == (report,)

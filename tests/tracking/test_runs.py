@@ -82,11 +82,11 @@ def test_params_name_the_allocation_and_the_identity(recorded: Any) -> None:
 def test_metrics_have_rounds_as_steps_and_the_times_of_the_ledger(recorded: Any) -> None:
     folder, _, ledger, runs = recorded
     uri, run_id = sqlite_uri(folder), runs["0005-search"].info.run_id
-    expected = [(r["round"], pytest.approx(r["loss"]), r["time_ms"]) for r in ledger.results[5]["rounds"]]
+    expected = [(r.round, pytest.approx(r.loss), r.time_ms) for r in ledger.results[5].rounds]
     assert history(uri, run_id, "loss") == expected
     assert {"fid", "loss", "flops", "density", "ticket_bytes"} <= runs["0005-search"].data.metrics.keys()
     assert "kid" not in runs["0005-search"].data.metrics  # it was None
-    assert history(uri, run_id, "density/mid_block") == [(2, 0.05, ledger.results[5]["time_ms"])]
+    assert history(uri, run_id, "density/mid_block") == [(2, 0.05, ledger.results[5].time_ms)]
     assert history(uri, runs["0007-search"].info.run_id, "loss") != []
 
 
@@ -95,13 +95,13 @@ def test_parent_metrics(recorded: Any) -> None:
     uri, run_id = sqlite_uri(folder), runs["digits"].info.run_id
     shown = {"kappa": 0.5, "kappa_start": 0.25, "excess": 0.25, "kappa_partial": 0.4, "kappa_movement": 0.3, "z": 12.5}
     for name, value in shown.items():
-        assert history(uri, run_id, f"{name}/mid_block") == [(0, value, ledger.results[2]["time_ms"])]
+        assert history(uri, run_id, f"{name}/mid_block") == [(0, value, ledger.results[2].time_ms)]
     named = set(runs["digits"].data.metrics)
     assert {name for name in named if name.endswith("/conv_in")} == set()  # kept dense
     assert {name for name in named if name.endswith("/down_blocks.0")} == {"kappa/down_blocks.0", "kappa_start/down_blocks.0"}
     best = {step: value for step, value, _ in history(uri, run_id, "best_loss")}
     # 3 and 4 are baselines; 5 is better; 6 is pruned and 7 failed, and neither is ranked
-    losses = {number: result.get("loss") for number, result in ledger.results.items()}
+    losses = {number: result.scores.loss for number, result in ledger.results.items()}
     assert best == {3: losses[3], 4: losses[4], 5: losses[5], 6: losses[5], 7: losses[5]}
     assert [step for step, _, _ in history(uri, run_id, "best_fid")] == [3, 4, 5, 6, 7]
 
@@ -125,7 +125,7 @@ def test_best_points_stop_at_the_first_trial_that_runs(tmp_path: Path) -> None:
     ledger = begin(tmp_path, spec)
     for number in (5, 6):
         ask_search(ledger, number)
-    ledger.finish(6, complete(ledger.store, 6) | {"broken": False, "loss": 0.0})
+    ledger.finish(6, complete(ledger.store, 6, broken=False, loss=0.0))
     before = sweep_points(spec, ledger)
     assert max(point.step for point in before if point.key == "best_loss") == 4
     ledger.finish(5, complete(ledger.store, 5))

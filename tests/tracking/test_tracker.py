@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 from raylt.errors import Fenced
 from raylt.spec import SweepSpec
 from raylt.store.layout import RUNS_FILE, TICKET
-from raylt.store.results import RoundResult
 from raylt.tracking.client import words_of
 from raylt.tracking.tracker import Tracker, record, tracking_uri
 from tests.support.recording import (
@@ -126,7 +125,7 @@ def test_a_deleted_experiment_comes_back(tmp_path: Path, uri: str) -> None:
 def test_missing_stages_cost_the_files_not_the_record(tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec()
     ledger = begin(tmp_path / "store", spec)
-    ticket = ledger.store.find(ledger.results[0]["ticket_stage"])
+    ticket = ledger.store.find(ledger.results[0].ticket.ticket_stage)
     ledger.store.delete(f"{ticket.path}/{TICKET}")
     record(spec, ledger, YAML, uri)
     assert runs_of(uri)["0000-dense"].info.status == "FINISHED"
@@ -139,8 +138,8 @@ def test_a_sweep_as_it_runs(tmp_path: Path, uri: str, empty_record: Path) -> Non
     ledger = begin(tmp_path / "store", spec)
     tracker = Tracker(spec, ledger, YAML, uri, QUICK)
     trial, result = ask_search(ledger, 5), complete(ledger.store, 5)
-    tracker.round_done(trial, RoundResult.from_json(result["rounds"][0]))
-    tracker.round_done(trial, RoundResult.from_json(result["rounds"][1]))
+    tracker.round_done(trial, result.rounds[0])
+    tracker.round_done(trial, result.rounds[1])
     assert tracker.close("interrupted")
     runs = runs_of(uri)
     assert runs["digits"].info.status == "KILLED"
@@ -150,8 +149,8 @@ def test_a_sweep_as_it_runs(tmp_path: Path, uri: str, empty_record: Path) -> Non
     tracker = Tracker(spec, ledger, YAML, uri, QUICK)
     tracker.sync_soon()
     wait_for(lambda: runs_of(uri)["digits"].info.status == "RUNNING")
-    for report in result["rounds"]:  # a trial that starts over reports its rounds again
-        tracker.round_done(trial, RoundResult.from_json(report))
+    for report in result.rounds:  # a trial that starts over reports its rounds again
+        tracker.round_done(trial, report)
     ledger.finish(5, result)
     tracker.sync_soon()
     assert tracker.close("complete")
@@ -189,7 +188,7 @@ def test_a_server_that_is_away_delays_the_record_not_the_search(tmp_path: Path, 
     began = time.monotonic()
     tracker = Tracker(spec, ledger, YAML, f"http://user:geheim@127.0.0.1:{free_port()}", QUICK)
     tracker.sync_soon()
-    tracker.round_done(ledger.submitted[5], RoundResult.from_json(ledger.results[5]["rounds"][0]))
+    tracker.round_done(ledger.submitted[5], ledger.results[5].rounds[0])
     assert time.monotonic() - began < 0.5
     wait_for(lambda: "cannot record" in caplog.text)
     time.sleep(1)  # several more tries
@@ -216,7 +215,7 @@ def test_a_database_that_takes_nothing_delays_the_record_not_the_search(
         began = time.monotonic()
         trial = ask_search(ledger, 5)
         tracker.sync_soon()
-        tracker.round_done(trial, RoundResult.from_json(complete(ledger.store, 5)["rounds"][0]))
+        tracker.round_done(trial, complete(ledger.store, 5).rounds[0])
         ledger.finish(5, complete(ledger.store, 5))
         tracker.sync_soon()
         assert time.monotonic() - began < 1  # MLflow waits 20 s for a lock, and this thread does not wait for MLflow

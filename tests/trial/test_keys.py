@@ -116,7 +116,7 @@ def keys_of(case: str, root: Path) -> dict[str, dict[str, Any]]:
         run = TrialRun(TrialSpec(**{"id": 9, "seed": 0, **trial}), TrialContext.open(spec, Compute(), inputs), store)
         for _ in run:
             pass
-    assert run.result["state"] == "COMPLETE"
+    assert run.result.state == "COMPLETE"
     return {digest_of(key): key for key in keys}
 
 

@@ -110,8 +110,8 @@ def _results_replaced() -> Any:
 
     def finish(self: Ledger, number: int, result: Any) -> Any:
         self._check()
-        self.store.write_record(ledger.result_path(self.name, number), result)
-        self.results[number] = dict(result)
+        self.store.write_record(ledger.result_path(self.name, number), result.to_json())
+        self.results[number] = result
         return result
 
     return _swap(Ledger, "finish", finish)

@@ -15,10 +15,11 @@ from raylt.spec import SweepSpec, TrialSpec, dump_yaml, parse_spec
 from raylt.spec.canonical import digest_of
 from raylt.store import Ledger, Manifest, Output, Stage, Store
 from raylt.store.layout import SIMILARITY_FILE
-from raylt.store.ledger_files import COMPLETE, Result
+from raylt.store.results import TrialResult
 from raylt.store.stages import stage_of
 from tests.chaos.simulation.world import World
 from tests.conftest import TINY, merged
+from tests.support.results import a_result
 
 FILE, STATE, STEPS, STEP_S = "trained.safetensors", "state.safetensors", 4, 6.0
 
@@ -56,7 +57,7 @@ class Run:
         self.trial, self.store, self._world, self._share = trial, store, world, diverges
         self._manifests: dict[str, Manifest] = {}
 
-    def result(self) -> Result:
+    def result(self) -> TrialResult:
         seed = self.trial.seed if self.trial.start_seed is None else self.trial.start_seed
         stage = self._trained({"kind": "train", "round": 0, "seed": self.trial.seed, "start": seed}, None)
         start = stage
@@ -67,13 +68,17 @@ class Run:
         scores = self._made(score, lambda made: Output({"loss": _number(stage.read(FILE)), "digest": made.digest}))
         time_ms = max(manifest.time_ms for manifest in self._manifests.values())
         own = sum(manifest.owner == self.store.owner for manifest in self._manifests.values())
-        numbers = {"loss": scores.values["loss"], "flops": 100 + self.trial.id, "ticket": stage.digest, "broken": False}
-        return {
-            "state": COMPLETE, "cause": None, **numbers, "rounds": [{"round": 1, "time_ms": time_ms, **numbers}],
-            "steps": {"asked": STEPS, "trained": own, "shared": 0}, "timing": {"wall_s": self._world.now, "stages_s": 0.0},
-            "stages": {digest: manifest.digest for digest, manifest in self._manifests.items()}, "time_ms": time_ms,
-            "start_stage": start.digest, "final_stage": stage.digest,
-        }  # fmt: skip
+        numbers = {"loss": scores.values["loss"], "flops": 100 + self.trial.id, "broken": False}
+        return a_result(
+            rounds=[{"round": 1, "time_ms": time_ms, **numbers}],
+            ticket=stage.digest,
+            steps={"asked": STEPS, "trained": own},
+            timing={"wall_s": self._world.now, "stages_s": 0.0},
+            stages={digest: manifest.digest for digest, manifest in self._manifests.items()},
+            time_ms=time_ms,
+            start_stage=start.digest,
+            final_stage=stage.digest,
+        )
 
     def _trained(self, key: Mapping[str, Any], parent: Stage | None) -> Stage:
         stage = self.store.stage(key)
@@ -113,10 +118,10 @@ def measure(spec: SweepSpec, ledger: Ledger) -> dict[str, Any]:
         return dict(known)
     ended = [*ledger.complete("dense"), *ledger.complete("pilot")]
     read = {
-        digest: stage_of(ledger.store, result, digest).read(FILE)
+        digest: stage_of(ledger.store, result.stages, digest).read(FILE)
         for trial, result in ended
         for digest in dict.fromkeys(
-            [result["final_stage"], result["start_stage"] if trial.kind == "dense" else result["final_stage"]]
+            [result.ticket.final_stage, result.ticket.start_stage if trial.kind == "dense" else result.ticket.final_stage]
         )
     }
     seen = digest_of({digest: data.hex() for digest, data in read.items()})
@@ -133,8 +138,9 @@ def comparable(ledger: Ledger) -> dict[str, Any]:
     } | {"similarity": ledger.read(SIMILARITY_FILE)}
 
 
-def _lasting(result: Result | None) -> dict[str, Any] | None:
+def _lasting(result: TrialResult | None) -> dict[str, Any] | None:
     if result is None:
         return None
-    own = {key: value for key, value in result.items() if key not in ("steps", "timing", "time_ms", "rounds")}
-    return own | {"rounds": [{key: value for key, value in r.items() if key != "time_ms"} for r in result["rounds"]]}
+    record = result.to_json()
+    own = {key: value for key, value in record.items() if key not in ("steps", "timing", "time_ms", "rounds")}
+    return own | {"rounds": [{key: value for key, value in r.items() if key != "time_ms"} for r in record["rounds"]]}
