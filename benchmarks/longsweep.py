@@ -10,7 +10,7 @@ from typing import Any
 from raylt.search.space import offsets, parameter_names
 from raylt.spec import SweepSpec, TrialSpec, dump_yaml, plan
 from raylt.spec.canonical import canonical, digest_of
-from raylt.spec.trials import SEARCHED
+from raylt.spec.trials import SEARCHED, Proposal, TrainingRequest
 from raylt.store.filesystem import dump_json
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE, asked_path, result_path
 from raylt.store.results import COMPLETE, FAIL, PRUNED
@@ -37,7 +37,7 @@ def trial_of(spec: SweepSpec, number: int) -> TrialSpec:
     params = {name: draw.uniform(-1, 1) for name in parameter_names(spec)}
     attrs = {"NSGAIISampler:generation": (number - len(planned)) // STARTUP}  # other samplers do not look at it
     bend = offsets(spec, params, PROFILE)
-    return TrialSpec(number, "search", SEARCHED, spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs)
+    return TrialSpec(number, "search", TrainingRequest(SEARCHED, spec.train.seed), proposal=Proposal(params, bend, attrs))
 
 
 def result_of(spec: SweepSpec, trial: TrialSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from raylt.spec import TrialSpec
-from raylt.spec.trials import SEARCHED
+from raylt.spec.trials import SEARCHED, Proposal, TrainingRequest
 from raylt.store.results import TrialResult
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
         bends[profile] = {block: GAMMA * values[block] for block in free}
     found = {}
     for index, (profile, bend) in enumerate(bends.items()):
-        trial = TrialSpec(100 + index, "search", SEARCHED, seed, offsets=bend)
+        trial = TrialSpec(100 + index, "search", TrainingRequest(SEARCHED, seed), proposal=Proposal(offsets=bend))
         result = _run(trial, bench, store)
         found[profile] = {"state": result.state, "bend": bend} | {
             key: getattr(result.scores, key) for key in ("broken", "loss", "flops", "density")

@@ -19,7 +19,7 @@ from raylt.search.proposal import FixedProposal, Proposer
 from raylt.search.sampler import default_startup, fixed_proposal
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec, TrialSpec
-from raylt.spec.trials import SEARCHED
+from raylt.spec.trials import SEARCHED, Proposal, TrainingRequest
 from raylt.store.results import COMPLETE, RoundResult, TicketSummary, TrialResult
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def search(
         bend = offsets(spec, params, profile)
         ended = [*map(as_result, baselines), *(result for _, result in history)]
         limits = thresholds(spec, ended, lambda rung, bend=bend: world.flops(bend, rung))
-        trial = TrialSpec(number, "search", SEARCHED, 0, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits)
+        trial = TrialSpec(number, "search", TrainingRequest(SEARCHED, 0), proposal=Proposal(params, bend, attrs, limits))
         rows.append(world.train(spec, trial, draw))
         history.append((trial, as_result(rows[-1])))
     return {"start_steps": start_steps, "reference": world.reference, "base": world.base, "trials": rows}
@@ -98,13 +98,13 @@ class World:
 
     def train(self, spec: SweepSpec, trial: TrialSpec, draw: np.random.Generator) -> Row:
         """A trial's result; where it does not pass its rung, half of its steps and no numbers."""
-        bend = np.array([trial.offsets[blocks[0]] for blocks in GROUPS.values()])
+        bend = np.array([trial.proposal.offsets[blocks[0]] for blocks in GROUPS.values()])
         expected = self.surrogate.expected(bend) * (self.rung_loss, self.base_loss)
         at_rung, at_end = expected * np.exp(self.surrogate.draw(draw))
-        rounds = [{"round": 2, "loss": at_rung, "broken": False, "flops": self.flops(trial.offsets, 2)}]
-        if at_rung > trial.thresholds.get("2", float("inf")):
+        rounds = [{"round": 2, "loss": at_rung, "broken": False, "flops": self.flops(trial.proposal.offsets, 2)}]
+        if at_rung > trial.proposal.thresholds.get("2", float("inf")):
             return {"state": "PRUNED", "broken": None, "loss": None, "flops": None, "rounds": rounds, "steps": self.steps // 2}
-        flops = self.flops(trial.offsets, 3)
+        flops = self.flops(trial.proposal.offsets, 3)
         rounds.append({"round": 3, "loss": at_end, "broken": False, "flops": flops})
         return {
             "state": "COMPLETE",

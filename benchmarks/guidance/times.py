@@ -12,7 +12,7 @@ from guidance.arms import ARMS, spec_of
 from guidance.simulate import as_result
 from raylt.search.proposal import Proposer
 from raylt.spec import TrialSpec, dump_yaml, parse_spec
-from raylt.spec.trials import SEARCHED
+from raylt.spec.trials import SEARCHED, Proposal, TrainingRequest
 from raylt.spec.vocabulary import SamplerName
 from raylt.store.results import COMPLETE
 
@@ -34,7 +34,7 @@ def _median(sampler: str, trials: int) -> float:
         loss, flops = 0.1 + sum(value**2 for value in params.values()) / 100, 3e5 + 5e4 * params["gamma"]
         scored = {"round": 3, "loss": loss, "flops": flops, "broken": False}
         result = as_result({"state": COMPLETE, "rounds": [scored]})
-        history.append((TrialSpec(number, "search", SEARCHED, 0, params=params), result))
+        history.append((TrialSpec(number, "search", TrainingRequest(SEARCHED, 0), proposal=Proposal(params)), result))
     proposer = Proposer(spec, 10)
     for number in range(trials, trials + PROPOSALS):
         began = time.perf_counter()

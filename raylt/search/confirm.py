@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylt.spec import SweepSpec, TrialSpec, plan
-from raylt.spec.trials import Planned
+from raylt.spec.trials import Planned, TrainingRequest
 from raylt.store import Ledger
 from raylt.store.sweep_state import next_free_id, pareto_of
 
@@ -53,7 +53,13 @@ def extend(spec: SweepSpec, ledger: Ledger, known: list[Planned], request: Reque
 
 def _what(trial: TrialSpec) -> tuple[Any, ...]:
     """What a confirming trial is, whatever its number."""
-    return trial.confirms, trial.control, trial.steps, trial.seed, tuple(trial.control_rounds)
+    return (
+        trial.confirms,
+        trial.training.control,
+        trial.training.steps,
+        trial.training.seed,
+        tuple(trial.training.control_rounds),
+    )
 
 
 def finalists(spec: SweepSpec, ledger: Ledger, top: int) -> list[int]:
@@ -73,16 +79,20 @@ def _wanted(spec: SweepSpec, ledger: Ledger, request: Request) -> Iterator[tuple
     for index in range(request.seeds):
         for steps in spec.confirm.steps or [spec.train.steps]:
             seed = spec.train.seed + FIRST_SEED + index
-            fresh: dict[str, Any] = {"id": -1, "seed": seed, "start_seed": seed, "steps": steps, "protocol": "final"}
-            dense = TrialSpec(kind="dense", rule=None, confirms=dense_id, **fresh)
+            dense = TrialSpec(-1, "dense", TrainingRequest(None, seed, seed, steps), "final", confirms=dense_id)
             yield dense, []
-            tickets = {
-                number: replace(ledger.submitted[number], confirms=number, retry_of=None, thresholds={}, **fresh)
-                for number in dict.fromkeys([*baselines, *chosen])
-            }
+            tickets = {number: _anew(ledger.submitted[number], seed, steps) for number in dict.fromkeys([*baselines, *chosen])}
             for ticket in tickets.values():
                 yield ticket, [dense]
             for control in spec.confirm.controls:
                 for number in chosen:
                     ticket = tickets[number]
-                    yield replace(ticket, kind="control", control=control, control_rounds=list(rounds)), [ticket]
+                    training = replace(ticket.training, control=control, control_rounds=list(rounds))
+                    yield replace(ticket, kind="control", training=training), [ticket]
+
+
+def _anew(trial: TrialSpec, seed: int, steps: int) -> TrialSpec:
+    """A trial's allocation trained on a fresh seed, to its end and under the final protocol."""
+    training = replace(trial.training, seed=seed, start_seed=seed, steps=steps)
+    proposal = replace(trial.proposal, thresholds={})
+    return replace(trial, id=-1, training=training, protocol="final", proposal=proposal, confirms=trial.id, retry_of=None)

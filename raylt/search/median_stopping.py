@@ -1,7 +1,7 @@
 """Rungs: which search trials are stopped between two rounds, by a rule that looks at the ledger alone.
 
 A round is a rung: at it all tickets have one density, so held-out losses compare. What a trial must reach at each rung is
-decided when it is asked, from the trials it may know of, and is written down with it (`TrialSpec.thresholds`). So neither
+decided when it is asked, from the trials it may know of, and is written down with it (`Proposal.thresholds`). So neither
 a crash nor who finishes first changes who is stopped, and no scheduler has to remember anything. (Optuna's pruners and
 Tune's schedulers decide when a round ends, by who has ended then; Optuna's refuse several objectives.)
 """

@@ -90,12 +90,12 @@ def frozen(spec: SweepSpec, space: dict[str, BaseDistribution], trial: TrialSpec
     return create_trial(
         state=_STATES[RUNNING if result is None else result.state],
         values=values,
-        params={name: trial.params[name] for name in space},
+        params={name: trial.proposal.params[name] for name in space},
         distributions=space,
-        system_attrs=dict(trial.sampler_attrs),
+        system_attrs=dict(trial.proposal.sampler_attrs),
         user_attrs={
             "raylt.trial": trial.id,
-            "params": dict(trial.params),
+            "params": dict(trial.proposal.params),
             "rungs": {str(r): loss for r, loss in rungs.items()},
         },
         intermediate_values=rungs if len(spec.search.objectives) == 1 else None,

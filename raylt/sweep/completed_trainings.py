@@ -41,7 +41,7 @@ def completed_trainings(
                 made.add(trial, training, is_scored=True)
     context, store = TrialContext(spec, compute, inputs), ReadOnlyStore(ledger.store.root)
     for trial in trials:
-        if trial.rule != SEARCHED or trial.params:
+        if trial.training.rule != SEARCHED or trial.proposal.params:
             _look(spec, trial, context, store, made)
     return made
 
@@ -60,4 +60,4 @@ def _look(spec: SweepSpec, trial: TrialSpec, context: TrialContext, store: ReadO
 
 
 def _is_controls(trial: TrialSpec, training: Training) -> bool:
-    return trial.control is not None and training.is_scored and bool(training.round)
+    return trial.training.control is not None and training.is_scored and bool(training.round)

@@ -18,7 +18,7 @@ from raylt.search.profile import measure_similarity
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets
 from raylt.spec import SweepSpec, TrialSpec, plan
-from raylt.spec.trials import SEARCHED, Planned
+from raylt.spec.trials import SEARCHED, Planned, Proposal, TrainingRequest
 from raylt.store import Ledger
 from raylt.store.results import FAIL, Measured, TrialResult
 from raylt.store.sweep_state import next_free_id
@@ -126,9 +126,8 @@ class Dispatcher:
         self._warn_of_ceiling(self._cost_model.violation(bend))
         ended = [result for _, result in [*self.ledger.complete("baseline"), *history]]
         limits = thresholds(spec, ended, lambda rung: self._cost_model.flops(bend, rung))
-        return TrialSpec(
-            trial_id, "search", SEARCHED, spec.train.seed, params=params, offsets=bend, sampler_attrs=attrs, thresholds=limits
-        )
+        training = TrainingRequest(SEARCHED, spec.train.seed)
+        return TrialSpec(trial_id, "search", training, proposal=Proposal(params, bend, attrs, limits))
 
     def _warn_of_ceiling(self, over: float) -> None:
         """Say, once, that no draw keeps the ceiling: the sampler learns from what is trained, and it is not ranked."""

@@ -43,7 +43,7 @@ class SweepProgress:
             self._status.update(Text(self._headline()))
 
     def round_done(self, trial: TrialSpec, report: RoundResult) -> None:
-        last = 0 if trial.rule is None else max(trial.control_rounds, default=self.spec.ticket.rounds)
+        last = 0 if trial.training.rule is None else max(trial.training.control_rounds, default=self.spec.ticket.rounds)
         if last and not report.shared:
             self.say(f"{trial.name} round {report.round}/{last}: {_numbers(report)}")
 

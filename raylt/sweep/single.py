@@ -15,6 +15,7 @@ from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.report.document import trial_record
 from raylt.report.records import TrialRecord
 from raylt.spec import SweepSpec, TrialSpec
+from raylt.spec.trials import TrainingRequest
 from raylt.spec.vocabulary import Rule
 from raylt.store import Ledger, Store
 from raylt.store.layout import SAMPLES, TICKET, TRAINED
@@ -41,7 +42,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     for line in preflight.data_lines(spec, found.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     context = TrialContext.open(spec, compute, found.inputs)
-    trial = TrialSpec(0, "baseline", rule, spec.train.seed if seed is None else seed)
+    trial = TrialSpec(0, "baseline", TrainingRequest(rule, spec.train.seed if seed is None else seed))
     run = TrialRun(trial, context, store, ticket_progress(spec, console))
     try:
         for report in run:

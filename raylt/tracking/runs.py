@@ -137,11 +137,11 @@ def trial_tags(trial: TrialSpec, result: TrialResult | None) -> dict[str, str]:
         "raylt.kind": trial.kind,
         "raylt.rule": rule_of(trial),
         "raylt.protocol": trial.protocol,
-        "raylt.seed": str(trial.seed),
+        "raylt.seed": str(trial.training.seed),
         "raylt.state": RUNNING if result is None else result.state,
     }
-    if trial.control is not None:
-        tags["raylt.control"] = trial.control
+    if trial.training.control is not None:
+        tags["raylt.control"] = trial.training.control
     if result is not None and result.state == FAIL:
         tags["raylt.cause"] = str(result.cause)
     if result is not None and result.scores.broken is not None:
@@ -150,7 +150,7 @@ def trial_tags(trial: TrialSpec, result: TrialResult | None) -> dict[str, str]:
 
 
 def rule_of(trial: TrialSpec) -> str:
-    return "dense" if trial.rule is None else trial.rule
+    return "dense" if trial.training.rule is None else trial.training.rule
 
 
 def sweep_params(spec: SweepSpec) -> dict[str, str]:
@@ -170,7 +170,7 @@ def trial_params(spec: SweepSpec, trial: TrialSpec, result: TrialResult | None) 
     return {
         **sweep_params(spec),
         "rule": rule_of(trial),
-        **{name: text_of(value) for name, value in trial.params.items()},
+        **{name: text_of(value) for name, value in trial.proposal.params.items()},
         **{f"density/{block}": text_of(density) for block, density in densities.items()},
     }
 

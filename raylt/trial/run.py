@@ -55,13 +55,13 @@ class TrialContext:
 def search_of(context: TrialContext, trial: TrialSpec) -> TicketSearch:
     """The ticket search that a trial asks for; of a control, that of its ticket."""
     spec = context.spec
-    if trial.rule is None:
+    if trial.training.rule is None:
         allocation = None
-    elif trial.rule == SEARCHED:
-        allocation = Allocation(SEARCHED, spec.search.base, trial.offsets)
+    elif trial.training.rule == SEARCHED:
+        allocation = Allocation(SEARCHED, spec.search.base, trial.proposal.offsets)
     else:
-        allocation = Allocation(trial.rule)
-    return TicketSearch(spec, context.compute, allocation, trial.seed, trial.start_seed, trial.steps)
+        allocation = Allocation(trial.training.rule)
+    return TicketSearch(spec, context.compute, allocation, trial.training.seed, trial.training.start_seed, trial.training.steps)
 
 
 class TrialRun:
@@ -95,7 +95,7 @@ class TrialRun:
     def _stopped_by(self) -> str | None:
         """Why the trial ends at the last scored round, if it does."""
         scored = self.rounds[-1]
-        threshold = self.trial.thresholds.get(str(scored.round))
+        threshold = self.trial.proposal.thresholds.get(str(scored.round))
         if threshold is None:
             return None
         is_poor = scored.broken or scored.loss is None or scored.loss > threshold
@@ -104,16 +104,20 @@ class TrialRun:
 
     @property
     def last_round(self) -> int:
-        return max(self.trial.control_rounds) if self.trial.control is not None else self.runner.search.num_rounds - 1
+        return (
+            max(self.trial.training.control_rounds)
+            if self.trial.training.control is not None
+            else self.runner.search.num_rounds - 1
+        )
 
     def _rounds(self) -> Iterator[Round]:
         """The search's rounds; of a control, the dense round and then the control of each of its rounds."""
         for ticket in self.runner.rounds():
             self._count_round(ticket)
-            if self.trial.control is None or ticket.index == 0:
+            if self.trial.training.control is None or ticket.index == 0:
                 yield ticket
-            elif ticket.index in self.trial.control_rounds:
-                control = control_round(self.runner, ticket, self.trial.control)
+            elif ticket.index in self.trial.training.control_rounds:
+                control = control_round(self.runner, ticket, self.trial.training.control)
                 self._count_round(control)
                 yield control
             if ticket.index == self.last_round:

@@ -12,7 +12,6 @@ from raylt.diffusion.data import load_images
 from raylt.diffusion.device import exact, is_lost, use_tf32
 from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, EnvironmentFailure, cause_of
-from raylt.spec import TrialSpec
 from raylt.store import Store
 from raylt.sweep.actor import TrialActor
 from raylt.sweep.messages import message_of
@@ -21,6 +20,7 @@ from raylt.trial import features
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 from raylt.trial.score import Scorer
+from tests.support.trials import a_trial
 
 MULTIPLIERS = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
 
@@ -115,7 +115,7 @@ NOT_LOST = [
 def actor_that_meets(tmp_path, error):
     """A `TrialActor` as its process has it, at work on a trial that meets an error."""
     actor = object.__new__(TrialActor)
-    trial = TrialSpec(3, "search", "searched", 0)
+    trial = a_trial(3, "search", "searched", 0)
     actor._config = {"root": str(tmp_path), "name": "s", "trial": trial.dump()}
     actor._run, actor._log, actor._rounds = None, None, None
 
@@ -193,7 +193,7 @@ def test_five_equal_wants_of_memory_end_the_sweep(tiny_spec, tmp_path):
     dispatcher = Dispatcher(spec, Ledger(Store(str(tmp_path)), "tiny", lambda: None), 1, lambda trial, result: None)
     for number in range(MAX_EQUAL_FAILURES):
         assert dispatcher.stopped_by is None
-        dispatcher.ledger.submit(TrialSpec(number, "search", "searched", 0))
+        dispatcher.ledger.submit(a_trial(number, "search", "searched", 0))
         dispatcher.ended(number, failure(torch.OutOfMemoryError(NO_MEMORY.format(number, 2 * number, 77 + number))))
     assert dispatcher.stopped_by == "OutOfMemoryError: CUDA out of memory"
 
@@ -213,7 +213,7 @@ def test_training_and_scoring_leave_nothing_in_the_allocators_cache(tiny_spec, w
     monkeypatch.setattr(TicketRunner, "rounds", spied)
     spec = tiny_spec()
     run = TrialRun(
-        TrialSpec(0, "dense", None, 0), TrialContext(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))
+        a_trial(0, "dense", None, 0), TrialContext(spec, Compute(), Inputs(load_images(spec.data))), Store(str(warm_root))
     )
     assert len(list(run)) == 1
     assert happened == ["train", "release", "score", "release"]

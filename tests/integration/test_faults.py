@@ -94,7 +94,9 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger = Ledger(store, "done", lambda: None)
     write_begun(ledger, done, **LOCK)
     bench = TrialContext.open(done, Compute(), preflight.check(done, store).inputs)
-    for trial in [item.trial for item in plan(done) if item.trial.rule in (None, "uniform") and item.trial.kind != "pilot"]:
+    for trial in [
+        item.trial for item in plan(done) if item.trial.training.rule in (None, "uniform") and item.trial.kind != "pilot"
+    ]:
         trained, log = TrialRun(trial, bench, store), TrialLog(store, "done", trial.id)
         for report in trained:
             log.scored(report)

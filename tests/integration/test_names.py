@@ -19,7 +19,7 @@ from mlflow.tracking._tracking_service import utils
 from raylt.report.document import results
 from raylt.search.space import at_base
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec, TrialSpec, dump_yaml
+from raylt.spec import SweepSpec, dump_yaml
 from raylt.spec.tracking_uri import split_sqlite, sqlite_uri
 from raylt.store import Ledger, Store
 from raylt.store.results import COMPLETE
@@ -27,6 +27,7 @@ from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import record
 from tests.conftest import TINY
 from tests.support.nasty import NAMES
+from tests.support.trials import a_trial
 
 WORST = "job%2Fmain a?b#c ä 'x' \"y\" {z} $w:\n%"
 
@@ -41,7 +42,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ledger_of(spec: SweepSpec, root: str) -> Ledger:
     ledger = Ledger(Store(root), spec.name, lambda: None)
-    ledger.submit(TrialSpec(0, "search", "searched", 0, params=at_base(spec)))
+    ledger.submit(a_trial(0, "search", "searched", 0, params=at_base(spec)))
     ledger.finish(
         0, {"state": "FAIL", "cause": "none", "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 5}
     )
@@ -126,7 +127,7 @@ def extend(folder: Path, spec: SweepSpec, number: int) -> None:
     """One more trial that ended, recorded in the folder as a process of its own would."""
     utils._artifact_repos_cache.clear()
     ledger = Ledger(Store(str(folder / "raylt-data")), spec.name, lambda: None)
-    ledger.submit(TrialSpec(number, "search", "searched", 0, params=at_base(spec)))
+    ledger.submit(a_trial(number, "search", "searched", 0, params=at_base(spec)))
     end = {"densities": {"mid_block": 0.5}, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 9 + number}
     numbers = dict.fromkeys(("density", "loss", "fid", "kid", "flops", "flops_dense", "ticket_bytes", "broken", "ticket"))
     ledger.finish(number, {"state": COMPLETE, "cause": None, **numbers, **end})

@@ -15,9 +15,9 @@ import pytest
 import raylt
 from raylt.report.dataframes import confirmation_frame, csv_text, trials_frame
 from raylt.report.document import results
-from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
 from tests.support.confirmed import begun, confirmed
+from tests.support.trials import a_trial
 
 FLOATS = [
     "density",
@@ -73,7 +73,7 @@ def test_frames_of_a_sweep_that_has_nothing_yet(tiny_spec, tmp_path):
     spec = tiny_spec()
     ledger = Ledger(Store(str(tmp_path)), "tiny", lambda: None)
     assert len(trials_frame(results(spec, ledger))) == 0
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     frame = trials_frame(results(spec, ledger))
     assert np.isnan(frame.loc[0, "loss"]) and pandas.isna(frame.loc[0, "broken"])
     assert list(confirmation_frame(results(spec, ledger)).columns) == ["train_steps", "confirms", "rule", "control", "round"]

@@ -20,12 +20,12 @@ from raylt.report.figures import pareto_png, small_grid_png
 from raylt.report.html_page import html_page, sweep_page
 from raylt.report.sample_grids import sample_grids
 from raylt.report.verdicts import confirmation
-from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.sweep_lock import SweepLock
 from raylt.tracking.runs import sweep_files
 from tests.support.confirmed import LOCK, begun, confirmed
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 STYLE = (Path(raylt.__file__).parent / "report/templates/report.css").read_text()
 VOID = {"meta", "img", "br"}
@@ -144,7 +144,7 @@ def test_a_sweep_with_next_to_nothing_has_a_page(tiny_spec, tmp_path):
     spec = tiny_spec()
     ledger = Ledger(Store(str(tmp_path)), "tiny", lambda: None)
     assert checked(sweep_page(results(spec, ledger), ledger, ""))
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     assert checked(sweep_page(results(spec, ledger), ledger, ""))
     cause = "a loss <script>alert('&')</script> that is not finite"
     ledger.finish(0, a_result(state="FAIL", cause=cause))

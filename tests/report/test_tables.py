@@ -25,12 +25,13 @@ from raylt.report.fitted_table import FittedTable
 from raylt.report.html_page import html_page
 from raylt.report.tables import bytes_text, cost_table, cost_text, pareto_rows, pareto_table, similarity_table, trials_tables
 from raylt.report.text import in_forward_order
-from raylt.spec import SweepSpec, TrialSpec, plan
+from raylt.spec import SweepSpec, plan
 from raylt.spec.tracking_uri import split_sqlite
 from raylt.store import Ledger, Store
 from raylt.store.pareto import pareto_ids
 from raylt.store.results import TrialResult
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 KAPPAS = ["kappa", "kappa_start", "kappa_partial", "kappa_movement"]
@@ -66,7 +67,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
         ledger.submit(planned.trial)
         ledger.finish(planned.trial.id, ended(planned.trial.id))
     for number in (5, 6, 7, 8, 1234):
-        ledger.submit(TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
+        ledger.submit(a_trial(number, "search", "searched", 0, params={"gamma": 0.5, "delta/up": -0.5}))
     ledger.finish(5, ended(5))
     ledger.finish(6, ended(6, broken=True, loss=1.0e9, fid=None, kid=None))
     ledger.finish(7, a_result(state="FAIL", cause=CAUSE))
@@ -82,7 +83,7 @@ def bare(tmp_path: Path) -> dict[str, Any]:
     """A sweep that was just begun: one trial, no number."""
     spec = SweepSpec.model_validate({"schema": 1, "name": "digits", "search": {"objectives": ["fid"]}})
     ledger = Ledger(Store(str(tmp_path / "bare")), "digits", check=lambda: None)
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     return results(spec, ledger)
 
 

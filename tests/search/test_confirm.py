@@ -49,11 +49,11 @@ def test_what_is_trained_anew(tiny_spec, tmp_path):
     assert chosen == sorted(pareto_of(spec, ledger), reverse=True)[:2]  # the lowest losses
     assert all(ledger.submitted[number].is_search for number in chosen)
     assert {trial.protocol for trial in trials} == {"final"}
-    assert {(t.seed, t.start_seed) for t in trials} == {(FIRST_SEED + i, FIRST_SEED + i) for i in range(2)}
+    assert {(t.training.seed, t.training.start_seed) for t in trials} == {(FIRST_SEED + i, FIRST_SEED + i) for i in range(2)}
     for seed in (FIRST_SEED, FIRST_SEED + 1):
         for steps in (12, 6):
-            own = [t for t in trials if (t.seed, t.steps) == (seed, steps)]
-            kinds = [(t.kind, t.confirms, t.control) for t in own]
+            own = [t for t in trials if (t.training.seed, t.training.steps) == (seed, steps)]
+            kinds = [(t.kind, t.confirms, t.training.control) for t in own]
             baselines = [p.trial.id for p in plan(spec) if p.trial.kind == "baseline"]
             assert kinds == [
                 ("dense", 0, None),
@@ -64,8 +64,8 @@ def test_what_is_trained_anew(tiny_spec, tmp_path):
             ]
             for t in own[1:]:
                 before = ledger.submitted[t.confirms]
-                assert (t.rule, t.offsets, t.params) == (before.rule, before.offsets, before.params)
-            assert [t.control_rounds for t in own] == [[1, 2] if t.control else [] for t in own]
+                assert (t.training.rule, t.proposal) == (before.training.rule, before.proposal)
+            assert [t.training.control_rounds for t in own] == [[1, 2] if t.training.control else [] for t in own]
     assert is_complete(spec, ledger)
 
 
@@ -90,9 +90,14 @@ def test_tickets_wait_for_their_dense_model_and_controls_for_their_ticket(tiny_s
     run(spec, tmp_path, REQUEST, results=note)
     for place, trial in enumerate(order):
         if trial.is_confirmation and trial.kind != "dense":
-            wanted = ("dense", 0, None) if trial.control is None else (None, trial.confirms, None)
-            before = [t for t in order[:place] if (t.seed, t.steps) == (trial.seed, trial.steps) and t.confirms == wanted[1]]
-            assert any(t.control is None and wanted[0] in (None, t.kind) for t in before)
+            wanted = ("dense", 0, None) if trial.training.control is None else (None, trial.confirms, None)
+            before = [
+                t
+                for t in order[:place]
+                if (t.training.seed, t.training.steps) == (trial.training.seed, trial.training.steps)
+                and t.confirms == wanted[1]
+            ]
+            assert any(t.training.control is None and wanted[0] in (None, t.kind) for t in before)
 
 
 def test_more_seeds_extend_it_and_the_same_request_adds_nothing(tiny_spec, tmp_path):

@@ -12,7 +12,6 @@ from raylt.diffusion.train import Compute
 from raylt.report.document import trial_record
 from raylt.search.median_stopping import MIN_SEEN, thresholds
 from raylt.search.study import StudyFile
-from raylt.spec import TrialSpec
 from raylt.spec.checks import cross_key_problems
 from raylt.store import Ledger, Store
 from raylt.store.index import Results
@@ -23,6 +22,7 @@ from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 from tests.support.driving import asked, drive
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 TICKET = {"rounds": 4, "shared_rounds": 1}  # rungs: rounds 2 and 3
 
@@ -94,9 +94,11 @@ def _profile(monkeypatch):
 
 def outcome(trial):
     """What an actor would say: the rounds of a bowl around gamma 0.5, up to the rung that is not passed."""
-    loss = 0.1 + (trial.params.get("gamma", 0.0) - 0.5) ** 2 + (trial.params.get("delta/down", 0.0) + 0.2) ** 2
+    loss = (
+        0.1 + (trial.proposal.params.get("gamma", 0.0) - 0.5) ** 2 + (trial.proposal.params.get("delta/down", 0.0) + 0.2) ** 2
+    )
     losses = [0.05, 0.06, loss, 1.1 * loss, 1.2 * loss]
-    for rung, threshold in trial.thresholds.items():
+    for rung, threshold in trial.proposal.thresholds.items():
         if losses[int(rung)] > threshold:
             return {**ended(losses[: int(rung) + 1], state=PRUNED), "cause": "stopped"}
     return {**ended(losses), "loss": losses[-1], "flops": 1000, "broken": False, "time_ms": trial.id, "timing": None}
@@ -156,7 +158,7 @@ def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spe
     bench = TrialContext.open(spec, Compute(), Inputs(load_images(spec.data)))
 
     def ran(number, threshold):
-        trial = TrialSpec(number, "search", "searched", 0, thresholds={"2": threshold})
+        trial = a_trial(number, "search", "searched", 0, thresholds={"2": threshold})
         run = TrialRun(trial, bench, Store(str(warm_root), owner=str(number)))
         return [report.round for report in run], run.result
 
@@ -168,7 +170,7 @@ def test_a_trial_ends_at_the_rung_it_does_not_pass_and_keeps_its_rounds(tiny_spe
     assert reported == [0, 1, 2]
     assert stopped.state == PRUNED
     assert stopped.cause == f"stopped at round 2: loss {loss:.6g}, above {loss * 0.999:.6g}, the median there"
-    shown = trial_record(TrialSpec(3, "search", "searched", 0), stopped)
+    shown = trial_record(a_trial(3, "search", "searched", 0), stopped)
     numbers = ("loss", "fid", "density", "flops", "broken", "ticket")
     assert [shown[name] for name in numbers] == [None] * len(numbers)  # those of a rung are none
     assert shown["rounds"][2]["loss"] == loss

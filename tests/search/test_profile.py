@@ -16,7 +16,7 @@ from raylt.diffusion.unet import layers_of
 from raylt.report.document import SIMILARITY_NUMBERS, results
 from raylt.search.groups import grouped, with_chosen_groups
 from raylt.search.profile import load_mask, measure_similarity
-from raylt.spec import SweepSpec, TrialSpec, plan
+from raylt.spec import SweepSpec, plan
 from raylt.store import Ledger, Store
 from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
 from raylt.ticket.allocation import Allocation
@@ -25,13 +25,16 @@ from raylt.ticket.overlap import NestedMasks, movement
 from raylt.ticket.ticket_search import TicketSearch
 from tests.support.kappas import kappa_between, kappa_with_start
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 KEPT_DENSE = ("conv_in", "conv_out")
 
 
 def run_trial(spec, store, trial):
     """What the ledger would keep of a trial's masks and trainings, without the scores."""
-    search = TicketSearch(spec, Compute(), Allocation(trial.rule) if trial.rule else None, trial.seed)
+    search = TicketSearch(
+        spec, Compute(), Allocation(trial.training.rule) if trial.training.rule else None, trial.training.seed
+    )
     runner = TicketRunner(search, load_images(spec.data), store)
     stages, start = [trained.stage for trained in runner.rounds()], runner.rewind_point
     named = {stage.digest: stage.whole().digest for stage in [start, *stages]}
@@ -196,7 +199,7 @@ def test_a_profile_that_tells_nothing_leaves_the_usual_groups_and_says_so(swept,
     spec, ledger = swept
     auto = spec.model_copy(update={"search": spec.search.model_copy(update={"groups": "auto"})})
     alone = Ledger(ledger.store, "alone", check=lambda: None)  # its pilots have failed
-    alone.submit(TrialSpec(0, "dense", None, spec.train.seed))
+    alone.submit(a_trial(0, "dense", None, spec.train.seed))
     alone.finish(0, ledger.results[0])
     found = measure_similarity(auto, alone)
     assert found["groups"] == spec.groups
@@ -233,7 +236,7 @@ def test_pilots_of_one_search_are_refused(swept, tmp_path):
     spec, ledger = swept
     twins = Ledger(ledger.store, "twins", check=lambda: None)
     for number, trial in enumerate((1, 1, 2)):
-        twins.submit(TrialSpec(number, "pilot", "uniform", spec.train.seed))
+        twins.submit(a_trial(number, "pilot", "uniform", spec.train.seed))
         twins.finish(number, ledger.results[trial])
     with pytest.raises(NestedMasks, match="tickets 0 and 1 come from one search"):
         measure_similarity(spec, twins)

@@ -10,9 +10,9 @@ import pytest
 from raylt.search.proposal import Proposer, frozen
 from raylt.search.sampler import make_sampler
 from raylt.search.space import at_base, distributions
-from raylt.spec import TrialSpec
 from raylt.store.results import COMPLETE, FAIL, PRUNED
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 STARTUP = 5
 
@@ -31,7 +31,7 @@ def end(number, params, attrs, draw, states=(*6 * [COMPLETE], PRUNED, FAIL)):
     """A trial that was proposed, and how it ended."""
     state = draw.choice(states)
     loss = (params["gamma"] - 0.5) ** 2 + (params["delta/down"] + 0.2) ** 2 + 0.1 * draw.random()
-    trial = TrialSpec(number + 5, "search", "searched", 0, params=params, sampler_attrs=attrs)
+    trial = a_trial(number + 5, "search", "searched", 0, params=params, sampler_attrs=attrs)
     return trial, a_result(state=state, loss=loss, flops=1000 + round(100 * params["gamma"]))
 
 
@@ -56,9 +56,9 @@ def test_the_base_is_of_nsga2s_first_generation_and_its_generations_follow(tiny_
     kept, history, draw = Proposer(spec, STARTUP), [], random.Random(2)
     for number in range(3 * STARTUP):
         history.append(end(number, *kept.propose(number, history), draw, states=[COMPLETE]))
-    generations = [trial.sampler_attrs["NSGAIISampler:generation"] for trial, _ in history]
+    generations = [trial.proposal.sampler_attrs["NSGAIISampler:generation"] for trial, _ in history]
     assert generations == [0] * STARTUP + [1] * STARTUP + [2] * STARTUP
-    assert set(history[0][0].params.values()) == {0.0}
+    assert set(history[0][0].proposal.params.values()) == {0.0}
 
 
 @pytest.mark.parametrize(("pilots", "profile", "bends"), [(2, "excess", True), (0, "excess", False), (0, "movement", True)])

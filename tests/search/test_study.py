@@ -12,9 +12,9 @@ import pytest
 from raylt.background import Pace
 from raylt.search.space import at_base
 from raylt.search.study import StudyFile, StudyKeeper, _is_passing
-from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 QUICK = Pace(between_s=0.01, first_retry_s=0.05, last_retry_s=0.1)
 
@@ -30,7 +30,7 @@ def ledger(tmp_path, spec):
 
 
 def ask(ledger, spec, number):
-    ledger.submit(TrialSpec(number, "search", "searched", 0, params={**at_base(spec), "gamma": number / 100}))
+    ledger.submit(a_trial(number, "search", "searched", 0, params={**at_base(spec), "gamma": number / 100}))
 
 
 def end(ledger, number):

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 
 from raylt.errors import in_units
-from raylt.spec import TrialSpec
 from raylt.store import Lease, Ledger, Output, Store, stage_lock
 from raylt.store.garbage import Survey, delete
 from raylt.store.stage_lock import CLAIM, Claim
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 
 def made(root: str, owner: str, **key) -> str:
@@ -40,7 +40,7 @@ def write_sweep(root: str, name: str, data: str, results: dict[int, tuple[str, l
     ledger = Ledger(Store(root), name, lambda: None)
     ledger.write("spec.lock.json", {"data_sha256": data})
     for number, result in results.items():
-        ledger.submit(TrialSpec(number, "search", None, 0))
+        ledger.submit(a_trial(number, "search", None, 0))
         if result is not None:
             ledger.finish(number, a_result(state=result[0], stages=dict.fromkeys(result[1], "hash")))
 

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store, index, ledger
 from raylt.store.index import Part, part_path
 from raylt.store.layout import asked_path, result_path
@@ -17,6 +16,7 @@ from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import states_of
 from raylt.store.verify import verify
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 PART, TRIALS = 5, 13  # two parts, and a tail of three
 
@@ -44,7 +44,7 @@ def store(tmp_path, tiny_spec) -> Store:
     write_spec(store, "tiny", yaml)
     driver.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(TRIALS):
-        driver.submit(TrialSpec(number, "search", "searched", 0, params={"gamma": number / 10}))
+        driver.submit(a_trial(number, "search", "searched", 0, params={"gamma": number / 10}))
     for number in (*range(1, TRIALS), 0):  # a part is written when its last trial ends, whichever that is
         driver.finish(number, result_of(number))
     return store
@@ -140,7 +140,7 @@ def test_a_digit_changed_behind_an_index_moves_no_number_and_verify_names_it(sto
 
 def test_a_part_that_contradicts_the_files_is_named(store):
     other = Part.of(
-        [(TrialSpec(n, "search", "searched", 0, params={"gamma": n / 10}), result_of(n, loss=9)) for n in range(PART)]
+        [(a_trial(n, "search", "searched", 0, params={"gamma": n / 10}), result_of(n, loss=9)) for n in range(PART)]
     )
     store.write(part_path("tiny", 0), other.dump(part_path("tiny", 0)))
     assert [error.path for error in verify(store).damaged] == [part_path("tiny", 0)]
@@ -149,6 +149,6 @@ def test_a_part_that_contradicts_the_files_is_named(store):
 def test_a_driver_makes_the_parts_that_are_away(store):
     store.delete_folder("sweeps/tiny/index")
     driver = Ledger(store, "tiny", lambda: None)
-    driver.submit(TrialSpec(TRIALS, "search", "searched", 0))
+    driver.submit(a_trial(TRIALS, "search", "searched", 0))
     driver.finish(TRIALS, result_of(TRIALS))
     assert store.names("sweeps/tiny/index") == ["00000.part", "00005.part"]

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from raylt.errors import Fenced, LeaseHeld
-from raylt.spec import TrialSpec
 from raylt.store import Lease, Ledger, Store
 from raylt.store import lease as lease_module
 from raylt.store.layout import epoch_path, lease_path
 from raylt.store.lease import Holder, guard_for, has_stopped, read_holder, request_stop
 from raylt.store.processes import Life
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_lease_of_an_earlier_raylt_is_heeded_and_then_replaced(store):
 def test_whoever_lost_the_lease_can_write_nothing(store):
     lease = Lease.acquire(store, "s")
     ledger = Ledger(store, "s", lease.check)
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     other = plant(store, 2)
     with pytest.raises(Fenced, match="taken over by pid"):
         ledger.finish(0, a_result())
@@ -221,7 +221,7 @@ def test_what_is_committed_stays_though_its_writer_checked_the_lease_before(stor
     """The check of the lease and the write are two steps; between them another driver may finish the trial."""
     lease = Lease.acquire(store, "s", has_thread=False)
     late = Ledger(store, "s", lease.check)
-    late.submit(TrialSpec(0, "dense", None, 0))
+    late.submit(a_trial(0, "dense", None, 0))
     really = store.create_record
 
     def stopped_before_writing(path, record, sweep):
@@ -255,18 +255,18 @@ def test_a_stop_request_that_says_nothing_neither_stops_nor_starves_the_heartbea
 
 def test_a_result_is_written_once(store):
     ledger = Ledger(store, "s", lambda: None)
-    ledger.submit(TrialSpec(0, "dense", None, 0, params={"gamma": 0.1}))
+    ledger.submit(a_trial(0, "dense", None, 0, params={"gamma": 0.1}))
     ledger.finish(0, a_result(loss=1.0))
     ledger.finish(0, a_result(state="FAIL"))
     again = Ledger(store, "s")
     assert again.results[0].scores.loss == 1.0
-    assert again.submitted[0] == TrialSpec(0, "dense", None, 0, params={"gamma": 0.1})
+    assert again.submitted[0] == a_trial(0, "dense", None, 0, params={"gamma": 0.1})
     assert again.open_trials() == []
 
 
 def test_an_asked_file_without_its_content_did_not_happen(store, tmp_path):
     ledger = Ledger(store, "s", lambda: None)
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     (tmp_path / "sweeps/s/trials/00001").mkdir()  # killed between folder and file
     assert sorted(Ledger(store, "s").submitted) == [0]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from raylt.spec import TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
 from raylt.store.ledger_files import read_asked, read_lock, require_lock
 from raylt.store.sweep_lock import SweepLock
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 LOCK = {"code_schema": 2, "startup": 1}
 ENDED = a_result()
@@ -46,7 +46,7 @@ def test_a_sweep_that_is_begun_meanwhile_has_not_lost_its_lock(store, monkeypatc
 def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
     ledger = Ledger(store, "s", lambda: None)
     ledger.lock(SweepLock(LOCK))
-    trial = TrialSpec(0, "dense", None, 0)
+    trial = a_trial(0, "dense", None, 0)
 
     def run() -> None:
         ledger.submit(trial)
@@ -73,7 +73,7 @@ def test_a_sweep_whose_first_trial_is_asked_meanwhile_has_not_lost_its_lock(stor
 
     def begin() -> None:
         ledger.lock(SweepLock(LOCK))
-        ledger.submit(TrialSpec(0, "dense", None, 0))
+        ledger.submit(a_trial(0, "dense", None, 0))
 
     between(monkeypatch, f"sweeps/s/{LOCK_COPY}", begin)
     require_lock(store, "s")

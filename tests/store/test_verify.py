@@ -30,6 +30,7 @@ from tests.support import confirmed
 from tests.support.begun import write_begun
 from tests.support.driving import drive
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 LOCK = {"code_schema": 2, "startup": 1}
 
@@ -113,7 +114,7 @@ def test_a_stage_that_the_profile_needs_is_made_again(store, tiny_spec):
     stage = store.stage({"kind": "train"})
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
     for number, kind in enumerate(("dense", "baseline")):
-        ledger.submit(TrialSpec(number, kind, None, 0))
+        ledger.submit(a_trial(number, kind, None, 0))
         ledger.finish(number, a_result(stages={stage.digest: manifest.digest}))
     flip(store, f"{stage.path}/x")
     repair(store, verify(store))
@@ -126,7 +127,7 @@ def test_a_stage_of_a_measured_sweep_takes_no_result_with_it(store, tiny_spec):
     ledger = begun(store, tiny_spec())
     stage = store.stage({"kind": "train"})
     manifest = stage.make(lambda made: Output(files={"x": b"1234"}))
-    ledger.submit(TrialSpec(0, "dense", None, 0))
+    ledger.submit(a_trial(0, "dense", None, 0))
     ledger.finish(0, a_result(stages={stage.digest: manifest.digest}))
     ledger.create(SIMILARITY_FILE, {"profile": {}})
     flip(store, f"{stage.path}/x")
@@ -150,7 +151,7 @@ def test_what_was_deleted_for_the_next_driver_is_written_by_a_driver_with_nothin
 
 def test_a_lock_that_is_lost_with_its_copy_is_said_and_stops_no_other_mending(store, tiny_spec):
     """(simulation, seed 1112)"""
-    begun(store, tiny_spec()).submit(TrialSpec(0, "dense", None, 0))
+    begun(store, tiny_spec()).submit(a_trial(0, "dense", None, 0))
     for name in (LOCK_FILE, LOCK_COPY):
         flip(store, f"sweeps/tiny/{name}")
     lines = repair(store, verify(store))
@@ -179,7 +180,7 @@ def test_a_folder_put_aside_among_the_stages_hides_no_damage(store, folder):
 
 
 def outcome(trial: TrialSpec) -> dict:
-    loss = 0.1 + (trial.params or {}).get("gamma", 0.0) ** 2
+    loss = 0.1 + (trial.proposal.params or {}).get("gamma", 0.0) ** 2
     return {"rounds": [{"round": 0, "loss": loss, "broken": False, "flops": 1}]}
 
 
@@ -199,11 +200,11 @@ def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkey
     assert f"set aside as {number:05d}.damaged" in " ".join(repair(store, verify(store)))
     assert damaged(store) == []
     again, _ = drive(spec, store.root, outcome)
-    kept = [trial.params for trial in whole.submitted.values() if trial.is_search and trial.id != number]
-    searched = [trial.params for trial in again.submitted.values() if trial.is_search]
+    kept = [trial.proposal.params for trial in whole.submitted.values() if trial.is_search and trial.id != number]
+    searched = [trial.proposal.params for trial in again.submitted.values() if trial.is_search]
     assert len(searched) == 3 and searched[: len(kept)] == kept
     if lost == "search":
-        assert searched[-1] not in [trial.params for trial in whole.submitted.values() if trial.is_search]
+        assert searched[-1] not in [trial.proposal.params for trial in whole.submitted.values() if trial.is_search]
     else:
         assert again.submitted[number] == whole.submitted[number]  # planned: submitted again as it was
 
@@ -213,7 +214,7 @@ def test_a_trial_that_is_planned_and_not_submitted_yet_is_not_missed(store, tiny
     spec = tiny_spec()
     ledger = confirmed.begun(store.root, spec)
     planned = confirm(spec, ledger, Request(top=1, seeds=2))
-    confirmed.end(spec, ledger, TrialSpec(next_free_id(spec, ledger), "search", "searched", 0, params={"gamma": 0.25}))
+    confirmed.end(spec, ledger, a_trial(next_free_id(spec, ledger), "search", "searched", 0, params={"gamma": 0.25}))
     assert missing_trials(ledger.submitted) == [item.trial.id for item in planned]
     assert damaged(store) == []
     assert Ledger(store, spec.name).confirmations() == planned

@@ -14,6 +14,7 @@ from raylt.store import Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
 from tests.support.begun import write_begun
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 BLOCKS = ["conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"]
 LOCK = {"precision": "fp32", "device": "cpu", "threads": 1, "versions": {"torch": "9.8.7", "raylt": "1.2.3"}}
@@ -30,7 +31,7 @@ def begun(root: Any, spec: SweepSpec, *, trials: int = 1, first_schema: bool = F
     else:
         write_begun(ledger, spec, **LOCK)
     planned = [item.trial for item in plan(spec)]
-    searched = [TrialSpec(len(planned) + i, "search", "searched", 0, params={"gamma": 0.5 * i}) for i in range(trials)]
+    searched = [a_trial(len(planned) + i, "search", "searched", 0, params={"gamma": 0.5 * i}) for i in range(trials)]
     for trial in [*planned, *searched]:
         end(spec, ledger, trial)
     if spec.search.pilots:
@@ -50,8 +51,9 @@ def confirmed(root: Any, spec: SweepSpec, request: Request | None = None, *, fir
 def end(spec: SweepSpec, ledger: Ledger, trial: TrialSpec) -> None:
     """Loss and FID rise as density falls, and with every control."""
     draw = random.Random(str(trial.dump()))
-    worse = _WORSE.get(trial.rule or "", 0.0) + (0.5 if trial.control else 0.0) + (12 - (trial.steps or 12)) / 10
-    rounds = [0] if trial.kind == "dense" else trial.control_rounds or list(range(spec.ticket.rounds + 1))
+    asked = trial.training
+    worse = _WORSE.get(asked.rule or "", 0.0) + (0.5 if asked.control else 0.0) + (12 - (asked.steps or 12)) / 10
+    rounds = [0] if trial.kind == "dense" else trial.training.control_rounds or list(range(spec.ticket.rounds + 1))
     scored = [_round(trial, index, spec.ticket.density_of(index), worse, draw) for index in rounds]
     stage = ledger.store.stage({"kind": "samples", "of": trial.id})
     images = np.random.default_rng(trial.id).integers(0, 256, (64, 1, 8, 8), np.uint8)
@@ -74,7 +76,7 @@ def end(spec: SweepSpec, ledger: Ledger, trial: TrialSpec) -> None:
 
 
 def _round(trial: TrialSpec, index: int, density: float, worse: float, draw: random.Random) -> dict[str, Any]:
-    own = 1.0 if trial.kind == "dense" or trial.control == "small-dense" else density
+    own = 1.0 if trial.kind == "dense" or trial.training.control == "small-dense" else density
     loss = 0.1 * (1 + worse * index + (1 - density)) + draw.gauss(0, 0.0005)
     numbers = {"loss": loss, "fid": 1000 * loss, "kid": loss / 10, "kid_sd": 0.001, "flops": int(1_000_000 * density)}
     return {"round": index, "density": own, "broken": False, "ticket_bytes": 1, "time_ms": 1, **numbers}

@@ -25,6 +25,7 @@ from raylt.store import Ledger, Output, Store
 from raylt.store.layout import GRID, SAMPLES, SIMILARITY_FILE, TICKET
 from raylt.store.results import TrialResult
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 YAML = "schema: 1\nname: digits\n"
 FIRST_MS = 1_700_000_000_000
@@ -84,7 +85,7 @@ def begin(root: Path, spec: SweepSpec) -> Ledger:
 
 
 def ask_search(ledger: Ledger, number: int) -> TrialSpec:
-    trial = TrialSpec(number, "search", "searched", 0, params={"gamma": 0.5, "delta/down": -0.25})
+    trial = a_trial(number, "search", "searched", 0, params={"gamma": 0.5, "delta/down": -0.25})
     ledger.submit(trial)
     return trial
 

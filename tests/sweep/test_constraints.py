@@ -47,7 +47,7 @@ def costing(spec):
     model, dense = CostModel(spec, None), count_flops(spec.unet_config).dense
 
     def outcome(trial):
-        flops = model.flops(trial.offsets, spec.ticket.rounds) if trial.is_search else dense
+        flops = model.flops(trial.proposal.offsets, spec.ticket.rounds) if trial.is_search else dense
         return within(spec, {"loss": 1e4 / flops, "flops": flops, "flops_dense": dense, "ticket_bytes": 1000})
 
     return outcome

@@ -62,7 +62,7 @@ def chooses(monkeypatch):
 
 def outcome(trial):
     """A result as a function of what was asked: a bowl around gamma 0.5."""
-    gamma, delta = trial.params.get("gamma", 0.0), trial.params.get("delta/down", 0.0)
+    gamma, delta = trial.proposal.params.get("gamma", 0.0), trial.proposal.params.get("delta/down", 0.0)
     loss = 0.1 + (gamma - 0.5) ** 2 + (delta + 0.2) ** 2 + 0.01 * trial.id % 0.003
     return {"state": COMPLETE, "cause": None, "loss": loss, "flops": 1000 + 100 * gamma, "broken": False, "rounds": []}
 
@@ -91,13 +91,13 @@ def test_proposals_depend_neither_on_races_nor_on_crashes(tiny_spec, tmp_path, s
 
 def test_the_order_of_kinds_and_what_waits(tiny_spec, tmp_path):
     spec = tiny_spec(search={"pilots": 2, "baselines": ["uniform", "erk", "lamp"], "concurrency": 9})
-    kinds = [(item.trial.kind, item.trial.rule, item.trial.seed) for item in plan(spec)]
+    kinds = [(item.trial.kind, item.trial.training.rule, item.trial.training.seed) for item in plan(spec)]
     pilots = [("pilot", "uniform", 0), ("pilot", "uniform", 1)]
     assert kinds == [("dense", None, 0), *pilots, *(("baseline", rule, 0) for rule in ("uniform", "erk", "lamp"))]
     ledger = Ledger(Store(str(tmp_path)), spec.name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, 1, lambda trial, result: None)
     first, second = (dispatcher.next_trial(set(ledger.submitted)) for _ in range(2))
-    assert (first.kind, second.seed) == ("dense", 1)  # the pilot that shares nothing but the rewind point may start
+    assert (first.kind, second.training.seed) == ("dense", 1)  # the pilot that shares nothing but the rewind point may start
     assert isinstance(dispatcher.next_trial({0, 2}), Wait)
     dispatcher.ended(0, a_result(**outcome(first)))
     live = {2}
@@ -114,18 +114,18 @@ def test_the_base_comes_first_then_the_profile_then_what_was_learnt(tiny_spec, t
     ledger, _ = run(spec, tmp_path)
     search = [trial for trial in ledger.submitted.values() if trial.kind == "search"]
     assert len(search) == 8
-    assert set(search[0].params.values()) == {0.0}
-    assert set(search[0].offsets.values()) == {0.0}
-    assert (search[1].params["gamma"], search[1].params["delta/up"]) == (0.7, 0.0)
-    assert all(abs(t.params["gamma"]) <= 1.5 for t in search)
-    assert len({t.params["gamma"] for t in search}) == 8
+    assert set(search[0].proposal.params.values()) == {0.0}
+    assert set(search[0].proposal.offsets.values()) == {0.0}
+    assert (search[1].proposal.params["gamma"], search[1].proposal.params["delta/up"]) == (0.7, 0.0)
+    assert all(abs(t.proposal.params["gamma"]) <= 1.5 for t in search)
+    assert len({t.proposal.params["gamma"] for t in search}) == 8
 
 
 def test_tpe_alone_never_bends_along_the_profile(tiny_spec, tmp_path):
     ledger, _ = run(tiny_spec(search={"sampler": "tpe", "trials": 6}), tmp_path)
     search = [trial for trial in ledger.submitted.values() if trial.kind == "search"]
-    assert {trial.params["gamma"] for trial in search} == {0.0}
-    assert len({trial.params["delta/up"] for trial in search}) == 6
+    assert {trial.proposal.params["gamma"] for trial in search} == {0.0}
+    assert len({trial.proposal.params["delta/up"] for trial in search}) == 6
 
 
 def test_offsets_follow_the_profile_and_the_centred_deltas(tiny_spec):
@@ -141,9 +141,9 @@ def test_auto_groups_are_chosen_once_and_no_kill_changes_them(tiny_spec, tmp_pat
     chooses()
     undisturbed, _ = run(spec, tmp_path / "a")
     search = [trial for trial in undisturbed.submitted.values() if trial.kind == "search"]
-    assert {frozenset(trial.params) for trial in search} == {frozenset({"gamma", "delta/g0", "delta/g1"})}
+    assert {frozenset(trial.proposal.params) for trial in search} == {frozenset({"gamma", "delta/g0", "delta/g1"})}
     second = {block: 0.7 * CHOSEN["profile"][group] for group, blocks in CHOSEN["groups"].items() for block in blocks}
-    assert search[1].offsets == pytest.approx(second)
+    assert search[1].proposal.offsets == pytest.approx(second)
     assert results(spec, undisturbed)["groups"] == CHOSEN["groups"]
     assert {key: json.loads(value) for key, value in group_params(spec, undisturbed).items()} == {
         "group/g0": CHOSEN["groups"]["g0"],
@@ -262,5 +262,5 @@ def test_what_was_proposed_to_a_trial_that_is_set_aside_is_not_proposed_again(ti
     search = [number for number, trial in run(spec, tmp_path)[0].submitted.items() if trial.is_search]
     (trials / f"{search[1]:05d}").rename(trials / f"{search[1]:05d}.damaged")
     ledger, _ = run(spec, tmp_path)
-    params = [json.dumps(trial.params, sort_keys=True) for trial in ledger.submitted.values() if trial.is_search]
+    params = [json.dumps(trial.proposal.params, sort_keys=True) for trial in ledger.submitted.values() if trial.is_search]
     assert len(params) == len(set(params)) == 4

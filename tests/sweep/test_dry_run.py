@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
 from raylt.search.confirm import Request, confirm
-from raylt.spec import TrialSpec, plan
+from raylt.spec import plan
 from raylt.spec.trials import SEARCHED, Planned
 from raylt.store import Ledger, Store
 from raylt.sweep.completed_trainings import completed_trainings
@@ -25,6 +25,7 @@ from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 from tests.support.confirmed import begun, end
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 
 def trials_of(spec, ledger):
@@ -70,12 +71,12 @@ def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
     ledger = begun(tmp_path, spec)  # its one search trial is ERK
     number, left = left_of(spec, ledger)
     assert (number, left.trainings, left.steps, left.samples) == (2, 2, 20, 160)
-    ledger.submit(TrialSpec(6, "search", "searched", 0, params={"gamma": 0.5}))
+    ledger.submit(a_trial(6, "search", "searched", 0, params={"gamma": 0.5}))
     assert left_of(spec, ledger) == (number, left)
     assert "160 samples; a training that has begun counts whole" in "\n".join(lines(spec, ledger))
     ledger.finish(6, a_result(state="FAIL", rounds=[{"round": r, "fid": None, "loss": None} for r in (0, 1)]))
     assert left_of(spec, ledger)[0] == 1
-    ledger.submit(TrialSpec(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
+    ledger.submit(a_trial(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed
     number, left = left_of(spec, ledger)
     assert (number, left.trainings) == (2, 2)
 
@@ -118,8 +119,8 @@ def test_hours_heed_who_waits_for_whom(tiny_spec):
     assert [makespan_s(planned, seconds, n) for n in (1, 2, 3, 9)] == [70, 40, 30, 30]
     assert makespan_s([], {}, 1) == 0
     dense_first = [
-        Planned(TrialSpec(0, "dense", None, 0), ()),
-        *(Planned(TrialSpec(n, "pilot", "erk", 0), (0,)) for n in (1, 2)),
+        Planned(a_trial(0, "dense", None, 0), ()),
+        *(Planned(a_trial(n, "pilot", "erk", 0), (0,)) for n in (1, 2)),
     ]
     assert makespan_s(dense_first, dict.fromkeys(range(3), 5.0), 3) == 10
 
@@ -155,7 +156,7 @@ def waiting_trials(draw):
     for number in range(draw(st.integers(0, 12))):
         before = st.lists(st.integers(0, number - 1), unique=True) if number else st.just([])
         after = draw(st.one_of(before, st.integers(0, number).map(range)))
-        trials.append(Planned(TrialSpec(number, "search", SEARCHED, 0), after))
+        trials.append(Planned(a_trial(number, "search", SEARCHED, 0), after))
     return trials
 
 

@@ -21,7 +21,7 @@ from raylt.spec import SweepSpec, TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.ledger import existing
 from raylt.store.ledger_files import read_lock
-from raylt.store.results import COMPLETE, PRUNED
+from raylt.store.results import COMPLETE, PRUNED, TrialResult
 from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.store.verify import verify
 from raylt.sweep.dispatch import Dispatcher, Finished
@@ -64,6 +64,17 @@ def test_it_reads_to_the_same_document(store: Store, name: str) -> None:
 def test_nothing_of_it_is_damaged(store: Store) -> None:
     found = verify(store)
     assert (found.damaged, found.unverified) == ([], 0) and found.missing
+
+
+@pytest.mark.parametrize(("file", "kind"), [("asked.json", TrialSpec), ("result.json", TrialResult)])
+def test_its_records_are_written_as_they_were(store: Store, file: str, kind: type) -> None:
+    """To the byte: an index believes a file that is as long as its record would be."""
+    paths = [path for path in Path(store.root).rglob(file) if path.parent.parent.name == "trials"]
+    assert len(paths) > 10
+    for path in paths:
+        record = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+        read = kind.load(record) if kind is TrialSpec else kind.from_json(record)
+        assert (read.dump() if kind is TrialSpec else read.to_json()) == record
 
 
 @pytest.mark.parametrize("name", SWEEPS)

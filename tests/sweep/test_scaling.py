@@ -22,7 +22,7 @@ from raylt.cli import app
 from raylt.search.proposal import Proposer
 from raylt.search.sampler import GENERATION, NSGAIISampler
 from raylt.search.study import StudyFile
-from raylt.spec import SweepSpec, TrialSpec, dump_yaml
+from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger, Store, index
 from raylt.store import ledger as ledger_module
 from raylt.store.folders import LocalFolder
@@ -37,6 +37,7 @@ from raylt.sweep.dispatch import Dispatcher
 from raylt.tracking.tracker import Recorder
 from tests.support.counting import CountingFolder
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
 TRIALS, EARLY, LATE = 200, range(20, 40), range(180, 200)
 PART = 10  # trials of a part of the index
@@ -147,7 +148,7 @@ def test_nsga2_goes_on_from_what_it_knows_and_starts_over_at_a_thousand_generati
 def searched(number, generation):
     draw = random.Random(number)
     params = {"gamma": draw.uniform(-1, 1), **{f"delta/{group}": draw.uniform(-1, 1) for group in ("down", "mid", "up")}}
-    trial = TrialSpec(number, "search", "searched", 0, params=params, sampler_attrs={GENERATION: generation})
+    trial = a_trial(number, "search", "searched", 0, params=params, sampler_attrs={GENERATION: generation})
     return trial, a_result(**outcome(trial))
 
 
@@ -163,7 +164,7 @@ def long_sweep(trials):
     ledger = Ledger(store, "long", lambda: None)
     ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "spec": yaml}))
     for number in range(trials):
-        trial = TrialSpec(number, "search" if number else "dense", "searched" if number else None, 0)
+        trial = a_trial(number, "search" if number else "dense", "searched" if number else None, 0)
         ledger.submit(trial)
         ledger.finish(number, a_result(**outcome(trial), stages={f"{number:064x}": "0" * 64}))
     ledger.create("similarity.json", {"blocks": {}, "layers": {}, "groups": {}, "profile": {}})
@@ -206,9 +207,10 @@ def test_what_a_command_reads_is_in_proportion_to_the_sweep(monkeypatch, command
 
 
 def outcome(trial):
-    loss = 0.1 + sum((value - 0.2) ** 2 for value in trial.params.values())
+    params = trial.proposal.params
+    loss = 0.1 + sum((value - 0.2) ** 2 for value in params.values())
     return {
-        "state": COMPLETE, "cause": None, "loss": loss, "flops": 1000 + 100 * trial.params.get("gamma", 0), "broken": False,
+        "state": COMPLETE, "cause": None, "loss": loss, "flops": 1000 + 100 * params.get("gamma", 0), "broken": False,
         "fid": None, "rounds": [], "timing": None, "time_ms": 1_700_000_000_000 + trial.id,
     }  # fmt: skip
 

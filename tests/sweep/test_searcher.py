@@ -14,15 +14,15 @@ from ray.tune.search import Searcher
 
 from raylt.cluster import ray_internals
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
-from raylt.spec import TrialSpec
 from raylt.store.results import RoundResult, TrialResult
 from raylt.sweep.concurrency import MAX_KILLS, SUFFICES_AFTER_S, Memory
 from raylt.sweep.dispatch import Finished
 from raylt.sweep.messages import LeaseLost, RoundReported, StoreUnavailable, TrialFinished, as_result
 from raylt.sweep.searcher import MAX_DEATHS, MAX_LOSSES, LedgerSearcher, StopEarly, WorkerDeaths
 from tests.support.results import a_result
+from tests.support.trials import a_trial
 
-TRIAL = TrialSpec(4, "search", "searched", 0)
+TRIAL = a_trial(4, "search", "searched", 0)
 LOST = RayActorError(error_msg="The actor died because its node was preempted.", preempted=True)
 LEFT = RayTaskError("train", "", Preempted("left at step 7: its node is being drained"))
 CRASHED = ActorDiedError()
@@ -132,7 +132,7 @@ class ManyTrials(OneTrial):
     """Trials without end."""
 
     def next_trial(self, live: set[int]) -> Any:
-        return TrialSpec(next(n for n in range(99) if n not in live), "search", "searched", 0)
+        return a_trial(next(n for n in range(99) if n not in live), "search", "searched", 0)
 
 
 def test_tunes_own_manager_passes_a_kill_of_the_memory_monitor_on(tune):

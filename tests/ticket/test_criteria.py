@@ -15,7 +15,6 @@ from raylt.diffusion.rng import Draw, batch_indices, generator
 from raylt.diffusion.train import Compute, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.errors import Diverged
-from raylt.spec import TrialSpec
 from raylt.spec.trials import SEARCHED
 from raylt.store import Store
 from raylt.store.layout import START
@@ -30,6 +29,7 @@ from raylt.ticket.synflow import SynapticFlow
 from raylt.ticket.ticket_search import TicketSearch
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, search_of
+from tests.support.trials import a_trial
 
 
 def noisy(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -230,7 +230,7 @@ def test_a_trial_s_search_has_the_costs_that_its_spec_asks_for(tiny_spec):
         spec = tiny_spec(search={"budget": budget})
         bench = TrialContext(spec, Compute(), Inputs(load_images(spec.data)))
         for rule in (None, "erk", SEARCHED):
-            costs = search_of(bench, TrialSpec(0, "baseline", rule, 0)).costs
+            costs = search_of(bench, a_trial(0, "baseline", rule, 0)).costs
             flops = count_flops(spec.unet_config).layers
             sizes = {layer.name: layer.size for layer in layers_of(spec.unet_config)}
             assert {name: cost * sizes[name] for name, cost in costs.items()} == (flops if budget == "flops" else {})

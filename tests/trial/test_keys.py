@@ -113,7 +113,7 @@ def keys_of(case: str, root: Path) -> dict[str, dict[str, Any]]:
     with recorded() as keys:
         inputs, store = Inputs(load_images(spec.data)), Store(str(root))
         inputs.put(store)
-        run = TrialRun(TrialSpec(**{"id": 9, "seed": 0, **trial}), TrialContext.open(spec, Compute(), inputs), store)
+        run = TrialRun(TrialSpec.load({"id": 9, "seed": 0, **trial}), TrialContext.open(spec, Compute(), inputs), store)
         for _ in run:
             pass
     assert run.result.state == "COMPLETE"

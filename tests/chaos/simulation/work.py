@@ -58,12 +58,13 @@ class Run:
         self._manifests: dict[str, Manifest] = {}
 
     def result(self) -> TrialResult:
-        seed = self.trial.seed if self.trial.start_seed is None else self.trial.start_seed
-        stage = self._trained({"kind": "train", "round": 0, "seed": self.trial.seed, "start": seed}, None)
+        asked = self.trial.training
+        seed = asked.seed if asked.start_seed is None else asked.start_seed
+        stage = self._trained({"kind": "train", "round": 0, "seed": asked.seed, "start": seed}, None)
         start = stage
-        if self.trial.rule is not None:
-            of = {"rule": self.trial.rule, "offsets": dict(self.trial.offsets), "start": start.digest}
-            stage = self._trained({"kind": "train", "round": 1, "seed": self.trial.seed, **of}, start)
+        if asked.rule is not None:
+            of = {"rule": asked.rule, "offsets": dict(self.trial.proposal.offsets), "start": start.digest}
+            stage = self._trained({"kind": "train", "round": 1, "seed": asked.seed, **of}, start)
         score = self.store.stage({"kind": "score", "of": stage.digest, "protocol": self.trial.protocol})
         scores = self._made(score, lambda made: Output({"loss": _number(stage.read(FILE)), "digest": made.digest}))
         time_ms = max(manifest.time_ms for manifest in self._manifests.values())
