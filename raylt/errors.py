@@ -78,9 +78,9 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        given = f" (got {as_yaml_value(self.given)})" if self.has_given else ""
+        got = f" (got {as_yaml_value(self.given)})" if self.has_given else ""
         expected = f"; {self.expected}" if self.expected else ""
-        return f"{where}{self.key}: {self.what}{given}{expected}"
+        return f"{where}{self.key}: {self.what}{got}{expected}"
 
 
 def as_yaml_value(value: object) -> str:
@@ -123,8 +123,8 @@ def cause_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, RayltError):
         return text[:500]
-    if found := _OUT_OF_MEMORY.search(text):
-        text = text[: found.end()]
+    if match := _OUT_OF_MEMORY.search(text):
+        text = text[: match.end()]
     return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 
@@ -135,4 +135,4 @@ def without_secrets(text: str) -> str:
 
 def has_secret(text: str) -> bool:
     """Whether a URL in it carries a password or token; what `without_secrets` leaves has none."""
-    return bool(_PASSWORD.search(text)) or any(found[2] != MASK for found in _SECRET_OPTIONS.finditer(text))
+    return bool(_PASSWORD.search(text)) or any(match[2] != MASK for match in _SECRET_OPTIONS.finditer(text))

@@ -37,16 +37,16 @@ def record(
     from raylt.tracking.recorder import record_address, record_sweep
 
     if names:
-        found = [(*find_sweep(name, where.root), uri or _own_uri(name)) for name in names]
+        sweeps = [(*find_sweep(name, where.root), uri or _own_uri(name)) for name in names]
     else:
         store = Store(store_root(where.root))
-        found = [(store, name, uri) for name in sweep_names(store)]
-    for store, name, place in [(store, name, record_address(store, name, given)) for store, name, given in found]:
+        sweeps = [(store, name, uri) for name in sweep_names(store)]
+    for store, name, place in [(store, name, record_address(store, name, sweep_uri)) for store, name, sweep_uri in sweeps]:
         try:
             typer.echo(f"{name}: recorded, {record_sweep(store, name, place)} trials")
         except LeaseHeld as held:
             typer.echo(f"{name}: skipped, its driver keeps the record: {held}")
-    if not found:
+    if not sweeps:
         typer.echo("no sweep in the store yet: nothing to record")
 
 
@@ -54,5 +54,5 @@ def _own_uri(name: str) -> str | None:
     """What the user's own spec file says, where one is given and says another than the default."""
     if not is_file(name) or os.environ.get("MLFLOW_TRACKING_URI"):
         return None
-    own = load(name, None).tracking.uri
-    return None if own == TrackingSpec().uri else own
+    spec_uri = load(name, None).tracking.uri
+    return None if spec_uri == TrackingSpec().uri else spec_uri

@@ -26,16 +26,16 @@ def confirm_on(head: Head, name: str, overrides: list[str] | None, counts: list[
     from raylt.spec.paths import has_credentials
 
     bound = _bound(run.max_hours)
-    again = shlex.join(["raylt", "confirm", name, *(f"--set={given}" for given in overrides or []), *counts, *bound])
+    again = shlex.join(["raylt", "confirm", name, *(f"--set={override}" for override in overrides or []), *counts, *bound])
     if is_file(name):
         parsed = load_spec(name, overrides or [], here=False)
         sent = jobs.Sent(parsed.name, parsed.digest, "spec.yaml", dump_yaml(parsed.dump()), tuple(counts), "confirm", bound)
     else:
-        for key, _, value in (given.partition("=") for given in overrides or []):
+        for key, _, value in (override.partition("=") for override in overrides or []):
             if has_credentials(value):
                 where = "~/.raylt/env on the head has what the sweep needs there"
                 raise InputError(f"--set: {key}: holds a user name, password or token, and a job's words can be read; {where}")
-        words = [*counts, *(f"--set={given}" for given in overrides or [])]
+        words = [*counts, *(f"--set={override}" for override in overrides or [])]
         sent = jobs.Sent(name, "", name, "", tuple(words), "confirm", bound)
     return _run_job(head, sent, again, detach=run.detach)
 
@@ -64,8 +64,8 @@ def sweep_on(head: Head, source: str | None, overrides: list[str] | None, *, new
     if dry_run:
         return ssh.run(head, ["sweep", "--dry-run", *options], file=(name, text))
     bound = _bound(run.max_hours)
-    given = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
-    again = shlex.join(["raylt", "sweep", *given, *options, *bound])
+    spec_words = [*([source] if source else []), *(f"--set={override}" for override in overrides or [])]
+    again = shlex.join(["raylt", "sweep", *spec_words, *options, *bound])
     sent = jobs.Sent(parsed.name, parsed.digest, name, text, tuple(options), bound=bound)
     return _run_job(head, sent, again, detach=run.detach)
 

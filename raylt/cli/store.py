@@ -111,26 +111,26 @@ def verify(
     from raylt.store.verify import verify as look
 
     store = _store(where.root)
-    found = look(store)
-    for error in found.damaged:
+    check = look(store)
+    for error in check.damaged:
         loss = loss_of(error.path)
         typer.echo(f"{error.path}: {error.why}; lost: {loss.what}" + ("" if repair else f"; --repair {loss.mend}"))
-    if repair and found.damaged:
-        for line in mend(store, found):
+    if repair and check.damaged:
+        for line in mend(store, check):
             typer.echo(line)
-        found = look(store)
-    if found.missing:
-        num = len({stage.digest for stage in found.missing})
+        check = look(store)
+    if check.missing:
+        num = len({stage.digest for stage in check.missing})
         typer.echo(
             f"{num} stages that results of complete trials name are not there: the trials' numbers stay, "
             "but export and pictures need the stages"
         )
-        for name in sorted({stage.sweep for stage in found.missing}):
-            numbers = " ".join(map(str, sorted({stage.trial for stage in found.missing if stage.sweep == name})))
+        for name in sorted({stage.sweep for stage in check.missing}):
+            numbers = " ".join(map(str, sorted({stage.trial for stage in check.missing if stage.sweep == name})))
             typer.echo(f"{name}: `raylt retry {name} {numbers}` and the same `raylt sweep` command make them again")
-    unverified = f", {found.unverified} of an earlier raylt without checksums" if found.unverified else ""
-    typer.echo(f"{found.files} files read{unverified}; {len(found.damaged) or 'none'} damaged")
-    raise typer.Exit(EnvironmentFailure.exit_code if found.damaged else 0)
+    unverified = f", {check.unverified} of an earlier raylt without checksums" if check.unverified else ""
+    typer.echo(f"{check.files} files read{unverified}; {len(check.damaged) or 'none'} damaged")
+    raise typer.Exit(EnvironmentFailure.exit_code if check.damaged else 0)
 
 
 def _store(root: str | None) -> Store:

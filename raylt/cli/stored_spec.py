@@ -31,12 +31,12 @@ def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) ->
     spec = stored_spec(existing(store, begun).store, begun)
     if not _names(overrides, "tracking.uri"):
         record_address(store, begun, None, "--set tracking.uri=")
-    own = [f"storage.root={json.dumps(literal(store.root))}", f"name={json.dumps(begun)}"]
-    parsed = parse_again(spec, name, [*(overrides or []), *own])
+    store_keys = [f"storage.root={json.dumps(literal(store.root))}", f"name={json.dumps(begun)}"]
+    parsed = parse_again(spec, name, [*(overrides or []), *store_keys])
     return parsed, spec.data.root is not None and not _names(overrides, "data.root")
 
 
 def _names(overrides: list[str] | None, key: str) -> bool:
     """Whether `--set` gives a key, or the section that it is in."""
-    given = [override.partition("=")[0].strip() for override in overrides or []]
-    return key in given or key.partition(".")[0] in given
+    keys = [override.partition("=")[0].strip() for override in overrides or []]
+    return key in keys or key.partition(".")[0] in keys

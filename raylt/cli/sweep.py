@@ -214,8 +214,8 @@ def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
     if code == EnvironmentFailure.exit_code:  # other causes of it are raised
         typer.echo(f"  stopped: the {max_hours:g} hours of --max-hours are over; {again}")
     if not is_recorded:
-        own = spec.tracking.uri != TrackingSpec().uri and not os.environ.get("MLFLOW_TRACKING_URI")
-        place = ["--uri", literal(spec.tracking.uri)] if own else []  # the store's word would not do
+        has_own_record = spec.tracking.uri != TrackingSpec().uri and not os.environ.get("MLFLOW_TRACKING_URI")
+        place = ["--uri", literal(spec.tracking.uri)] if has_own_record else []  # the store's word would not do
         command = shlex.join(["raylt", "record", spec.name, "--root", literal(spec.storage.root), *place])
         typer.echo(f"warning: MLflow lacks some or all of this sweep's record; `{command}` makes it", err=True)
 

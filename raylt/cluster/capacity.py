@@ -59,13 +59,14 @@ class Capacity:
         if any(_fits(offer, cpus, gpus) for offer in self.offers) or self.candidates(cpus, gpus):
             return []
         wanted = {"CPU": ("resources.cpus", cpus, ""), "GPU": ("resources.gpus", gpus, ", or auto")}
-        found = []
+        problems = []
         for resource, (key, number, otherwise) in wanted.items():
             most = max((offer.get(resource, 0.0) for offer in self.offers), default=0.0)
             if number > most:
-                found.append(Problem(key, f"more than {self._any_node}{most:g}", f"at most {most:g}{otherwise}", number, True))
+                what, right = f"more than {self._any_node}{most:g}", f"at most {most:g}{otherwise}"
+                problems.append(Problem(key, what, right, number, True))
         together = f"no node of the cluster has {gpus:g} GPU and {cpus:g} CPUs at once"
-        return found or [Problem("resources.cpus", together, "fewer, so that one node holds a trial", cpus, True)]
+        return problems or [Problem("resources.cpus", together, "fewer, so that one node holds a trial", cpus, True)]
 
     @property
     def _any_node(self) -> str:

@@ -48,8 +48,8 @@ class ClusterFile:
     @property
     def dashboard_port(self) -> int:
         """Where the head's Jobs API listens: what its `ray start` says."""
-        found = [re.search(r"--dashboard-port[= ](\d+)", command) for command in self.head_commands if "ray start" in command]
-        return next((int(match[1]) for match in found if match), DASHBOARD_PORT)
+        matches = [re.search(r"--dashboard-port[= ](\d+)", command) for command in self.head_commands if "ray start" in command]
+        return next((int(match[1]) for match in matches if match), DASHBOARD_PORT)
 
 
 def read_cluster_file(path: str) -> ClusterFile:
@@ -142,10 +142,10 @@ def _cached(file: ClusterFile) -> JsonObject:
     for entry in sorted(Path(tempfile.gettempdir()).glob("ray-config-*"), key=_modified, reverse=True):
         try:
             config = json.loads(read_own(entry) or "{}")["config"]
-            known = (config["cluster_name"], config["provider"].get("type"), config["provider"].get("region"))
+            cluster = (config["cluster_name"], config["provider"].get("type"), config["provider"].get("region"))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if known == (file.name, file.provider.get("type"), file.provider.get("region")):
+        if cluster == (file.name, file.provider.get("type"), file.provider.get("region")):
             return dict(config)
     return {}
 

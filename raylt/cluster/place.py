@@ -47,9 +47,9 @@ def decide(*, local: bool = False, address: str | None = None, cluster: str | No
     Raises `InputError` for options that contradict each other, an address that is none and an explicit file whose cluster is
     not up; `EnvironmentFailure` where the head of a cluster that should be up cannot be asked for.
     """
-    given = [option for option, is_given in _options(local, address, cluster) if is_given]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} contradict each other; give one of them")
+    options = [option for option, is_given in _options(local, address, cluster) if is_given]
+    if len(options) > 1:
+        raise InputError(f"{' and '.join(options)} contradict each other; give one of them")
     if local:
         return Place("--local")
     if address is not None:
@@ -82,8 +82,8 @@ def _at(address: str, source: str) -> Place:
 
 def _joined(source: str) -> str:
     """The cluster that this user last joined from here. Ray's own search would take any user's: they get our code and token."""
-    found = _recorded()
-    addresses = {found} if found else _of_own_raylets()
+    recorded = _recorded()
+    addresses = {recorded} if recorded else _of_own_raylets()
     if len(addresses) != 1:
         several = (
             f"there are several of yours here: {', '.join(sorted(addresses))}" if addresses else "you joined none from here"

@@ -66,20 +66,20 @@ def load_images(data: DataSpec) -> ImageSet:
     """The data set that a spec names, at the size that it names. Raises `SpecError` where it cannot be had."""
     if data.name == "images":
         return _load_folder(data)
-    found = _load_digits() if data.name == "digits" else _load_torchvision(data)
+    loaded = _load_digits() if data.name == "digits" else _load_torchvision(data)
     channels, size = data.shape
-    check_room(len(found.train_NCHW) + len(found.test_NCHW), channels, size)
-    train_NCHW, test_NCHW = resize(found.train_NCHW, size), resize(found.test_NCHW, size)
-    notes = (*_border_notes(found, size), *_twin_notes(train_NCHW, test_NCHW))
-    return ImageSet(train_NCHW, test_NCHW, found.train_labels_N, found.test_labels_N, notes)
+    check_room(len(loaded.train_NCHW) + len(loaded.test_NCHW), channels, size)
+    train_NCHW, test_NCHW = resize(loaded.train_NCHW, size), resize(loaded.test_NCHW, size)
+    notes = (*_border_notes(loaded, size), *_twin_notes(train_NCHW, test_NCHW))
+    return ImageSet(train_NCHW, test_NCHW, loaded.train_labels_N, loaded.test_labels_N, notes)
 
 
-def _border_notes(found: ImageSet, size: int) -> Iterator[Note]:
+def _border_notes(loaded: ImageSet, size: int) -> Iterator[Note]:
     """What `resize` does that a smaller size does not say by itself."""
-    original = found.train_NCHW.shape[-1]
+    original = loaded.train_NCHW.shape[-1]
     padded = -(-original // size) * size
     if padded != original:
-        count = len(found.train_NCHW) + len(found.test_NCHW)
+        count = len(loaded.train_NCHW) + len(loaded.test_NCHW)
         averaged = f", then averaged to {size}" if padded != size else ""
         yield Note(count, f"of {original} pixels a side, bordered with black to {padded}{averaged}")
 
@@ -203,5 +203,5 @@ def _load_folder(data: DataSpec) -> ImageSet:
         what = "is needed for a folder of images"
         problems = [] if data.root is not None else [Problem("data.root", what, "the folder")]
         raise SpecError(problems + ([] if data.size is not None else [Problem("data.size", what, "for example size: 32")]))
-    found = read_folder(data_root(data), *data.shape)
-    return ImageSet(found.train_NCHW, found.test_NCHW, notes=found.notes)
+    folder = read_folder(data_root(data), *data.shape)
+    return ImageSet(folder.train_NCHW, folder.test_NCHW, notes=folder.notes)

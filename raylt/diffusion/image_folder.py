@@ -49,18 +49,18 @@ def read_folder(root: Path, channels: int, size: int) -> Folder:
 
     Raises `SpecError` where there are too few, and with the first folders or pictures that cannot be read.
     """
-    found = find_pictures(root)
-    if len(found.paths) < MIN_IMAGES:
-        raise SpecError([_too_few(root, f"{len(found.paths)} images", found.notes)])
-    check_room(len(found.paths), channels, size)
-    read = _Reading(root, found.paths, channels, size)
+    pictures = find_pictures(root)
+    if len(pictures.paths) < MIN_IMAGES:
+        raise SpecError([_too_few(root, f"{len(pictures.paths)} images", pictures.notes)])
+    check_room(len(pictures.paths), channels, size)
+    read = _Reading(root, pictures.paths, channels, size)
     train_N, test_N, copies = _split(read.x_NCHW, read.files)
-    if len(copies) > len(found.paths) - MIN_IMAGES:
-        raise SpecError([_too_few(root, f"{len(found.paths) - len(copies)} images that differ", found.notes)])
+    if len(copies) > len(pictures.paths) - MIN_IMAGES:
+        raise SpecError([_too_few(root, f"{len(pictures.paths) - len(copies)} images that differ", pictures.notes)])
     if copies:
         what = "copies of others (equal once read), which are never on both sides of the split"
-        read.tally.add(what, _named(found.paths[copies[0]], root), len(copies))
-    return Folder(read.x_NCHW[train_N], read.x_NCHW[test_N], (*found.notes, *read.tally.notes))
+        read.tally.add(what, _named(pictures.paths[copies[0]], root), len(copies))
+    return Folder(read.x_NCHW[train_N], read.x_NCHW[test_N], (*pictures.notes, *read.tally.notes))
 
 
 def check_room(count: int, channels: int, size: int) -> None:

@@ -54,8 +54,8 @@ def build_unet(config: UnetConfig, seed: int | None = None) -> UNet2DModel:
 
 def prunable_layers(model: nn.Module) -> list[Layer]:
     """The layers whose weights may be pruned, in module order."""
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, PRUNABLE_TYPES))
-    return [Layer(name, tuple(module.weight.shape)) for name, module in found]
+    prunable = ((name, module) for name, module in model.named_modules() if isinstance(module, PRUNABLE_TYPES))
+    return [Layer(name, tuple(module.weight.shape)) for name, module in prunable]
 
 
 def layers_of(config: UnetConfig) -> list[Layer]:

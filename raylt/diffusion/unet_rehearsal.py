@@ -24,10 +24,10 @@ def rehearse(config: UnetConfig) -> None:
         _train_and_sample(config)
     except Exception as error:  # diffusers and torch raise whatever their parts do
         key = _guilty(config)
-        where, given = ("model.config", None) if key is None else (f"model.config.{key}", config[key])
+        where, value = ("model.config", None) if key is None else (f"model.config.{key}", config[key])
         what = f"gives no U-Net that can be trained: {cause_of(error)}"
         expected = "what diffusers' UNet2DModel takes, without conditions" if key is None else "another value"
-        raise SpecError([Problem(where, what, expected, given, key is not None)]) from error
+        raise SpecError([Problem(where, what, expected, value, key is not None)]) from error
     missing = [block for block in block_names(dict(config)) if not any(layer.block == block for layer in layers_of(config))]
     if missing:
         what = f"has blocks without a weight to prune: {', '.join(missing)}"
@@ -36,8 +36,8 @@ def rehearse(config: UnetConfig) -> None:
 
 def _guilty(config: UnetConfig) -> str | None:
     """The one key without which it would do; None where none alone is at fault."""
-    found = [key for key in config if key not in ("sample_size", "in_channels", "out_channels") and _would_do(config, key)]
-    return found[0] if len(found) == 1 else None
+    guilty = [key for key in config if key not in ("sample_size", "in_channels", "out_channels") and _would_do(config, key)]
+    return guilty[0] if len(guilty) == 1 else None
 
 
 def _would_do(config: UnetConfig, without: str) -> bool:

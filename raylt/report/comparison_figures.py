@@ -59,20 +59,20 @@ def _colors(rows: Sequence[ConfirmationRow]) -> dict[str, str]:
 
 def _draw(axes: Axes, name: Judged, rows: Sequence[ConfirmationRow], colors: Mapping[str, str]) -> None:
     """One number of one budget against density."""
-    known = [row for row in rows if row[name]["mean"] is not None and row["density"] is not None]
-    series = list(dict.fromkeys((name_of(row), row["control"]) for row in known if row["rule"]))
+    drawn = [row for row in rows if row[name]["mean"] is not None and row["density"] is not None]
+    series = list(dict.fromkeys((name_of(row), row["control"]) for row in drawn if row["rule"]))
     dodge = min(DODGE, WIDEST ** (1 / max(1, len(series))))
     for index, (ticket, control) in enumerate(series):
-        mine = [row for row in known if row["rule"] and (name_of(row), row["control"]) == (ticket, control)]
+        points = [row for row in drawn if row["rule"] and (name_of(row), row["control"]) == (ticket, control)]
         shift = dodge ** (index - (len(series) - 1) / 2)
-        _draw_series(axes, name, mine, [shift * (row["density"] or math.nan) for row in mine], colors[ticket], control)
-    for dense in (row for row in known if row["rule"] is None):
+        _draw_series(axes, name, points, [shift * (row["density"] or math.nan) for row in points], colors[ticket], control)
+    for dense in (row for row in drawn if row["rule"] is None):
         mean, sd = dense[name]["mean"], dense[name]["sd"]
         assert mean is not None  # `known` has it
         axes.axhline(mean, color="black", linewidth=1, zorder=1)
         if sd is not None:
             axes.axhspan(mean - sd, mean + sd, color="black", alpha=0.12, linewidth=0, zorder=0)
-    _scale(axes, name, known)
+    _scale(axes, name, drawn)
 
 
 def _draw_series(
@@ -88,10 +88,10 @@ def _draw_series(
     axes.scatter(x, means, s=26, marker=marker, facecolors=faces, edgecolors=color, zorder=3)
 
 
-def _scale(axes: Axes, name: Judged, known: Sequence[ConfirmationRow]) -> None:
+def _scale(axes: Axes, name: Judged, drawn: Sequence[ConfirmationRow]) -> None:
     """Axes that show every mean; the interval of a few seeds may be cut off, lest it press all else into a line."""
     axes.grid(alpha=0.25)
-    densities = sorted({row["density"] for row in known if row["rule"] and row["density"] is not None}, reverse=True)
+    densities = sorted({row["density"] for row in drawn if row["rule"] and row["density"] is not None}, reverse=True)
     if not densities:
         axes.text(0.5, 0.5, "no number yet", ha="center", transform=axes.transAxes)
         return
@@ -99,7 +99,7 @@ def _scale(axes: Axes, name: Judged, known: Sequence[ConfirmationRow]) -> None:
     axes.set_xlim(densities[0] * 1.4, densities[-1] / 1.4)  # sparser to the right
     axes.set_xticks(densities, [shown(density, 2) for density in densities])
     axes.set_xticks([], minor=True)
-    means = [mean for row in known if (mean := row[name]["mean"]) is not None]
+    means = [mean for row in drawn if (mean := row[name]["mean"]) is not None]
     if min(means) > 0 and max(means) / min(means) > LOG_FROM_RATIO:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -138,7 +138,7 @@ def allocations_png(results: SweepDocument) -> bytes:
     heat.set_title(f"{results['name']}: density of each block, by allocation (* on the Pareto front)", fontsize="medium")
     if trials:
         kept = [trial["densities"] or {} for trial in trials]
-        values = np.array([[own.get(block, math.nan) for block in blocks] for own in kept], dtype=np.float64)
+        values = np.array([[densities.get(block, math.nan) for block in blocks] for densities in kept], dtype=np.float64)
         lowest = min(values[values > 0], default=0.1)  # black holes are empty
         heat_map(heat, values, lambda density: shown(density, 2), cmap="viridis", norm=LogNorm(min(lowest, 0.5), 1.0))
         heat.set_xticks(range(len(blocks)), blocks, rotation=35, ha="right", fontsize="small")
@@ -153,13 +153,13 @@ def allocated(results: SweepDocument) -> list[TrialRecord]:
     """The trials whose allocations are compared: baselines and the Pareto front of the search, best first."""
     first = results["objectives"][0]
     ranked = [t for t in results["trials"] if t["protocol"] == "search" and (t["kind"] == "baseline" or t["pareto"])]
-    known = [trial for trial in ranked if trial["densities"]]
+    with_ticket = [trial for trial in ranked if trial["densities"]]
 
     def place(trial: TrialRecord) -> tuple[bool, bool, float, int]:
         value = value_of(trial, first)
         return not trial["pareto"], value is None, value or 0, trial["id"]
 
-    return sorted(known, key=place)[:MOST_ROWS]
+    return sorted(with_ticket, key=place)[:MOST_ROWS]
 
 
 def _allocation_label(trial: TrialRecord) -> str:

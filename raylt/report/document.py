@@ -49,8 +49,8 @@ def results(spec: SweepSpec, ledger: Ledger) -> SweepDocument:
 def _similarity(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Similarity]:
     """Block or layer -> all its numbers, null where a sweep measured earlier lacks one."""
     places: dict[str, Similarity] = {}
-    for place, known in measured.items():
-        numbers = cast(Similarity, {name: known.get(name) for name in SIMILARITY_NUMBERS})
+    for place, stored in measured.items():
+        numbers = cast(Similarity, {name: stored.get(name) for name in SIMILARITY_NUMBERS})
         kappa, inherited = numbers["kappa"], numbers["kappa_start"]
         if kappa is not None and inherited is not None:
             numbers["excess"] = kappa - inherited
@@ -61,10 +61,10 @@ def _similarity(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Similari
 def protocol_record(spec: SweepSpec, name: Protocol, is_first_schema: bool = False) -> ProtocolRecord:
     """What stands behind a FID. Sweeps of the first code schema sampled before there was a choice of spacing."""
     resolved = {**spec.protocol(name).model_dump(mode="json"), "reference": spec.metrics.reference}
-    known = cast(ProtocolRecord, resolved)
+    record = cast(ProtocolRecord, resolved)
     if is_first_schema:
-        known.pop("spacing", None)
-    return known
+        record.pop("spacing", None)
+    return record
 
 
 def trial_record(
@@ -118,9 +118,9 @@ def _round_record(scored: RoundResult) -> RoundRecord:
     return cast(RoundRecord, {key: getattr(scored, key) for key in _ROUND_NUMBERS})
 
 
-def _steps(known: StepCounts | None) -> Steps | None:
+def _steps(counts: StepCounts | None) -> Steps | None:
     # in the order of the ledger's file, as earlier versions printed it
-    return None if known is None else {"asked": known.asked, "shared": known.shared, "trained": known.trained}
+    return None if counts is None else {"asked": counts.asked, "shared": counts.shared, "trained": counts.trained}
 
 
 def counts_of(states: Sequence[str]) -> Counts:
@@ -130,15 +130,15 @@ def counts_of(states: Sequence[str]) -> Counts:
     }  # fmt: skip
 
 
-def _timing(known: StoredTiming | None) -> Timing | None:
+def _timing(seconds: StoredTiming | None) -> Timing | None:
     """With `hours`: what a trial cost, as the time its worker was busy making stages that it found in no store.
 
     `stages_s`, not `wall_s`: stages outlive the attempt that made them, and who waits for another's stage computes nothing,
     so hours of trials add up. Not in it: steps that were lost to a kill, start-up, and statistics of the data set.
     """
-    if known is None:
+    if seconds is None:
         return None
-    return {"stages_s": known.stages_s, "wall_s": known.wall_s, "hours": round(known.stages_s / 3600, 6)}
+    return {"stages_s": seconds.stages_s, "wall_s": seconds.wall_s, "hours": round(seconds.stages_s / 3600, 6)}
 
 
 def hours_of(trials: Sequence[TrialRecord]) -> float:
@@ -148,9 +148,9 @@ def hours_of(trials: Sequence[TrialRecord]) -> float:
 
 def steps_of(trials: Sequence[TrialRecord]) -> Steps:
     """Of records of trials, together."""
-    known = [trial["steps"] for trial in trials if trial["steps"]]
+    counts = [trial["steps"] for trial in trials if trial["steps"]]
     return {
-        "asked": sum(steps["asked"] for steps in known),
-        "trained": sum(steps["trained"] for steps in known),
-        "shared": sum(steps["shared"] for steps in known),
+        "asked": sum(steps["asked"] for steps in counts),
+        "trained": sum(steps["trained"] for steps in counts),
+        "shared": sum(steps["shared"] for steps in counts),
     }

@@ -107,11 +107,11 @@ def pareto_png(results: SweepDocument) -> bytes:
         axes.axhline(value_of(trial, up), color="black", linestyle=":", label=f"dense, at {value_of(trial, across):.3g}")
     trials = [trial for trial in trials if trial not in far]
     for kind, marker in _MARKERS.items():
-        mine = [trial for trial in trials if trial["kind"] == kind]
-        if mine:
+        of_kind = [trial for trial in trials if trial["kind"] == kind]
+        if of_kind:
             color = _COLORS[kind]
-            faces = ["none" if trial["broken"] or trial.get("feasible") is False else color for trial in mine]
-            x, y = _columns(mine, across, up)
+            faces = ["none" if trial["broken"] or trial.get("feasible") is False else color for trial in of_kind]
+            x, y = _columns(of_kind, across, up)
             axes.scatter(x, y, s=45, marker=marker, facecolors=faces, edgecolors=color, label=kind)
     front = sorted((t for t in trials if t["pareto"]), key=lambda trial: (value_of(trial, across), -value_of(trial, up)))
     if front:
@@ -212,8 +212,8 @@ def _columns(trials: Sequence[TrialRecord], *names: str) -> list[list[float]]:
 
 def _values(similarity: Mapping[str, Similarity], blocks: Sequence[str], name: str) -> NDArray[np.float64]:
     """One number of each block; NaN, which matplotlib leaves out, where there is none."""
-    found = (value_of(similarity[block], name) for block in blocks)
-    return np.array([math.nan if value is None else value for value in found])
+    numbers = (value_of(similarity[block], name) for block in blocks)
+    return np.array([math.nan if value is None else value for value in numbers])
 
 
 def _name_blocks(axes: Axes, blocks: Sequence[str]) -> None:

@@ -51,9 +51,9 @@ def _place(source: str, words: str) -> str:
         root = expanded(words)
     except LookupError as error:
         raise InputError(f"{source}: {error} (got {as_yaml_value(words)}); {EXPECTED}") from None
-    found = root_problem(root)
-    if found is not None:
-        raise InputError(f"{source}: {found[0]} (got {as_yaml_value(words)}); {found[1]}")
+    problem = root_problem(root)
+    if problem is not None:
+        raise InputError(f"{source}: {problem[0]} (got {as_yaml_value(words)}); {problem[1]}")
     return root
 
 

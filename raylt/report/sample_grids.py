@@ -43,8 +43,10 @@ def sample_grids(ledger: Ledger, results: SweepDocument) -> list[list[Grid]]:
 def _of_first_seed(trials: list[TrialRecord]) -> list[TrialRecord]:
     """Dense first, then each ticket followed by its controls."""
     seed = min(trial["seed"] for trial in trials)
-    mine = [trial for trial in trials if trial["seed"] == seed and trial["state"] == COMPLETE]
-    return sorted(mine, key=lambda trial: (trial["rule"] is not None, trial["confirms"], trial["control"] or "", trial["id"]))
+    complete = [trial for trial in trials if trial["seed"] == seed and trial["state"] == COMPLETE]
+    return sorted(
+        complete, key=lambda trial: (trial["rule"] is not None, trial["confirms"], trial["control"] or "", trial["id"])
+    )
 
 
 def _of_the_search(results: SweepDocument) -> list[TrialRecord]:

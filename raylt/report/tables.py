@@ -31,11 +31,11 @@ def pareto_rows(results: SweepDocument) -> list[TrialRecord]:
 
 def protocol_text(results: SweepDocument, protocol: str) -> str:
     """What stands behind the FIDs of a protocol, in one line."""
-    known = results["protocols"][protocol]
-    reference = "all" if known["reference"] is None else known["reference"]
-    spacing = f"{known['spacing']} " if known.get("spacing") else ""
+    record = results["protocols"][protocol]
+    reference = "all" if record["reference"] is None else record["reference"]
+    spacing = f"{record['spacing']} " if record.get("spacing") else ""
     return (
-        f"{known['features']} features, {known['samples']} samples, {known['sampler']} in {known['steps']} "
+        f"{record['features']} features, {record['samples']} samples, {record['sampler']} in {record['steps']} "
         f"{spacing}steps, against {reference} training images"
     )
 
@@ -66,7 +66,7 @@ def selected(
             f"--sort {sort}: trials of the protocols search and final do not compare; choose with --protocol search, or with "
             "--protocol final, where each training budget is sorted by itself"
         )
-    return {**results, "trials": [trial for _, _, mine in comparable(chosen) for trial in in_order(mine, sort)]}
+    return {**results, "trials": [trial for _, _, group in comparable(chosen) for trial in in_order(group, sort)]}
 
 
 def in_order(trials: Sequence[TrialRecord], key: str) -> list[TrialRecord]:

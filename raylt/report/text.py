@@ -59,5 +59,5 @@ def counted(number: int, noun: str) -> str:
 
 def spanned(numbers: Iterable[int]) -> str:
     """The ids that a sweep has, in words."""
-    known = sorted(numbers)
-    return f"{known[0]} to {known[-1]}" if known else "none yet"
+    ordered = sorted(numbers)
+    return f"{ordered[0]} to {ordered[-1]}" if ordered else "none yet"

@@ -81,26 +81,28 @@ def _place(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _row(key: tuple[Any, ...], rows: Rows, uniform: Curves, margins: Mapping[tuple[int, Judged], Margin]) -> ConfirmationRow:
     steps, confirms, rule, control, index = key
-    mine, dense = rows[key], _dense(rows, steps)
+    scores, dense = rows[key], _dense(rows, steps)
     ticket = rows.get((steps, confirms, rule, None, index), {})
     # a smaller dense net keeps all weights of its own: what it is about is the density of its ticket
-    of_density = ticket if control == "small-dense" else mine
+    of_density = ticket if control == "small-dense" else scores
     row: ConfirmationRow = {
-        "train_steps": steps, "confirms": confirms, "rule": rule, "control": control, "round": index, "seeds": sorted(mine),
-        "broken": sum(bool(r["broken"]) for r in mine.values()),
+        "train_steps": steps, "confirms": confirms, "rule": rule, "control": control, "round": index, "seeds": sorted(scores),
+        "broken": sum(bool(r["broken"]) for r in scores.values()),
         "density": _mean_of(r["density"] for r in of_density.values()),
-        "flops": _mean_of(r["flops"] for r in mine.values()),
-        "loss": summary(_values("loss", mine)), "fid": summary(_values("fid", mine)), "kid": summary(_values("kid", mine)),
+        "flops": _mean_of(r["flops"] for r in scores.values()),
+        "loss": summary(_values("loss", scores)),
+        "fid": summary(_values("fid", scores)),
+        "kid": summary(_values("kid", scores)),
     }  # fmt: skip
     if rule is not None:
-        row["vs_dense"] = {name: _against_dense(name, mine, dense, margins[steps, name]) for name in JUDGED}
+        row["vs_dense"] = {name: _against_dense(name, scores, dense, margins[steps, name]) for name in JUDGED}
     if control is not None:
-        row["vs_ticket"] = {name: _against(name, mine, ticket) for name in JUDGED}
+        row["vs_ticket"] = {name: _against(name, scores, ticket) for name in JUDGED}
     elif rule not in (None, "uniform") and uniform:
         curves = {seed: rounds for (budget, seed), rounds in uniform.items() if budget == steps}
         same = {seed: r for seed, rounds in curves.items() for r in rounds if r["round"] == index}
-        row["vs_uniform"] = {name: _against(name, mine, same) for name in JUDGED}
-        row["vs_uniform_at_flops"] = {name: _against(name, mine, _at_flops(name, mine, curves)) for name in JUDGED}
+        row["vs_uniform"] = {name: _against(name, scores, same) for name in JUDGED}
+        row["vs_uniform_at_flops"] = {name: _against(name, scores, _at_flops(name, scores, curves)) for name in JUDGED}
     return row
 
 
@@ -127,13 +129,13 @@ def _pooled(name: str, steps: int, rows: Rows) -> Margin:
     """
     dense = _dense(rows, steps)
     arms = {tuple(_values(name, dense))}
-    for (budget, _, rule, control, _), mine in rows.items():
-        difference = paired(name, mine, dense)["mean"]
+    for (budget, _, rule, control, _), scores in rows.items():
+        difference = paired(name, scores, dense)["mean"]
         if budget == steps and rule is not None and control is None and difference is not None and difference <= 0:
-            arms.add(tuple(_values(name, mine)))
-    known = [arm for arm in sorted(arms) if len(arm) > 1]  # in one order: sums of floats depend on it
-    df = sum(len(arm) - 1 for arm in known)
-    squares = sum((len(arm) - 1) * statistics.variance(arm) for arm in known)
+            arms.add(tuple(_values(name, scores)))
+    repeated = [arm for arm in sorted(arms) if len(arm) > 1]  # in one order: sums of floats depend on it
+    df = sum(len(arm) - 1 for arm in repeated)
+    squares = sum((len(arm) - 1) * statistics.variance(arm) for arm in repeated)
     return Margin(math.sqrt(squares / df) if df else None, "pooled", df)
 
 
@@ -142,9 +144,9 @@ def _values(name: str, rounds: Mapping[int, Record]) -> list[float]:
     return [rounds[seed][name] for seed in sorted(rounds) if rounds[seed][name] is not None]
 
 
-def _at_flops(name: str, mine: Mapping[int, Record], curves: Mapping[int, Sequence[Record]]) -> dict[int, Record]:
+def _at_flops(name: str, scores: Mapping[int, Record], curves: Mapping[int, Sequence[Record]]) -> dict[int, Record]:
     """Seed -> the number that a curve of rounds has at the FLOPs of `mine`; None outside of the curve."""
-    return {seed: {name: _on_curve(name, scored["flops"], curves[seed])} for seed, scored in mine.items() if seed in curves}
+    return {seed: {name: _on_curve(name, scored["flops"], curves[seed])} for seed, scored in scores.items() if seed in curves}
 
 
 def _on_curve(name: str, flops: float, rounds: Sequence[Record]) -> float | None:
@@ -166,23 +168,23 @@ def summary(values: Sequence[float]) -> Summary:
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
-def paired(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> Summary:
+def paired(name: str, scores: Mapping[int, Record], other: Mapping[int, Record]) -> Summary:
     """`summary` of mine - other over the seeds that both have."""
-    both = [(mine[seed][name], other[seed][name]) for seed in sorted(mine.keys() & other.keys())]
+    both = [(scores[seed][name], other[seed][name]) for seed in sorted(scores.keys() & other.keys())]
     return summary([a - b for a, b in both if a is not None and b is not None])
 
 
-def _against_dense(name: str, mine: Mapping[int, Record], dense: Mapping[int, Record], margin: Margin) -> Difference:
-    difference = paired(name, mine, dense)
+def _against_dense(name: str, scores: Mapping[int, Record], dense: Mapping[int, Record], margin: Margin) -> Difference:
+    difference = paired(name, scores, dense)
     judged = verdict(difference, margin.value, ("winning", "not winning"))
     if margin.of == "dense":
         return cast(Difference, {**difference, "margin": margin.value, "verdict": judged})
-    known = {"margin": margin.value, "margin_of": margin.of, "margin_df": margin.df}
-    return cast(Difference, {**difference, **known, "verdict": judged})
+    band = {"margin": margin.value, "margin_of": margin.of, "margin_df": margin.df}
+    return cast(Difference, {**difference, **band, "verdict": judged})
 
 
-def _against(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> Difference:
-    difference = paired(name, mine, other)
+def _against(name: str, scores: Mapping[int, Record], other: Mapping[int, Record]) -> Difference:
+    difference = paired(name, scores, other)
     return cast(Difference, {**difference, "verdict": verdict(difference, 0.0, ("better", "worse"))})
 
 
@@ -195,5 +197,5 @@ def verdict(difference: Summary, margin: float | None, words: tuple[str, str]) -
 
 
 def _mean_of(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if numbers else None

@@ -30,16 +30,16 @@ def confirm(spec: SweepSpec, ledger: Ledger, request: Request) -> list[Planned]:
 
     Call it when the search has ended: finalists are those of its Pareto front.
     """
-    known = ledger.confirmations()
-    extended = extend(spec, ledger, known, request)
-    if len(extended) > len(known):
+    planned = ledger.confirmations()
+    extended = extend(spec, ledger, planned, request)
+    if len(extended) > len(planned):
         ledger.plan_confirmation(extended)
     return extended
 
 
-def extend(spec: SweepSpec, ledger: Ledger, known: list[Planned], request: Request) -> list[Planned]:
-    """`known`, and after it what the request adds."""
-    extended, ids = list(known), {_what(item.trial): item.trial.id for item in known}
+def extend(spec: SweepSpec, ledger: Ledger, planned: list[Planned], request: Request) -> list[Planned]:
+    """`planned`, and after it what the request adds."""
+    extended, ids = list(planned), {_what(item.trial): item.trial.id for item in planned}
     asked = {_what(t): number for number, t in ledger.submitted.items() if t.is_confirmation and t.retry_of is None}
     free = next_free_id(spec, ledger)
     for trial, after in _wanted(spec, ledger, request):

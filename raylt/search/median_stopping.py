@@ -29,15 +29,15 @@ def thresholds(spec: SweepSpec, ended: Iterable[TrialResult], flops_at: Callable
     """
     if not spec.search.rungs:
         return {}
-    known = [result.rounds for result in ended if result.state != FAIL]
-    found = {}
+    trials = [result.rounds for result in ended if result.state != FAIL]
+    limits = {}
     for rung in range(spec.ticket.shared_rounds + 1, spec.ticket.rounds):
         most = flops_at(rung) if "flops" in spec.search.objectives else math.inf
-        losses = _losses_at(rung, known, most)
+        losses = _losses_at(rung, trials, most)
         threshold = statistics.median_high(losses) if len(losses) >= MIN_SEEN else math.inf
         if math.isfinite(threshold):
-            found[str(rung)] = threshold
-    return found
+            limits[str(rung)] = threshold
+    return limits
 
 
 def _losses_at(rung: int, trials: Sequence[Sequence[RoundResult]], most_flops: float) -> list[float]:

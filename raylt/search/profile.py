@@ -37,19 +37,19 @@ def measure_similarity(spec: SweepSpec, ledger: Ledger) -> Measured:
     Measured once, then in the ledger. Call it when dense and pilots have ended; trials of them that failed are left out.
     Sweeps measured by an earlier raylt have no `groups`: theirs are the spec's.
     """
-    known = ledger.similarity()
-    if known:
-        return known
+    measured = ledger.similarity()
+    if measured:
+        return measured
     evidence = _Evidence(spec, ledger)
     groups = evidence.groups()
-    found: Measured = {
+    measured = {
         "blocks": evidence.by_block(),
         "layers": evidence.by_layer(),
         "groups": groups,
         "profile": evidence.profile(groups),
     }
-    ledger.create(SIMILARITY_FILE, found)
-    return found
+    ledger.create(SIMILARITY_FILE, measured)
+    return measured
 
 
 def standardised(raw: Mapping[str, float]) -> dict[str, float]:
@@ -145,22 +145,22 @@ class _Evidence:
 
     def _raw_of(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float] | None:
         """Group -> the named quantity of its layers; None where one of them has no number."""
-        found = {group: self._raw(self._free_of(blocks)) for group, blocks in groups.items()}
-        known = {group: value for group, value in found.items() if value is not None}
-        return known if len(known) == len(found) else None
+        raw = {group: self._raw(self._free_of(blocks)) for group, blocks in groups.items()}
+        numbers = {group: value for group, value in raw.items() if value is not None}
+        return numbers if len(numbers) == len(raw) else None
 
     def _raw(self, layers: Sequence[Layer]) -> float | None:
         """The named quantity of some layers. `shuffled` is a permutation of `excess` over the groups, for placebo.
 
         `cost`: the log of the FLOPs that a weight causes, of which training knows nothing: gamma then trades loss for FLOPs.
         """
-        name, found = self.spec.search.profile, self.numbers(layers)
+        name, numbers = self.spec.search.profile, self.numbers(layers)
         if name == "cost":
             flops = count_flops(self.spec.unet_config).layers
             return math.log(sum(flops[la.name] for la in layers) / sum(la.size for la in layers)) if layers else None
         if name == "size":
             return -math.log(sum(layer.size for layer in layers)) if layers else None
         if name == "movement":
-            moved = found["movement"]
+            moved = numbers["movement"]
             return math.log(moved) if moved else None
-        return found["excess" if name == "shuffled" else name]
+        return numbers["excess" if name == "shuffled" else name]

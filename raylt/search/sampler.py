@@ -25,8 +25,8 @@ MIN_POPULATION = 4  # of NSGA-II, where `startup` is smaller
 
 def default_startup(spec: SweepSpec) -> int:
     """Proposals before the model of the sampler counts: `search.startup`, or a third of the trials, at most 10."""
-    given = spec.search.startup
-    return given if given is not None else min(10, spec.search.trials // 3)
+    startup = spec.search.startup
+    return startup if startup is not None else min(10, spec.search.trials // 3)
 
 
 def fixed_proposal(spec: SweepSpec, number: int) -> dict[str, float] | None:

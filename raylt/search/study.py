@@ -162,9 +162,9 @@ def _is_passing(error: BaseException) -> bool:
     """Whether a file could not be used for a reason that lies outside it."""
     link: BaseException | None = error
     while link is not None:
-        found = getattr(link, "orig", link)  # SQLAlchemy wraps what the driver raised
-        if isinstance(found, sqlite3.Error):
-            return str(getattr(found, "sqlite_errorname", "")).startswith(_PASSING)
+        cause = getattr(link, "orig", link)  # SQLAlchemy wraps what the driver raised
+        if isinstance(cause, sqlite3.Error):
+            return str(getattr(cause, "sqlite_errorname", "")).startswith(_PASSING)
         if isinstance(link, OSError):
             return True
         link = link.__cause__ or link.__context__

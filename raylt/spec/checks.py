@@ -59,11 +59,11 @@ def _overruled_problems(spec: SweepSpec) -> Iterator[Problem]:
     """Keys of `model.config` that the data decide: there as well, they must say the same."""
     channels, size = spec.image_shape
     for key, right in (("in_channels", channels), ("out_channels", channels), ("sample_size", size)):
-        given = (spec.model.config or {}).get(key, right)
+        value = (spec.model.config or {}).get(key, right)
         same = [right] if key != "sample_size" else [right, [right, right], None]  # as diffusers takes it
-        if right and (isinstance(given, bool) or given not in same):
+        if right and (isinstance(value, bool) or value not in same):
             expected, about = f"{right}, or no such key: the images say it", ("data.name", "data.size", "data.channels")
-            yield _problem(f"model.config.{key}", "contradicts the images", expected, given, *about)
+            yield _problem(f"model.config.{key}", "contradicts the images", expected, value, *about)
 
 
 def _resource_problems(spec: SweepSpec) -> Iterator[Problem]:
@@ -211,7 +211,7 @@ def _storage_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 def place_problems(spec: SweepSpec) -> Iterator[Problem]:
     """Where nothing can ever be kept or recorded. Of a sweep that is to run: one that a store has may be read all the same."""
-    if (found := root_problem(spec.storage.root)) is not None:
-        yield _problem("storage.root", *found, spec.storage.root)
-    if (found := uri_problem(spec.tracking.uri)) is not None and not has_credentials(spec.tracking.uri):
-        yield _problem("tracking.uri", *found, spec.tracking.uri)
+    if (problem := root_problem(spec.storage.root)) is not None:
+        yield _problem("storage.root", *problem, spec.storage.root)
+    if (problem := uri_problem(spec.tracking.uri)) is not None and not has_credentials(spec.tracking.uri):
+        yield _problem("tracking.uri", *problem, spec.tracking.uri)

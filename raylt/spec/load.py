@@ -46,9 +46,9 @@ def builtin_sweeps() -> dict[str, Path]:
     """The sweeps that come with raylt: in an installed wheel inside the package, in a checkout beside it."""
     package = Path(__file__).parents[1]
     for folder in (package / "sweeps", package.parent / "sweeps"):
-        found = list(folder.glob("*.yaml"))
-        if found:
-            return dict(sorted((path.stem, path) for path in found))
+        specs = list(folder.glob("*.yaml"))
+        if specs:
+            return dict(sorted((path.stem, path) for path in specs))
     return {}
 
 
@@ -131,13 +131,13 @@ def _expand(data: JsonObject) -> dict[tuple[str | int, ...], Problem]:
     wrong: dict[tuple[str | int, ...], Problem] = {}
     for (section, key), (replaced, _) in _PATHS.items():
         inner = data.get(section)
-        given = inner.get(key) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict) or not isinstance(given, str):
+        text = inner.get(key) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or not isinstance(text, str):
             continue
         try:
-            inner[key] = replaced(given)
+            inner[key] = replaced(text)
         except LookupError as error:
-            wrong[section, key] = Problem(dotted(section, key), str(error), EXPECTED, given, has_given=True)
+            wrong[section, key] = Problem(dotted(section, key), str(error), EXPECTED, text, has_given=True)
     return wrong
 
 
@@ -195,8 +195,8 @@ def _override(document: Document, override: str) -> None:
     document.problems += value.problems
     document.twice += value.twice
     path = _put(document, parts, value.data)
-    for known in [k for k in document.places if k == path or k.startswith(f"{path}.")]:
-        del document.places[known]
+    for place in [k for k in document.places if k == path or k.startswith(f"{path}.")]:
+        del document.places[place]
     document.places |= value.places
 
 
@@ -266,8 +266,8 @@ def _cross(spec: SweepSpec | None, doubtful: list[str], here: bool) -> list[Prob
     def overlap(a: str, b: str) -> bool:
         return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
-    found = [] if spec is None else [*cross_key_problems(spec), *(place_problems(spec) if here else [])]
-    return [p for p in found if not any(overlap(key, doubt) for key in (p.key, *p.about) for doubt in doubtful)]
+    problems = [] if spec is None else [*cross_key_problems(spec), *(place_problems(spec) if here else [])]
+    return [p for p in problems if not any(overlap(key, doubt) for key in (p.key, *p.about) for doubt in doubtful)]
 
 
 def _in_order(document: Document, problems: list[Problem]) -> list[Problem]:

@@ -44,13 +44,13 @@ _NAME = "letters, digits, - and _"
 
 def wrong_keys(error: ValidationError, data: JsonObject) -> dict[Path, Problem]:
     """One problem for each key that is wrong; `data` is what was validated."""
-    found: dict[Path, list[Any]] = {}
+    by_path: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False, include_context=False):
         path = _path(detail["loc"], data)
-        found.setdefault((*path, detail["loc"][-1]) if detail["type"] == "missing" else path, []).append(detail)
+        by_path.setdefault((*path, detail["loc"][-1]) if detail["type"] == "missing" else path, []).append(detail)
     # A key that is wrong as a whole and in parts is a union's: the branch that reached into it says more.
-    wholes = {path[:length] for path in found for length in range(len(path))}
-    return {path: _problem(path, min(details, key=_rank)) for path, details in found.items() if path not in wholes}
+    wholes = {path[:length] for path in by_path for length in range(len(path))}
+    return {path: _problem(path, min(details, key=_rank)) for path, details in by_path.items() if path not in wholes}
 
 
 def meant_by(key: str, parent: Path) -> str:
@@ -58,7 +58,7 @@ def meant_by(key: str, parent: Path) -> str:
     near = get_close_matches(key.lower(), _children(parent), n=1)
     if near and key not in _leaves():
         return dotted(*parent, near[0])
-    elsewhere = [known for known in _leaves() if key in (known, known.rpartition(".")[2])]
+    elsewhere = [leaf for leaf in _leaves() if key in (leaf, leaf.rpartition(".")[2])]
     return elsewhere[0] if elsewhere else ""
 
 
@@ -164,8 +164,8 @@ def _branches(node: JsonObject) -> list[JsonObject]:
 
 
 def _choices(node: JsonObject) -> list[str]:
-    found = [choice for branch in _branches(node) for choice in branch.get("enum", [branch.get("const")])]
-    return [choice for choice in found if isinstance(choice, str)]
+    allowed = [choice for branch in _branches(node) for choice in branch.get("enum", [branch.get("const")])]
+    return [choice for choice in allowed if isinstance(choice, str)]
 
 
 def _schema_at(path: Path) -> JsonObject:

@@ -44,8 +44,8 @@ def root_problem(root: str) -> tuple[str, str] | None:
     right = "a folder, or a URI such as s3://bucket/folder"
     if not root.strip():
         return "is empty", right
-    if found := re.match(rf"({_SCHEMES}):(//)?(.*)", root, re.IGNORECASE):
-        scheme, slashes, rest = found.groups()
+    if match := re.match(rf"({_SCHEMES}):(//)?(.*)", root, re.IGNORECASE):
+        scheme, slashes, rest = match.groups()
         if not slashes or scheme != scheme.lower():
             start = "file:///" if scheme.lower() == "file" else f"{scheme.lower()}://"
             return "is no URI", f"for example {start}{rest.lstrip('/')}"

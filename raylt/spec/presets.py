@@ -67,11 +67,11 @@ def block_names(config: UnetConfig) -> list[str]:
 
 def default_groups(blocks: list[str]) -> dict[str, list[str]]:
     """Group -> those of `blocks` on its side of the U-Net: down, mid (with the time embedding), up, ends."""
-    found: dict[str, list[str]] = {"down": [], "mid": [], "up": [], "ends": []}
+    groups: dict[str, list[str]] = {"down": [], "mid": [], "up": [], "ends": []}
     for block in blocks:
         side = block.split(".")[0].removesuffix("_blocks").removesuffix("_block")
-        found[side if side in found else "mid" if block == "time_embedding" else "ends"].append(block)
-    return {group: members for group, members in found.items() if members}
+        groups[side if side in groups else "mid" if block == "time_embedding" else "ends"].append(block)
+    return {group: members for group, members in groups.items() if members}
 
 
 def block_of(layer: str) -> str:

@@ -87,8 +87,8 @@ def _values(property_schema: JsonObject) -> str:
 
 def _bounds(property_schema: JsonObject) -> str:
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    given = {name: property_schema[name] for name in words if property_schema.get(name, MAX_COUNT) != MAX_COUNT}
-    return "".join(f" {words[name]} {bound:,}" for name, bound in given.items())
+    bounds = {name: property_schema[name] for name in words if property_schema.get(name, MAX_COUNT) != MAX_COUNT}
+    return "".join(f" {words[name]} {bound:,}" for name, bound in bounds.items())
 
 
 def wrapped(text: str) -> list[str]:

@@ -57,8 +57,8 @@ class SweepSpec(Section):
     def unet_config(self) -> UnetConfig:
         """The `UNet2DModel` configuration in full: preset or config, with channels and size of the data set."""
         channels, size = self.image_shape
-        own = self.model.config
-        base = dict(own) if own is not None else dict(PRESETS[self.model.preset or _default_preset(self)])
+        config = self.model.config
+        base = dict(config) if config is not None else dict(PRESETS[self.model.preset or _default_preset(self)])
         return {**base, "sample_size": size, "in_channels": channels, "out_channels": channels}
 
     @property
@@ -76,18 +76,18 @@ class SweepSpec(Section):
 
         Raises `LookupError` for `auto`, which names no group by itself: `search/groups.py` settles such a spec.
         """
-        given, free = self.search.groups, self.free_blocks
-        if isinstance(given, str):
+        groups, free = self.search.groups, self.free_blocks
+        if isinstance(groups, str):
             raise LookupError("search.groups: auto has no groups before the profile is measured")
-        found = {g: [b for b in free if matches(b, patterns)] for g, patterns in (given or {}).items()}
-        return default_groups(free) if given is None else {group: blocks for group, blocks in found.items() if blocks}
+        chosen = {g: [b for b in free if matches(b, patterns)] for g, patterns in (groups or {}).items()}
+        return default_groups(free) if groups is None else {group: blocks for group, blocks in chosen.items() if blocks}
 
     def protocol(self, name: Protocol) -> ProtocolSpec:
         """A metrics protocol with its features and its spacing named."""
         protocol: ProtocolSpec = getattr(self.metrics, name)
         default: FeaturesName = "digits-cnn" if self.data.name == "digits" else "inception"
-        own = {"features": protocol.features or default, "spacing": protocol.spacing or protocol.own_spacing}
-        return protocol.model_copy(update=own)
+        resolved = {"features": protocol.features or default, "spacing": protocol.spacing or protocol.own_spacing}
+        return protocol.model_copy(update=resolved)
 
     def dump(self) -> JsonObject:
         """The whole spec as plain data, as `spec.yaml` in the store and MLflow show it."""

@@ -126,11 +126,11 @@ class TicketSpec(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _count_rounds(cls, given: Any) -> Any:
+    def _count_rounds(cls, value: Any) -> Any:
         """A list of densities says by itself how many rounds there are."""
-        if isinstance(given, dict) and isinstance(given.get("densities"), list) and "rounds" not in given:
-            return {**given, "rounds": len(given["densities"])}
-        return given
+        if isinstance(value, dict) and isinstance(value.get("densities"), list) and "rounds" not in value:
+            return {**value, "rounds": len(value["densities"])}
+        return value
 
     def density_of(self, round_index: int) -> float:
         """Overall density of round `round_index`: 1 for the dense round 0, then the schedule."""

@@ -103,10 +103,10 @@ def _problem_of_no_uri(uri: str) -> tuple[str, str] | None:
     """Words without ://, which MLflow takes for a folder or for nothing."""
     if uri == "databricks" or uri.partition(":")[0] in _plugins():
         return None
-    if found := re.match(r"(https?)(?::/?|//|/)(.+)", uri, re.IGNORECASE):
-        return "is no URI", f"{found[1].lower()}://{found[2].lstrip('/')}"
-    if found := re.match(r"sqlite3?(?:\+\w+)?:/*(.+)", uri):
-        return "is no URI", _sqlite_form(uri, found[1])
+    if match := re.match(r"(https?)(?::/?|//|/)(.+)", uri, re.IGNORECASE):
+        return "is no URI", f"{match[1].lower()}://{match[2].lstrip('/')}"
+    if match := re.match(r"sqlite3?(?:\+\w+)?:/*(.+)", uri):
+        return "is no URI", _sqlite_form(uri, match[1])
     if re.fullmatch(r"(\[[\da-f:]+\]|[\w.-]+):\d+(/.*)?", uri):
         return "is no URI", f"http://{uri}"
     if uri.endswith((".db", ".sqlite", ".sqlite3")):

@@ -90,9 +90,9 @@ def config_problems(config: UnetConfig) -> Iterator[Problem]:
     """Of a `model.config`, what it says that can never be; first key by key, then keys that contradict each other."""
     wrong = set()
     for key, value in config.items():
-        found = list((_type_problems if key in _OF_BLOCKS else _value_problems)(key, value))
-        wrong |= {key} if found else set()
-        yield from found
+        problems = list((_type_problems if key in _OF_BLOCKS else _value_problems)(key, value))
+        wrong |= {key} if problems else set()
+        yield from problems
     if not wrong:
         yield from _contradictions(config)
 

@@ -40,11 +40,11 @@ IMAGE_SHAPES: dict[str, tuple[int, int]] = {  # data set -> (channels, size), as
 }
 
 
-def _no_truth_or_fraction(given: object) -> object:
+def _no_truth_or_fraction(value: object) -> object:
     """`true` and `1.0` equal 1 in Python, so that `Literal[1]` would take them."""
-    if isinstance(given, (bool, float)):
+    if isinstance(value, (bool, float)):
         raise PydanticCustomError("literal_error", "is not one of them")
-    return given
+    return value
 
 
 AsWritten = BeforeValidator(_no_truth_or_fraction)  # for a `Literal` with numbers

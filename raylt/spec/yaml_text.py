@@ -178,8 +178,8 @@ class _Reader:
 
     def mapping(self, node: Any, path: tuple[str | int, ...]) -> JsonObject:
         data: JsonObject = {}
-        own = [(key, value) for key, value in node.value if str(key.tag) != _MERGE]
-        for key, value in own:
+        pairs = [(key, value) for key, value in node.value if str(key.tag) != _MERGE]
+        for key, value in pairs:
             if not isinstance(key, ScalarNode):
                 self.note(key, path, "has a key that is a list or a section", "a word")
                 continue
@@ -200,7 +200,7 @@ class _Reader:
 
     def merged(self, node: Any, path: tuple[str | int, ...], depth: int = 0) -> list[tuple[str, Any]]:
         """What `<<: *other` brings in, nearest first."""
-        found: list[tuple[str, Any]] = []
+        pairs: list[tuple[str, Any]] = []
         for key, value in node.value:
             if str(key.tag) != _MERGE:
                 continue
@@ -209,6 +209,6 @@ class _Reader:
                     self.note(key, (*path, "<<"), "is no section", "the alias of a section")
                     continue
                 self.count(other, path, 1 + len(other.value))
-                found += [(k.value, v) for k, v in other.value if isinstance(k, ScalarNode) and str(k.tag) != _MERGE]
-                found += self.merged(other, path, depth + 1)
-        return found
+                pairs += [(k.value, v) for k, v in other.value if isinstance(k, ScalarNode) and str(k.tag) != _MERGE]
+                pairs += self.merged(other, path, depth + 1)
+        return pairs

@@ -280,7 +280,7 @@ def _cause(error: OSError) -> str:
     if error.errno:
         return os.strerror(error.errno)
     text = " ".join(str(error).split()).partition(" (Request ID:")[0]
-    found = _AWS_ERROR.search(text)
-    name, said = found.groups() if found else ("", text)
+    match = _AWS_ERROR.search(text)
+    name, said = match.groups() if match else ("", text)
     said = said.rpartition("; Details: ")[2] if name == "NETWORK_CONNECTION" else said
     return (f"{said} ({name})" if name else said)[:300]

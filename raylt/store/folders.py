@@ -93,20 +93,20 @@ class Disk:
     def folder_id(self, path: str) -> int | None:
         """The inode of a folder; None where there is none."""
         try:
-            found = Path(path).stat()
+            status = Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_ino if stat.S_ISDIR(found.st_mode) else None
+        return status.st_ino if stat.S_ISDIR(status.st_mode) else None
 
     def list_folder(self, path: str) -> list[tuple[str, int | None]]:
         """(name, size) of what is in a folder; of a folder in it (name, None)."""
-        found = []
+        listing = []
         with os.scandir(path) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    found.append((entry.name, None if is_folder else entry.stat().st_size))
-        return found
+                    listing.append((entry.name, None if is_folder else entry.stat().st_size))
+        return listing
 
     def remove_folder(self, path: str) -> None:
         Path(path).rmdir()
@@ -178,17 +178,17 @@ class LocalFolder:
 
     def _make_folders(self, folder: str) -> None:
         """The folder is there, and on the disk: one that is there may have been made by a process that died before its sync."""
-        found = self._disk.folder_id(folder)
+        inode = self._disk.folder_id(folder)
         is_ours = f"{folder}/".startswith(f"{self.base}/")
-        if found is not None and (not is_ours or self._lasting.get(folder) == found):
+        if inode is not None and (not is_ours or self._lasting.get(folder) == inode):
             return
         parent = folder.rpartition("/")[0]
         self._make_folders(parent)
-        if found is None:
+        if inode is None:
             with contextlib.suppress(FileExistsError):
                 self._disk.make_folder(folder)
         # Above the store there may be nothing that we may read.
-        with contextlib.suppress(*([PermissionError] if folder == self.base and found is not None else [])):
+        with contextlib.suppress(*([PermissionError] if folder == self.base and inode is not None else [])):
             self._disk.sync_folder(parent or "/")
         self._lasting[folder] = self._disk.folder_id(folder)
 
@@ -217,11 +217,11 @@ class LocalFolder:
         return [name for name, _ in self._listed(path)]
 
     def files(self, path: str) -> list[Found]:
-        found = []
+        listing = []
         for name, size in self._listed(path):
             below = f"{path}/{name}".lstrip("/")
-            found += self.files(below) if size is None else [Found(below, size)]
-        return found
+            listing += self.files(below) if size is None else [Found(below, size)]
+        return listing
 
     def _listed(self, path: str) -> list[tuple[str, int | None]]:
         try:
@@ -252,11 +252,11 @@ class ArrowFolder:
             stream.write(data)
 
     def create(self, path: str, data: bytes) -> bool:
-        found = self.read(path)
-        if found is None:
+        present = self.read(path)
+        if present is None:
             self.replace(path, data)
-            found = self.read(path)
-        return found == data
+            present = self.read(path)
+        return present == data
 
     def settle(self, path: str) -> None:
         """An object that can be read stays."""

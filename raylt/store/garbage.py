@@ -118,9 +118,9 @@ class Survey:
 
     def _needed(self, name: str) -> set[str]:
         still_open = {f"{name}/{trial.id}" for trial in self.ledgers[name].open_trials()}
-        own = {digest for digest in self.stages if self.owner(digest) in still_open}
+        of_open_trials = {digest for digest in self.stages if self.owner(digest) in still_open}
         data = {digest for digest, key in self._keys.items() if self._is_of_data_set(key, self.locks[name])}
-        wanted = own.union(data, self._named(name, False))
+        wanted = of_open_trials.union(data, self._named(name, False))
         return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
 
     def _is_of_data_set(self, key: StageKey, lock: SweepLock) -> bool:
@@ -156,20 +156,20 @@ class Survey:
         return {name: self._usage(name) for name in self.ledgers}
 
     def _usage(self, name: str) -> Usage:
-        mine = self.needed[name]
+        needed = self.needed[name]
         others = set[str]().union(*(needed for other, needed in self.needed.items() if other != name))
         garbage = self.garbage(name)
         unfinished = sum(stage.bytes for stage in garbage.unfinished) + sum(garbage.files.values())
         ledger = sum(size for _, size in self.store.all_files(f"sweeps/{name}"))
-        return Usage(self._bytes(mine), self._bytes(mine & others), unfinished, ledger)
+        return Usage(self._bytes(needed), self._bytes(needed & others), unfinished, ledger)
 
     def _bytes(self, digests: set[str]) -> int:
         return sum(self.stages[digest].bytes - sum(self.stages[digest].leftovers.values()) for digest in digests)
 
     def unnamed_bytes(self) -> int:
         """Stages that no sweep needs or has begun: of `raylt ticket`, of failed trials, of sweeps that were deleted."""
-        known = set[str]().union(*self.needed.values(), *(self._begun_by(name) for name in self.ledgers))
-        return sum(stage.bytes for digest, stage in self.stages.items() if digest not in known)
+        named = set[str]().union(*self.needed.values(), *(self._begun_by(name) for name in self.ledgers))
+        return sum(stage.bytes for digest, stage in self.stages.items() if digest not in named)
 
     def _begun_by(self, name: str) -> set[str]:
         unfinished = (digest for digest, stage in self.stages.items() if stage.is_unfinished)

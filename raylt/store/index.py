@@ -66,8 +66,8 @@ class Part:
         return Part(heads, tuple(trial for trial, _ in trials), packed)
 
     def results(self) -> dict[int, TrialResult]:
-        known = json.loads(zlib.decompress(self.packed))
-        return dict(zip(self.heads, map(TrialResult.from_json, known), strict=True))
+        records = json.loads(zlib.decompress(self.packed))
+        return dict(zip(self.heads, map(TrialResult.from_json, records), strict=True))
 
     def trials_of(self, sizes: Mapping[int, Sizes]) -> Iterator[TrialSpec]:
         """The trials whose files are as long as they were."""
@@ -102,10 +102,10 @@ def read_parts(store: Store, name: str, firsts: Collection[int], origin: Origin)
     """Those of the parts that begin with trials `firsts` that are there and whole."""
     there = set(store.names(f"sweeps/{name}/index"))
     paths = (part_path(name, first) for first in sorted(firsts))
-    found = store.each(
+    parts = store.each(
         lambda path: _read_part(store, path, origin), [path for path in paths if path.rpartition("/")[2] in there]
     )
-    return [part for part in found if part is not None]
+    return [part for part in parts if part is not None]
 
 
 def _read_part(store: Store, path: str, origin: Origin) -> Part | None:

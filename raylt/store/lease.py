@@ -102,9 +102,9 @@ def read_holder(store: Store, name: str) -> Holder | None:
 
 def _read(store: Store, path: str) -> Holder | None:
     record = store.read_record(path)
-    known = {field.name for field in fields(Holder)}
+    names = {field.name for field in fields(Holder)}
     try:
-        return None if record is None else Holder(**{key: value for key, value in record.items() if key in known})
+        return None if record is None else Holder(**{key: value for key, value in record.items() if key in names})
     except TypeError as error:
         raise store.damaged(path, "it does not say who holds the lease") from error
 
@@ -131,9 +131,9 @@ def guard_for(store: Store, name: str, epoch: int, token: str) -> Callable[[], N
     def guard() -> None:
         nonlocal confirmed
         if not confirmed:
-            mine = _read(store, epoch_path(name, epoch))
-            if mine is None or mine.token != token:
-                raise Fenced(f"sweep {name} was taken over by {mine or 'nobody: its lease was deleted'}")
+            holder = _read(store, epoch_path(name, epoch))
+            if holder is None or holder.token != token:
+                raise Fenced(f"sweep {name} was taken over by {holder or 'nobody: its lease was deleted'}")
             confirmed = True  # created once, so it stays
         if store.read(epoch_path(name, epoch + 1)) is not None:
             raise Fenced(f"sweep {name} was taken over by {read_holder(store, name)}")
@@ -166,13 +166,13 @@ class Lease:
             current = read_holder(store, name)
             if current is not None:
                 _await_its_end(store, name, current)
-            known = 0 if current is None else current.epoch
-            if newest_epoch(store, name) > known:
+            epoch = 0 if current is None else current.epoch
+            if newest_epoch(store, name) > epoch:
                 continue  # another was faster
-            mine = Holder.myself(known + 1)
-            if store.create_record(epoch_path(name, mine.epoch), asdict(mine)) and _still_has(store, name, mine):
+            holder = Holder.myself(epoch + 1)
+            if store.create_record(epoch_path(name, holder.epoch), asdict(holder)) and _still_has(store, name, holder):
                 break
-        lease = Lease(store, name, mine, on_stop, has_thread=False)
+        lease = Lease(store, name, holder, on_stop, has_thread=False)
         lease.beat()
         if has_thread:
             lease._thread.start()
@@ -231,11 +231,11 @@ class Lease:
                 continue
 
 
-def _still_has(store: Store, name: str, mine: Holder) -> bool:
+def _still_has(store: Store, name: str, holder: Holder) -> bool:
     if not store.is_local:
         time.sleep(SETTLE_S)
-    written = _read(store, epoch_path(name, mine.epoch))
-    return written is not None and written.token == mine.token
+    written = _read(store, epoch_path(name, holder.epoch))
+    return written is not None and written.token == holder.token
 
 
 def _await_its_end(store: Store, name: str, holder: Holder) -> None:

@@ -77,7 +77,7 @@ class Ledger:
         sizes, self.set_aside = listed(self.store, self.name)
         if sizes and not self._is_sealed:
             self._begun(read_lock(self.store, self.name))  # perhaps meanwhile: a lock comes before trials
-        ended = [number for number, found in sizes.items() if found.result is not None and number not in self.results]
+        ended = [number for number, size in sizes.items() if size.result is not None and number not in self.results]
         if self._is_sealed and len(ended) >= PART:
             for part in read_parts(self.store, self.name, {first_of(number) for number in ended}, self._origin):
                 for trial in part.trials_of(sizes):
@@ -134,10 +134,10 @@ class Ledger:
             path = result_path(self.name, number)
             if not self.store.create_record(path, result.to_json(), self._origin.sweep):
                 self._check()  # whoever wrote it has most likely taken the sweep over
-                known = self._read_result(number)
-                if known is None:
+                committed = self._read_result(number)
+                if committed is None:
                     raise self.store.damaged(path, "it is not there any more")
-                result = known
+                result = committed
             self._learn_end(number, result)
             self._write_index()
         return self.results[number]
@@ -232,8 +232,8 @@ class Ledger:
 
     def complete(self, kind: str) -> list[tuple[TrialSpec, TrialResult]]:
         """Trials of a kind that ended well, by id; without those that confirm others."""
-        mine = ((number, trial) for number, trial in sorted(self.submitted.items()) if trial.kind == kind)
-        ended = ((trial, self.results.get(number)) for number, trial in mine if not trial.is_confirmation)
+        of_kind = ((number, trial) for number, trial in sorted(self.submitted.items()) if trial.kind == kind)
+        ended = ((trial, self.results.get(number)) for number, trial in of_kind if not trial.is_confirmation)
         return [(trial, result) for trial, result in ended if result is not None and result.state == COMPLETE]
 
 
@@ -250,8 +250,8 @@ def was_begun(store: Store, name: str) -> bool:
 def existing(store: Store, name: str) -> Ledger:
     """The ledger of a sweep that was started. Raises `InputError`, naming those that were, where it was not."""
     if not was_begun(store, name):
-        known = ", ".join(sweep_names(store)) or "none"
-        raise InputError(f"no sweep {name!r} in {store.root} (there: {known}); give its name, its spec file, or --root")
+        names = ", ".join(sweep_names(store)) or "none"
+        raise InputError(f"no sweep {name!r} in {store.root} (there: {names}); give its name, its spec file, or --root")
     require_lock(store, name)
     ledger = Ledger(store, name)
     if not ledger._is_sealed:

@@ -28,17 +28,17 @@ class Sizes(NamedTuple):
 def listed(store: Store, name: str) -> tuple[dict[int, Sizes], set[int]]:
     """(trial -> the sizes of its files, by id; the trials set aside): one look at a folder, however many trials there are."""
     trials = f"sweeps/{name}/trials/"
-    found: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
+    by_file: dict[str, dict[str, int]] = {"asked.json": {}, "result.json": {}}  # file -> folder -> bytes
     files = store.all_files(trials.rstrip("/"))
     if not files and misplaced(store, trials.rstrip("/")):
         raise store.damaged(trials.rstrip("/"), "a file lies in a folder's place")
     for path, size in files:
         entry, _, file = path[len(trials) :].partition("/")
-        if file in found:
-            found[file][entry] = size
-    asked, ended = found.values()
+        if file in by_file:
+            by_file[file][entry] = size
+    asked, ended = by_file.values()
     entries = sorted({*asked, *ended})
-    aside = {int(own) for own, end, _ in (entry.partition(SET_ASIDE) for entry in entries) if end and is_number(own)}
+    aside = {int(number) for number, end, _ in (entry.partition(SET_ASIDE) for entry in entries) if end and is_number(number)}
     sizes = {int(entry): Sizes(asked.get(entry), ended.get(entry)) for entry in entries if is_number(entry)}
     return sizes, aside
 
@@ -144,5 +144,5 @@ def require_lock(store: Store, name: str) -> None:
 def missing_stages(store: Store, result: TrialResult) -> list[str]:
     """The stages that a result names and the store has no more: deleted as damaged, or by somebody."""
     paths = {digest: f"{folder_of(digest)}/{MANIFEST}" for digest in result.stages if is_digest(digest)}
-    found = store.each(store.read, paths.values())
-    return [digest for digest, manifest in zip(paths, found, strict=True) if manifest is None]
+    manifests = store.each(store.read, paths.values())
+    return [digest for digest, manifest in zip(paths, manifests, strict=True) if manifest is None]

@@ -10,9 +10,9 @@ def pareto_ids(points: Mapping[int, Sequence[float | None]]) -> set[int]:
     """Ids of the points no other dominates (all objectives are minimised). Equal ones are all in, those with a None are not."""
     usable: dict[int, tuple[float, ...]] = {}
     for number, point in points.items():
-        known = tuple(value for value in point if value is not None)
-        if len(known) == len(point):
-            usable[number] = known
+        values = tuple(value for value in point if value is not None)
+        if len(values) == len(point):
+            usable[number] = values
     front: list[tuple[float, ...]] = []
     lowest = math.inf  # in the last objective so far: what is below it nothing beats
     for point in sorted(set(usable.values())):  # what beats a point comes before it, and is in the front or beaten from there

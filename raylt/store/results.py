@@ -48,9 +48,9 @@ class RoundResult:
     @staticmethod
     def from_json(record: JsonObject) -> RoundResult:
         """What `to_json` made, or an earlier raylt wrote."""
-        known = {name: value for name, value in record.items() if name in _ROUND_FIELDS}
+        numbers = {name: value for name, value in record.items() if name in _ROUND_FIELDS}
         least: JsonObject = {"density": None, "loss": None, "fid": None, "time_ms": 0}
-        return RoundResult(**least | known)
+        return RoundResult(**least | numbers)
 
 
 _ROUND_FIELDS = frozenset(known.name for known in fields(RoundResult))

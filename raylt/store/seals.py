@@ -65,12 +65,12 @@ def seal_yaml(text: str, path: str) -> bytes:
 
 def unseal_yaml(data: bytes, path: str) -> tuple[str, bool]:
     """(the text, whether it had a checksum). Raises `BadSeal`."""
-    found = _YAML_SUM.search(data)
-    body = data if found is None else data[: found.start()]
-    if found is not None and _sum_of(body, path).encode() != found[1]:
+    match = _YAML_SUM.search(data)
+    body = data if match is None else data[: match.start()]
+    if match is not None and _sum_of(body, path).encode() != match[1]:
         raise BadSeal(_WRONG)
     try:
-        return body.decode(), found is not None
+        return body.decode(), match is not None
     except UnicodeDecodeError as error:
         raise BadSeal("it is no UTF-8 text") from error
 

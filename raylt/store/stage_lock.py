@@ -65,11 +65,11 @@ def sole_maker(
     """
     guard()
     lock = _file_lock(files, digest, guard, wait) if files.is_local else None
-    mine = Claim.by(owner, 0) if lock is not None else _claimed(files, folder, owner, guard, wait)
-    heart = None if lock is not None else _Heart(files, folder, mine)
+    claim = Claim.by(owner, 0) if lock is not None else _claimed(files, folder, owner, guard, wait)
+    heart = None if lock is not None else _Heart(files, folder, claim)
     try:
         if lock is not None:
-            _write(files, folder, mine)
+            _write(files, folder, claim)
         yield
         finished = True
     except BaseException as error:
@@ -80,19 +80,19 @@ def sole_maker(
             if heart is not None:
                 heart.stop()
             with contextlib.suppress(EnvironmentFailure):  # the store is away: the claim goes stale by itself
-                _leave(files, folder, mine, finished)
+                _leave(files, folder, claim, finished)
         finally:
             if lock is not None:
                 lock.release()
 
 
-def _leave(files: Files, folder: str, mine: Claim, finished: bool) -> None:
+def _leave(files: Files, folder: str, claim: Claim, finished: bool) -> None:
     current = read_claim(files, folder)
-    if current is not None and current.token == mine.token:
+    if current is not None and current.token == claim.token:
         if finished:
             files.delete(f"{folder}/{CLAIM}")
         else:
-            _write(files, folder, replace(mine, heartbeat=0))
+            _write(files, folder, replace(claim, heartbeat=0))
 
 
 def _write(files: Files, folder: str, claim: Claim) -> None:
@@ -127,12 +127,12 @@ def _claimed(files: Files, folder: str, owner: str, guard: Callable[[], None], w
         if current != watched:
             watched, since = current, time.monotonic()
         if current is None or _may_take(current, owner, time.monotonic() - since):
-            mine = Claim.by(owner, time.time())
-            _write(files, folder, mine)
+            claim = Claim.by(owner, time.time())
+            _write(files, folder, claim)
             time.sleep(SETTLE_S)
             written = read_claim(files, folder)
-            if written is not None and written.token == mine.token:
-                return mine
+            if written is not None and written.token == claim.token:
+                return claim
         elif not wait:
             raise Busy
         time.sleep(POLL_S)

@@ -163,12 +163,12 @@ class Stage:
         Where another process makes the stage already, wait for it. What diverges is computed again, from the stage's inputs
         alone; what diverges twice is remembered: `Diverged`, here and from then on.
         """
-        found = self._found()
-        if found is not None:
-            return found
+        manifest = self._found()
+        if manifest is not None:
+            return manifest
         with self.sole_maker():
-            found = self._found()
-            return found if found is not None else self._make(compute)
+            manifest = self._found()
+            return manifest if manifest is not None else self._make(compute)
 
     def _found(self) -> Manifest | None:
         """The manifest of a stage that is whole, and stays so when the power is cut."""

@@ -61,7 +61,7 @@ class Check:
         try:
             return read(*args, **options)
         except Damaged as error:
-            if error.path not in {known.path for known in self.damaged}:
+            if error.path not in {other.path for other in self.damaged}:
                 self.damaged.append(error)
         except Diverged:
             pass  # a stage that can only fail is as it should be
@@ -71,8 +71,8 @@ class Check:
         """What another looked at, as a part of this."""
         self.files, self.unverified = self.files + other.files, self.unverified + other.unverified
         self.missing |= other.missing
-        known = {error.path for error in self.damaged}
-        self.damaged += [error for error in other.damaged if error.path not in known]
+        paths = {error.path for error in self.damaged}
+        self.damaged += [error for error in other.damaged if error.path not in paths]
 
 
 def verify(store: Store) -> Check:
@@ -80,8 +80,8 @@ def verify(store: Store) -> Check:
     check = Check()
     contents: dict[str, str | None] = {}  # stage that has a manifest -> the hash of its content, unless it is damaged
     stages = _stages(store)
-    for found, digest, content in store.each(lambda stage: _verify_stage(store, *stage), stages.items()):
-        check.add(found)
+    for checked, digest, content in store.each(lambda stage: _verify_stage(store, *stage), stages.items()):
+        check.add(checked)
         if MANIFEST in stages[digest]:
             contents[digest] = content
     for name in store.names("sweeps"):
@@ -147,13 +147,13 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
 
 def _verify_own(store: Store, folder: str, names: Collection[str], has_sums: bool, check: Check) -> None:
     """The files of a sweep that are checked by their path alone: they are there before it is begun, or say how it was."""
-    for own in FOLDERS:
-        if own in names and misplaced(store, f"{folder}/{own}"):
-            check.add(Check(damaged=[store.damaged(f"{folder}/{own}", "a file lies in a folder's place")]))
-            names = [name for name in names if name != own]
-    for own in ("lease.json", "stop.json", LOCK_FILE, LOCK_COPY):  # before there were sums, the first two were as they are
-        must_have = has_sums and own in (LOCK_FILE, LOCK_COPY)
-        check.reads(store.read_record, f"{folder}/{own}", is_sealed=must_have or None)
+    for entry in FOLDERS:
+        if entry in names and misplaced(store, f"{folder}/{entry}"):
+            check.add(Check(damaged=[store.damaged(f"{folder}/{entry}", "a file lies in a folder's place")]))
+            names = [name for name in names if name != entry]
+    for entry in ("lease.json", "stop.json", LOCK_FILE, LOCK_COPY):  # before there were sums, the first two were as they are
+        must_have = has_sums and entry in (LOCK_FILE, LOCK_COPY)
+        check.reads(store.read_record, f"{folder}/{entry}", is_sealed=must_have or None)
     for epoch in store.names(f"{folder}/lease") if "lease" in names else ():
         check.reads(store.read_record, f"{folder}/lease/{epoch}", is_sealed=True)
 
@@ -165,8 +165,8 @@ def _verify_trials(
     """The files that a sweep has written since it was started. `folders`: of its trials, and of those set aside."""
     sizes, aside = folders
     folder, planned = f"sweeps/{name}", set[int]()
-    for own in (SIMILARITY_FILE, RUNS_FILE):
-        check.reads(store.read_record, f"{folder}/{own}", is_sealed=origin.is_sealed or None, sweep=origin.sweep)
+    for file in (SIMILARITY_FILE, RUNS_FILE):
+        check.reads(store.read_record, f"{folder}/{file}", is_sealed=origin.is_sealed or None, sweep=origin.sweep)
     for file in confirm_files(store, name):
         planned |= {item.trial.id for item in check.reads(read_confirmations, store, name, file, origin) or ()}
     trials: dict[int, TrialFiles] = {}
@@ -175,8 +175,8 @@ def _verify_trials(
     def look_at(number: int) -> tuple[Check, int, TrialSpec | None, TrialResult | None]:
         return _verify_trial(store, name, number, origin, contents, is_measured=is_measured)
 
-    for found, number, trial, result in store.each(look_at, sizes):
-        check.add(found)
+    for checked, number, trial, result in store.each(look_at, sizes):
+        check.add(checked)
         trials[number] = trial, result
     asked = {number: trial for number, (trial, _) in trials.items() if trial is not None}
     for number in missing_trials(asked) if origin.is_sealed else ():
@@ -231,6 +231,6 @@ def _verify_part(
         raise store.damaged(path, str(error)) from error
     results = part.results()
     for trial in part.asked:
-        known = trials.get(trial.id, (None, None))
-        if any(now is not None and now != then for now, then in zip(known, (trial, results[trial.id]), strict=True)):
+        files = trials.get(trial.id, (None, None))
+        if any(now is not None and now != then for now, then in zip(files, (trial, results[trial.id]), strict=True)):
             raise store.damaged(path, f"of trial {trial.id} it says what its files do not")

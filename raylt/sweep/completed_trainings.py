@@ -48,14 +48,14 @@ def completed_trainings(
 
 def _look(spec: SweepSpec, trial: TrialSpec, context: TrialContext, store: ReadOnlyStore, made: CompletedTrainings) -> None:
     """As far as the search's trainings are whole; the last may have to be scored yet. A control's own count as not made."""
-    found: list[int | None] = []
+    rounds: list[int | None] = []
     try:
         for ticket in find_ticket(search_of(context, trial), context.images, store):
-            found += [ticket.index] if found else [None, ticket.index]
+            rounds += [ticket.index] if rounds else [None, ticket.index]
     except (NotComplete, Diverged, InputError):
         pass
     by_round = {training.round: training for training in trainings_of(spec, trial) if not _is_controls(trial, training)}
-    for index, after in pairwise([*found, None]):
+    for index, after in pairwise([*rounds, None]):
         made.add(trial, by_round[index], is_scored=after is not None)
 
 

@@ -84,8 +84,8 @@ class Dispatcher:
         if self._confirming is None:
             if self.ledger.open_trials():
                 return Wait()  # who is to be confirmed is decided by all
-            known = self.ledger.confirmations()
-            self._confirming = known if self.confirm is None else confirm(self.spec, self.ledger, self.confirm)
+            planned = self.ledger.confirmations()
+            self._confirming = planned if self.confirm is None else confirm(self.spec, self.ledger, self.confirm)
         trial = self._next_of(self._confirming)
         if trial is not None:
             return self._submit(trial)

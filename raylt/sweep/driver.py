@@ -75,7 +75,7 @@ def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunReque
     store = Store(spec.storage.root)
     spec = begin(spec, store, new=request.new, confirm=request.confirm)
     check_tracking(tracking_uri(spec))
-    found = preflight.check(spec, store, begun_with(spec, store), request.stored_images)
+    checked = preflight.check(spec, store, begun_with(spec, store), request.stored_images)
     if place.address is None:
         refuse_too_large(spec, Compute.local(spec))
     signals, lease = Signals(), None
@@ -84,7 +84,7 @@ def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunReque
             signals.start_timer(request.ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
         driver = _Driver(spec, store, lease, signals, console, request.confirm)
-        return Ended(spec, driver.run(place, found), driver.is_recorded)
+        return Ended(spec, driver.run(place, checked), driver.is_recorded)
     except KeyboardInterrupt:
         return Ended(spec, signals.exit_code)
     except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
@@ -103,12 +103,12 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     spec = begin(spec, store, new=new)
     refuse_read_only(store)
     away = check_tracking(tracking_uri(spec))
-    found = preflight.check(spec, store, begun_with(spec, store))
+    checked = preflight.check(spec, store, begun_with(spec, store))
     compute = Compute.local(spec)
     refuse_too_large(spec, compute)  # it is measured here
-    budget = dry_run.describe_cost(spec, Ledger(store, spec.name), found.inputs, compute)
+    budget = dry_run.describe_cost(spec, Ledger(store, spec.name), checked.inputs, compute)
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
-    return [*preflight.describe_plan(spec, store, found), *budget, *warning]
+    return [*preflight.describe_plan(spec, store, checked), *budget, *warning]
 
 
 def _say(console: Console, line: str) -> None:
@@ -133,26 +133,26 @@ class _Driver:
         self.ledger = Ledger(store, spec.name, lease.check)
         self.yaml = without_secrets(dump_yaml(spec.dump()))  # as the store and MLflow keep it
 
-    def run(self, place: Place, found: preflight.Preflight) -> int:
+    def run(self, place: Place, checked: preflight.Preflight) -> int:
         lock = read_lock(self.store, self.spec.name)
         if lock is not None:
             self._restore(lock)
         if lock is not None and is_complete(self.spec, self.ledger) and not self._has_more_to_confirm():
             return self._project_and_leave()
-        refuse_other_inputs(self.spec.name, lock, found.inputs.digests)
+        refuse_other_inputs(self.spec.name, lock, checked.inputs.digests)
         self._say(str(place))
         self._warn_of_store()
-        for line in preflight.data_lines(self.spec, found.inputs.images):
+        for line in preflight.data_lines(self.spec, checked.inputs.images):
             self._say(line)
-        found.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
+        checked.inputs.put(Store(self.store.root, f"{self.spec.name}/driver", self.lease.check))
         with ExitStack() as ray_is_up:
             with self.signals.held():
                 ray_is_up.enter_context(ray_runtime.connected(place.address, self._say))
             resources = ray_runtime.trial_resources(self.spec, self._say)
             self._write_spec()
-            lock = lock or self._lock(self._compute(resources), found)
+            lock = lock or self._lock(self._compute(resources), checked)
             self._warn_of_other_versions(lock)
-            return self._search(lock, resources, found.inputs.digests)
+            return self._search(lock, resources, checked.inputs.digests)
 
     def _compute(self, resources: ray_runtime.Resources) -> Compute:
         """Decided once per sweep. Asks a worker what its GPU can do, since we may have none."""
@@ -172,7 +172,7 @@ class _Driver:
     def _has_more_to_confirm(self) -> bool:
         return has_more_to_confirm(self.spec, self.ledger, self.confirm)
 
-    def _lock(self, compute: Compute, found: preflight.Preflight) -> SweepLock:
+    def _lock(self, compute: Compute, checked: preflight.Preflight) -> SweepLock:
         """What is resolved once and then holds for the sweep's life."""
         record = {
             "code_schema": CODE_SCHEMA,
@@ -180,8 +180,8 @@ class _Driver:
             "spec": self.yaml,  # as it began, should spec.yaml be lost
             **compute.key(),
             "startup": default_startup(self.spec),
-            "data_sha256": found.inputs.digests.images,
-            "inception_sha256": found.inputs.digests.inception,
+            "data_sha256": checked.inputs.digests.images,
+            "inception_sha256": checked.inputs.digests.inception,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         }
         lock = SweepLock(record)

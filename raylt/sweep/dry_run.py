@@ -56,8 +56,8 @@ class Work:
 def all_trials(spec: SweepSpec, ledger: Ledger) -> list[Planned]:
     """The sweep's trials, asked or not, as they will be started, and what each waits for."""
     planned, confirming = plan(spec), ledger.confirmations()
-    mine = {item.trial.id for item in [*planned, *confirming]}
-    asked = [trial for number, trial in sorted(ledger.submitted.items()) if number not in mine]
+    planned_ids = {item.trial.id for item in [*planned, *confirming]}
+    asked = [trial for number, trial in sorted(ledger.submitted.items()) if number not in planned_ids]
     num_searched = sum(trial.is_search and trial.retry_of is None for trial in asked)
     search = [*asked, *proposals(spec, next_free_id(spec, ledger), num_searched)]
     before = [*(item.trial.id for item in planned), *(trial.id for trial in search)]
@@ -80,7 +80,7 @@ def work_of(
     num_held_out: int = 0,
 ) -> Work:  # fmt: skip
     """What trials ask for, each running to its end. `num_held_out`: images that losses are measured on."""
-    work, known = Work(), CompletedTrainings() if made is None else CompletedTrainings(set(made.trained), set(made.scored))
+    work, done = Work(), CompletedTrainings() if made is None else CompletedTrainings(set(made.trained), set(made.scored))
     for trial in trials:
         part = held_out_part(num_held_out, trial.protocol)
         losses = HELD_OUT_DRAWS * (part.stop - part.start)
@@ -88,12 +88,12 @@ def work_of(
         for training in trainings_of(spec, trial):
             scored = (trial.protocol, training)
             samples = protocol.samples if training.is_scored else 0
-            is_scored = training.is_scored and scored not in known.scored
+            is_scored = training.is_scored and scored not in done.scored
             work.asked.add(training, samples)
-            work.distinct.add(training, samples, trained=training not in known.trained, scored=is_scored)
+            work.distinct.add(training, samples, trained=training not in done.trained, scored=is_scored)
             work.denoised += is_scored * (samples * protocol.steps + losses)
-            known.trained.add(training)
-            known.scored |= {scored} if is_scored else set()
+            done.trained.add(training)
+            done.scored |= {scored} if is_scored else set()
         if speed is not None:
             steps, denoised = work.distinct.steps - before[0], work.denoised - before[1]
             work.seconds[trial.id] = steps * speed.step_s + denoised * speed.image_s
@@ -127,7 +127,7 @@ def _who_waits(trials: Sequence[Planned]) -> TopologicalSorter[int]:
     """Trial -> those it waits for. `~n` stands for all up to n: thousands wait for thousands, by one edge each."""
     graph: TopologicalSorter[int] = TopologicalSorter()
     numbers = sorted(item.trial.id for item in trials)
-    known = set(numbers)
+    ids = set(numbers)
     for before, number in pairwise(numbers):
         graph.add(~number, number, ~before)
     for number in numbers[:1]:
@@ -137,7 +137,7 @@ def _who_waits(trials: Sequence[Planned]) -> TopologicalSorter[int]:
             lower = bisect_left(numbers, item.after.stop)
             graph.add(item.trial.id, *([~numbers[lower - 1]] if lower else []))
         else:
-            graph.add(item.trial.id, *(number for number in item.after if number in known))
+            graph.add(item.trial.id, *(number for number in item.after if number in ids))
     return graph
 
 
@@ -176,7 +176,7 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
     train_s, denoise_s = left.distinct.steps * speed.step_s, left.denoised * speed.image_s
     at_once, held = min(spec.search.concurrency, max(1, len(trials))), held_here(spec, compute)
     part = f" (from batches of {speed.batch})" if speed.batch < spec.train.batch_size else ""
-    known = (
+    history = (
         f"that of trial n knows the trials up to n - {spec.search.concurrency}"
         if spec.search.repeatable
         else "it knows those that have ended"
@@ -194,7 +194,7 @@ def _time_lines(spec: SweepSpec, compute: Compute, speed: Speed, trials: Sequenc
         f"{hours_text(denoise_s)} to sample and for losses; start-up and FID not counted",
         f"at once  {counted(at_once, 'trial')} (search.concurrency): {hours(at_once)}; dense first, then pilots and baselines, "
         "then the search",
-        f"search   a proposal learns from those before it: {known}",
+        f"search   a proposal learns from those before it: {history}",
         f"machine  holds {counted(held, 'trial')} at once ({_holdings(spec, compute)}){here}",
         *([] if held else ["warning: no trial can start on this machine; resources asks for more than it has"]),
     ]

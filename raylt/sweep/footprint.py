@@ -65,8 +65,8 @@ def refuse_too_large(spec: SweepSpec, compute: Compute) -> None:
         what = f"is too large: a trial holds {in_units(model)} of weights, gradients, moments, EMA and masks, {there}"
         raise SpecError([Problem("model", what, "a smaller model, or a larger machine")])
     if model + batch > have:
-        what, given = f"is too large: one step needs {in_units(model + batch)} or more, {there}", spec.train.batch_size
-        raise SpecError([Problem("train.batch_size", what, "a smaller batch, or a larger machine", given, has_given=True)])
+        what, batch_size = f"is too large: one step needs {in_units(model + batch)} or more, {there}", spec.train.batch_size
+        raise SpecError([Problem("train.batch_size", what, "a smaller batch, or a larger machine", batch_size, has_given=True)])
 
 
 class _Sizes:

@@ -117,32 +117,32 @@ def data_lines(spec: SweepSpec, images: ImageSet) -> list[str]:
     return lines
 
 
-def describe_plan(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
+def describe_plan(spec: SweepSpec, store: Store, checked: Preflight) -> list[str]:
     """What the sweep would do, in plain lines."""
-    ticket, total = spec.ticket, sum(layer.size for layer in found.layers)
+    ticket, total, mflops = spec.ticket, sum(layer.size for layer in checked.layers), checked.flops.dense / 1e6
     planned = [item.trial for item in plan(spec)]
     kinds = {kind: sum(trial.kind == kind for trial in planned) for kind in ("dense", "pilot", "baseline")}
     channels, size = spec.image_shape
-    num_train, num_test = len(found.inputs.images.train_NCHW), len(found.inputs.images.test_NCHW)
+    num_train, num_test = len(checked.inputs.images.train_NCHW), len(checked.inputs.images.test_NCHW)
     rounds = ", ".join(f"{ticket.density_of(r):.4g}" for r in range(ticket.rounds + 1))
     protocol = spec.protocol("search")
     lines = [
         f"sweep    {spec.name} ({spec.digest[:12]})",
         f"data     {spec.data.name}: {num_train} training and {num_test} held-out images, {channels} x {size} x {size}",
-        *data_lines(spec, found.inputs.images),
-        f"model    {total:,} prunable weights in {len(found.layers)} layers; {found.flops.dense / 1e6:,.1f} MFLOPs an image",
+        *data_lines(spec, checked.inputs.images),
+        f"model    {total:,} prunable weights in {len(checked.layers)} layers; {mflops:,.1f} MFLOPs an image",
         f"train    {spec.train.steps} steps of {spec.train.batch_size}; rounds restart at step {ticket.rewind_step}",
         *_warm_up_lines(spec),
-        f"rounds   {_budget_words(spec, found, rounds)}",
+        f"rounds   {_budget_words(spec, checked, rounds)}",
         f"trials   {kinds['dense']} dense, {kinds['pilot']} pilots, {kinds['baseline']} baselines "
         f"({', '.join(spec.search.baselines)}), {spec.search.trials} search trials ({spec.search.sampler})",
         *_ceiling_lines(spec),
         f"score    {protocol.samples} samples, {protocol.sampler} {protocol.steps} steps"
         f"{f' ({protocol.spacing})' if protocol.spacing else ''}, {protocol.features} features",
         f"store    {spec.storage.root}",
-        *_disk_lines(spec, store, found),
+        *_disk_lines(spec, store, checked),
     ]
-    return lines + _group_lines(spec, store, found.layers)
+    return lines + _group_lines(spec, store, checked.layers)
 
 
 def _warm_up_lines(spec: SweepSpec) -> list[str]:
@@ -168,17 +168,17 @@ def _ceiling_lines(spec: SweepSpec) -> list[str]:
     return [f"ceiling  {' and '.join([*flops, *size])}: what costs more is not ranked"] if flops or size else []
 
 
-def _budget_words(spec: SweepSpec, found: Preflight, rounds: str) -> str:
-    sizes, costs = {layer.name: layer.size for layer in found.layers}, costs_of(spec)
+def _budget_words(spec: SweepSpec, checked: Preflight, rounds: str) -> str:
+    sizes, costs = {layer.name: layer.size for layer in checked.layers}, costs_of(spec)
     left = spec.ticket.final_density * cost_of(sizes, costs)
     if costs:
         return f"{rounds} of the prunable layers' FLOPs ({left / 1e6:,.4g} MFLOPs at the end)"
     return f"densities {rounds} ({round(left):,} weights at the end)"
 
 
-def _disk_lines(spec: SweepSpec, store: Store, found: Preflight) -> list[str]:
+def _disk_lines(spec: SweepSpec, store: Store, checked: Preflight) -> list[str]:
     """What the sweep will need of its store, should it begin with nothing there; and a warning where that is not to be had."""
-    need, free = footprint(spec, found.inputs), store.free_bytes()
+    need, free = footprint(spec, checked.inputs), store.free_bytes()
     there = "" if free is None else f"; {in_units(free)} are free"
     lines = [f"disk     {in_units(need.end)} when it has ended, {in_units(need.peak)} at most while it runs{there}"]
     if free is not None and free < need.peak:

@@ -97,8 +97,8 @@ def refuse_read_only(store: Store) -> None:
 
 def has_more_to_confirm(spec: SweepSpec, ledger: Ledger, request: Request | None) -> bool:
     """Whether a confirmation asks for trials that are not planned yet."""
-    known = ledger.confirmations()
-    return request is not None and len(extend(spec, ledger, known, request)) > len(known)
+    planned = ledger.confirmations()
+    return request is not None and len(extend(spec, ledger, planned, request)) > len(planned)
 
 
 def begin(spec: SweepSpec, store: Store, *, new: bool = False, confirm: Request | None = None) -> SweepSpec:

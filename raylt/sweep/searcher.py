@@ -87,9 +87,9 @@ class LedgerSearcher(_Unsaved, Searcher):
     def _report(self, trial_id: str, report: RoundResult) -> None:
         """Pass on a round, once: a trial whose worker died reports its first rounds again."""
         trial = self.live[trial_id]
-        known = self.rounds.setdefault(trial.id, {})
-        if report.round not in known:
-            known[report.round] = report
+        rounds = self.rounds.setdefault(trial.id, {})
+        if report.round not in rounds:
+            rounds[report.round] = report
             self.memory.progressed()
             self.on_round(trial, report)
 

@@ -37,11 +37,11 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
-    found, compute = preflight.check(spec, store), Compute.local(spec)
+    checked, compute = preflight.check(spec, store), Compute.local(spec)
     refuse_too_large(spec, compute)
-    for line in preflight.data_lines(spec, found.inputs.images):
+    for line in preflight.data_lines(spec, checked.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    context = TrialContext.open(spec, compute, found.inputs)
+    context = TrialContext.open(spec, compute, checked.inputs)
     trial = TrialSpec(0, "baseline", TrainingRequest(rule, spec.train.seed if seed is None else seed))
     run = TrialRun(trial, context, store, ticket_progress(spec, console))
     try:

@@ -75,9 +75,9 @@ class LayerBudget:
         for block in dict.fromkeys(layer.block for layer in self.layers):
             names = [layer.name for layer in self.layers if layer.block == block]
             left += self.cost_of({name: counts[name] for name in names})
-            own = pooled_counts({name: self.scores[name] for name in names}, left, floors, self.costs)
-            left -= self.cost_of(own)
-            pooled |= own
+            kept = pooled_counts({name: self.scores[name] for name in names}, left, floors, self.costs)
+            left -= self.cost_of(kept)
+            pooled |= kept
         return pooled
 
 

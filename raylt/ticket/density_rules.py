@@ -77,15 +77,15 @@ def lamp(scores: Scores) -> Scores:
     It is defined on |w|. Under another criterion that one's scores take the place of |w|: the order within a layer stays,
     and layers are compared by what each would lose of its own sum of squares. Pruned weights stay below all others.
     """
-    found = {}
+    lamp_scores = {}
     for name, score in scores.items():
         ranked = torch.sort(score.reshape(-1), descending=True, stable=True)
         squares = ranked.values.clamp(min=0).square()
         ratio = squares / squares.cumsum(0).clamp(min=torch.finfo(squares.dtype).tiny)
-        own = torch.empty_like(ratio)
-        own[ranked.indices] = torch.where(ranked.values < 0, ranked.values, ratio)
-        found[name] = own.reshape(score.shape)
-    return found
+        lamp_score = torch.empty_like(ratio)
+        lamp_score[ranked.indices] = torch.where(ranked.values < 0, ranked.values, ratio)
+        lamp_scores[name] = lamp_score.reshape(score.shape)
+    return lamp_scores
 
 
 BASES: dict[str, Callable[[LayerBudget], dict[str, float]]] = {

@@ -47,7 +47,7 @@ class Comparison:
         return Comparison(
             len(tickets),
             {(i, j): compare(tickets[i], tickets[j], layers) for i, j in pairs},
-            [compare(ticket, mine, layers) for ticket, mine in zip(tickets, starts, strict=True)] if starts else [],
+            [compare(ticket, start, layers) for ticket, start in zip(tickets, starts, strict=True)] if starts else [],
             {(i, j): given_start(i, j) for i, j in pairs} if starts else {},
             {(i, j): compare(moved[i], moved[j], layers) for i, j in pairs} if moved is not None else {},
         )
@@ -60,9 +60,9 @@ class Comparison:
         example of `layer_overlap_given`), as `kappa_partial` errs on the high side.
         """
         pairs = {pair: pooled(overlaps, layers) for pair, overlaps in self.pairs.items()}
-        kappa = mean(found.kappa for found in pairs.values())
+        kappa = mean(overlap.kappa for overlap in pairs.values())
         kappa_start = mean(pooled(overlaps, layers).kappa for overlaps in self.with_start)
-        low, high = jackknife_interval({pair: found.kappa for pair, found in pairs.items()}, self.num_tickets)
+        low, high = jackknife_interval({pair: overlap.kappa for pair, overlap in pairs.items()}, self.num_tickets)
         return {
             "kappa": kappa,
             "kappa_low": low,
@@ -71,9 +71,9 @@ class Comparison:
             "excess": None if kappa is None or kappa_start is None else kappa - kappa_start,
             "kappa_partial": mean(pooled(overlaps, layers).kappa for overlaps in self.given_start.values()),
             "kappa_movement": mean(pooled(overlaps, layers).kappa for overlaps in self.by_movement.values()),
-            "z": mean(found.z for found in pairs.values()),
-            "jaccard": mean(found.jaccard for found in pairs.values()),
-            "jaccard_chance": mean(found.jaccard_chance for found in pairs.values()),
+            "z": mean(overlap.z for overlap in pairs.values()),
+            "jaccard": mean(overlap.jaccard for overlap in pairs.values()),
+            "jaccard_chance": mean(overlap.jaccard_chance for overlap in pairs.values()),
             "pairs": len(pairs) if layers else 0,
         }
 
@@ -87,11 +87,11 @@ def jackknife_interval(values: Mapping[Pair, float | None], num_tickets: int) ->
     too high rather than too low (Efron & Stein 1981). The tickets share a start: it covers other seeds, not other starts.
     It is not cut off at 1.
     """
-    known = {pair: value for pair, value in values.items() if value is not None}
-    if num_tickets < 3 or len(known) < num_tickets * (num_tickets - 1) // 2:
+    defined = {pair: value for pair, value in values.items() if value is not None}
+    if num_tickets < 3 or len(defined) < num_tickets * (num_tickets - 1) // 2:
         return None, None
-    middle = sum(known.values()) / len(known)
-    without = [mean(value for pair, value in known.items() if left_out not in pair) for left_out in range(num_tickets)]
+    middle = sum(defined.values()) / len(defined)
+    without = [mean(value for pair, value in defined.items() if left_out not in pair) for left_out in range(num_tickets)]
     squares = sum((value - middle) ** 2 for value in without if value is not None)
     error = math.sqrt((num_tickets - 1) / num_tickets * squares)
     reach = student_t(num_tickets - 1) * error

@@ -79,5 +79,5 @@ def export_pipeline(folder: Path, unet_config: UnetConfig, weights: NamedTensors
 
 def block_counts(mask: Mask, layers: list[Layer], blocks: list[str]) -> dict[str, tuple[int, int]]:
     """Block -> (kept, total), in the order of `blocks`."""
-    own = {block: [mask.counts[layer.name] for layer in layers if layer.block == block] for block in blocks}
-    return {block: (sum(kept for kept, _ in counts), sum(total for _, total in counts)) for block, counts in own.items()}
+    by_block = {block: [mask.counts[layer.name] for layer in layers if layer.block == block] for block in blocks}
+    return {block: (sum(kept for kept, _ in counts), sum(total for _, total in counts)) for block, counts in by_block.items()}

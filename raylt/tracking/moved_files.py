@@ -47,10 +47,10 @@ def _mend(database: sqlite3.Connection, experiment: str, here: str, file: str) -
     if database.execute("select count(*) from sqlite_master where name in ('experiments', 'runs', 'tags')").fetchone() != (3,):
         return None  # yet empty, or somebody else's
     places = "select experiment_id, artifact_location from experiments where name = ?"
-    found = database.execute(places, (experiment,)).fetchone()
-    if found is None:
+    row = database.execute(places, (experiment,)).fetchone()
+    if row is None:
         return None
-    number, old = found
+    number, old = row
     before, now = _path_of(old or ""), _path_of(here)
     if before is None or now is None or before.name != now.name or _is_same(before, now):
         return None

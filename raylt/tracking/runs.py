@@ -40,8 +40,9 @@ def tracking_uri(spec: SweepSpec) -> str:
 
     The path of an SQLite file is made absolute. Raises `InputError` where that can be no tracking URI.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    return given_uri("MLFLOW_TRACKING_URI", given) if given else _checked("tracking.uri", spec.tracking.uri)
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given_uri("MLFLOW_TRACKING_URI", uri)
+    return _checked("tracking.uri", spec.tracking.uri)
 
 
 def given_uri(source: str, uri: str) -> str:
@@ -56,9 +57,9 @@ def given_uri(source: str, uri: str) -> str:
 
 
 def _checked(source: str, uri: str) -> str:
-    found = uri_problem(uri)
-    if found is not None:
-        raise InputError(f"{source}: {found[0]} (got {as_yaml_value(without_secrets(uri))}); {found[1]}")
+    problem = uri_problem(uri)
+    if problem is not None:
+        raise InputError(f"{source}: {problem[0]} (got {as_yaml_value(without_secrets(uri))}); {problem[1]}")
     return absolute_uri(uri)
 
 

@@ -99,45 +99,46 @@ class Recorder:
         from mlflow.exceptions import MlflowException
 
         name = _experiment_name(self.ledger.name)
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self._client.create_experiment(name, artifact_location=artifact_root(self.uri)))
             except MlflowException:  # another sweep of that name was faster
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
     def _find_runs(self) -> dict[str, Run]:
-        known, token = {}, None
+        by_trial, token = {}, None
         while True:
             page = self._client.search_runs([self._experiment], f"tags.`{LEDGER_TAG}` = '{self._ledger_id}'", page_token=token)
-            for found in page:
-                is_parent = found.data.tags.get("raylt.kind") == runs.SWEEP_KIND
-                run = Run(found.info.run_id, found.info.start_time, found.info.status, found.data.tags, set(found.data.params))
-                known[PARENT if is_parent else found.data.tags["raylt.trial"]] = run
+            for stored in page:
+                info, data = stored.info, stored.data
+                run = Run(info.run_id, info.start_time, info.status, data.tags, set(data.params))
+                is_parent = data.tags.get("raylt.kind") == runs.SWEEP_KIND
+                by_trial[PARENT if is_parent else data.tags["raylt.trial"]] = run
             token = page.token
             if not token:
-                return known
+                return by_trial
 
-    def _make_runs(self, known: dict[str, Run], asked: Sequence[int], at_once: bool) -> None:
+    def _make_runs(self, by_trial: dict[str, Run], asked: Sequence[int], at_once: bool) -> None:
         """One run for the sweep and one for each trial, then their ids into the ledger: `at_once`, or once they are a few."""
-        if PARENT not in known:
+        if PARENT not in by_trial:
             tags = {**runs.sweep_tags(self.spec, self.ledger, self._ledger_id), "raylt.kind": runs.SWEEP_KIND}
-            known[PARENT] = self._make_run(self.ledger.name, tags, self.ledger.view().results.values())
+            by_trial[PARENT] = self._make_run(self.ledger.name, tags, self.ledger.view().results.values())
         for number in asked:
-            if str(number) not in known:
+            if str(number) not in by_trial:
                 self._check()
                 trial, result = self.ledger.submitted[number], self.ledger.results.get(number)
                 tags = runs.sweep_tags(self.spec, self.ledger, self._ledger_id, trial.protocol) | runs.trial_tags(trial, None)
                 began = [] if result is None else [result]
-                known[str(number)] = self._make_run(trial.name, {**tags, "mlflow.parentRunId": known[PARENT].id}, began)
-        behind = len(known) + 1 - len(self._saved)  # the file is written whole, so not for each of thousands
-        if at_once or self._place == 0 or behind * NEW_PART >= len(known):
-            ids = {"ledger": self._ledger_id, **{key: run.id for key, run in known.items()}}
+                by_trial[str(number)] = self._make_run(trial.name, {**tags, "mlflow.parentRunId": by_trial[PARENT].id}, began)
+        behind = len(by_trial) + 1 - len(self._saved)  # the file is written whole, so not for each of thousands
+        if at_once or self._place == 0 or behind * NEW_PART >= len(by_trial):
+            ids = {"ledger": self._ledger_id, **{key: run.id for key, run in by_trial.items()}}
             if ids != self._saved:
                 self.ledger.write(RUNS_FILE, ids)
                 self._saved = ids

@@ -25,8 +25,8 @@ class Statistics:
 def statistics(features_ND: Tensor) -> Statistics:
     """Mean and covariance (N - 1 in the denominator) in fp64. Raises `ValueError` for N < 2 and for NaN."""
     _check_features(features_ND, "features")
-    found = metric_fid.fid_features_to_statistics(features_ND.detach().cpu().double())
-    return Statistics(found["mu"], np.atleast_2d(found["sigma"]), len(features_ND))
+    numbers = metric_fid.fid_features_to_statistics(features_ND.detach().cpu().double())
+    return Statistics(numbers["mu"], np.atleast_2d(numbers["sigma"]), len(features_ND))
 
 
 def fid(a: Statistics, b: Statistics) -> float:
@@ -59,15 +59,15 @@ def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_si
     if features_ND.shape[1] != reference_ND.shape[1]:
         raise ValueError(f"KID between features of {features_ND.shape[1]} and {reference_ND.shape[1]} dimensions")
     smaller = min(len(features_ND), len(reference_ND))
-    found = metric_kid.kid_features_to_metric(
+    numbers = metric_kid.kid_features_to_metric(
         features_ND.detach().cpu().double(),
         reference_ND.detach().cpu().double(),
         kid_subsets=subsets,
         kid_subset_size=min(subset_size, smaller),
         verbose=False,
     )
-    deviation = float(found[metric_kid.KEY_METRIC_KID_STD]) if smaller > subset_size else None
-    return float(found[metric_kid.KEY_METRIC_KID_MEAN]), deviation
+    deviation = float(numbers[metric_kid.KEY_METRIC_KID_STD]) if smaller > subset_size else None
+    return float(numbers[metric_kid.KEY_METRIC_KID_MEAN]), deviation
 
 
 def _check_features(features_ND: Tensor, what: str) -> None:

@@ -94,10 +94,10 @@ def get(digests: InputDigests, store: Store) -> Inputs:
     if images is None or (digests.inception is not None and inception is None):
         what = "images" if images is None else "Inception weights"
         raise StoreFailure(f"the sweep's {what} are not in the store {store.root}; `raylt sweep` again puts them there")
-    found = Inputs(images, inception)
-    if found.digests != digests:
+    loaded = Inputs(images, inception)
+    if loaded.digests != digests:
         raise StoreFailure(f"the store {store.root} holds other images or weights than it says; empty its stages")
-    return found
+    return loaded
 
 
 def _stage(store: Store, kind: str, sha256: str) -> Stage:

@@ -201,7 +201,7 @@ class TrialRun:
         return self._result(FAIL, cause_of(error), _diverged(error))
 
     def _result(self, state: State, cause: str | None, diverged: str | None = None) -> TrialResult:
-        mine = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
+        trained = sum(steps for steps, owner in self._steps.values() if owner == self.store.owner)
         return TrialResult(
             state,
             cause,
@@ -209,14 +209,14 @@ class TrialRun:
             max((manifest.time_ms for manifest in self._manifests.values()), default=int(time.time() * 1000)),
             self.ticket if state == COMPLETE else None,
             {stage: manifest.digest for stage, manifest in self._manifests.items()},
-            StepCounts(sum(steps for steps, _ in self._steps.values()), mine),
+            StepCounts(sum(steps for steps, _ in self._steps.values()), trained),
             Timing(round(time.monotonic() - self._began, 3), self._stage_seconds()),
             diverged,
         )
 
     def _stage_seconds(self) -> float:
-        own = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
-        return round(sum(own), 3)
+        seconds = (m.duration_s for m in self._manifests.values() if m.owner == self.store.owner)
+        return round(sum(seconds), 3)
 
 
 def failure(error: BaseException) -> TrialResult:

@@ -158,7 +158,7 @@ def test_export_is_a_pipeline_that_diffusers_loads_with_its_ticket(call, here):
     exported = dict(pipeline.unet.named_parameters())
 
     result = json.loads(Path(f"raylt-data/sweeps/small/trials/{SEARCHED:05d}/result.json").read_text())
-    ema = unpack(Store("raylt-data").find(result.ticket.final_stage).read(TRAINED))["ema"]
+    ema = unpack(Store("raylt-data").find(result["final_stage"]).read(TRAINED))["ema"]
     assert set(exported) == set(ema)
     assert all(torch.equal(exported[name], ema[name]) for name in ema)
 

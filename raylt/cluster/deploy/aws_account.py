@@ -71,11 +71,11 @@ def make_bucket(bucket: str, region: str) -> None:
 def drop_unfinished_uploads(s3: Any, bucket: str) -> None:
     """A rule beside those that the bucket has: S3 takes them all at once, in place of all that were."""
     drop = {"ID": UNFINISHED, "Status": "Enabled", "Filter": {}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
-    found: Statement = {"Rules": []}
+    configuration: Statement = {"Rules": []}
     with ignoring("NoSuchLifecycleConfiguration"):
-        found = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
-    rules = [*(rule for rule in found["Rules"] if rule.get("ID") != UNFINISHED), drop]
-    kept = {key: found[key] for key in ("TransitionDefaultMinimumObjectSize",) if key in found}
+        configuration = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
+    rules = [*(rule for rule in configuration["Rules"] if rule.get("ID") != UNFINISHED), drop]
+    kept = {key: configuration[key] for key in ("TransitionDefaultMinimumObjectSize",) if key in configuration}
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules}, **kept)
 
 
