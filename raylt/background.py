@@ -55,7 +55,7 @@ class Background:
         self._thread.start()
 
     def ask(self) -> None:
-        """Ask for the job; returns at once. Asking several times before it begins is asking once."""
+        """Ask for the job; returns at once. Asking several times before it starts is asking once."""
         self._wake.set()
 
     def step(self) -> None:

@@ -99,7 +99,7 @@ def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
     ledger = Ledger(store, name, lambda: None)
     dispatcher = Dispatcher(spec, ledger, 0, lambda trial, result: None)
     while isinstance(trial := dispatcher.next_trial(()), TrialSpec):
-        dispatcher.ended(trial.id, _run(trial, bench, store))
+        dispatcher.finish(trial.id, _run(trial, bench, store))
     blocks = measure_similarity(spec, ledger)["blocks"]
     sizes = _sizes(spec)
     free = [block for block in spec.blocks if blocks[block]["kappa"] is not None]

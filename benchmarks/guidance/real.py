@@ -109,4 +109,4 @@ class _Steps:
 
     def _steps_of(self, digest: str) -> int:
         stage = self.ledger.store.find(digest)
-        return int(stage.whole().values["steps"]) if stage.key["kind"] in ("train", "start") else 0
+        return int(stage.read_manifest().values["steps"]) if stage.key["kind"] in ("train", "start") else 0

@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, made when it is first asked for: until `main` has begun, nobody words what fails, Ctrl-C among it."""
+    """`app`, made when it is first asked for: until `main` has started, nobody words what fails, Ctrl-C among it."""
     if name != "app":
         raise AttributeError(name)
     from raylt.cli.commands import app

@@ -56,7 +56,7 @@ def _in_words(error: BaseException) -> str:
 def _kept(error: BaseException) -> str:
     """Where the traceback is, for whoever mends raylt."""
     text = "".join(traceback.format_exception(error))
-    fault = "This is a fault of raylt's, not of yours; what is in the store is safe, and the same command goes on from there."
+    fault = "This is a fault of raylt's, not of yours; what is in the store is safe, and the same command resumes from there."
     if os.environ.get(VARIABLE):
         return f"{fault}\n{text.rstrip()}"
     try:

@@ -34,12 +34,12 @@ def logs(
     if trial not in ledger.submitted:
         raise InputError(f"{ledger.name} has no trial {trial}; it has {spanned(ledger.submitted)}")
 
-    def has_ended() -> bool:
+    def is_finished() -> bool:
         ledger.reload()
         return trial in ledger.results or state_of(spec, ledger) != "running"
 
     said = False
-    for text in read_log(ledger.store, ledger.name, trial, until=has_ended if follow else None):
+    for text in read_log(ledger.store, ledger.name, trial, until=is_finished if follow else None):
         typer.echo(text, nl=False)
         said = True
     if not said:
@@ -70,7 +70,7 @@ def stop(
                 f"{ledger.name} has not stopped within {STOPS_WITHIN_S:.0f} s; it was asked to: look again soon"
             )
         time.sleep(0.5)
-    typer.echo(f"{ledger.name}: stopped; the same `raylt sweep` command goes on from here")
+    typer.echo(f"{ledger.name}: stopped; the same `raylt sweep` command resumes from here")
 
 
 @app.command()

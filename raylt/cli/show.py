@@ -59,7 +59,7 @@ def status(
         if how != COMPLETE:
             typer.echo(f"{number:5d} {ledger.submitted[number].kind:8} {words.get(how, how):10} {cause or ''}".rstrip())
     if state == "interrupted":
-        typer.echo("nothing runs; the same `raylt sweep` command goes on from here, with the unfinished trials first")
+        typer.echo("nothing runs; the same `raylt sweep` command resumes from here, with the unfinished trials first")
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ def spec_to_confirm(name: str, overrides: list[str] | None, root: str | None) ->
     from raylt.store.sweep_state import stored_spec
     from raylt.tracking.recorder import record_address
 
-    store, begun = find_sweep(name, root)
-    if is_file(name) or (begun not in sweep_names(store) and name in builtin_sweeps()):
+    store, sweep = find_sweep(name, root)
+    if is_file(name) or (sweep not in sweep_names(store) and name in builtin_sweeps()):
         parsed = load(name, overrides)
         return parsed if root is None else parsed.model_copy(update={"storage": StorageSpec(root=store.root)}), False
-    spec = stored_spec(existing(store, begun).store, begun)
+    spec = stored_spec(existing(store, sweep).store, sweep)
     if not _names(overrides, "tracking.uri"):
-        record_address(store, begun, None, "--set tracking.uri=")
-    store_keys = [f"storage.root={json.dumps(literal(store.root))}", f"name={json.dumps(begun)}"]
+        record_address(store, sweep, None, "--set tracking.uri=")
+    store_keys = [f"storage.root={json.dumps(literal(store.root))}", f"name={json.dumps(sweep)}"]
     parsed = parse_again(spec, name, [*(overrides or []), *store_keys])
     return parsed, spec.data.root is not None and not _names(overrides, "data.root")
 

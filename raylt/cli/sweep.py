@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from raylt.cluster.place import Place
     from raylt.report.records import TrialRecord
     from raylt.spec import SweepSpec
-    from raylt.sweep.driver import Ended
+    from raylt.sweep.driver import SweepEnd
 
 
 AddressOption = Annotated[str | None, typer.Option("--address", help="On the Ray cluster there (auto, HOST:PORT).")]
@@ -55,7 +55,7 @@ def _above_zero(hours: float | None) -> float | None:
 
 MaxHoursOption = Annotated[
     float | None,
-    typer.Option("--max-hours", callback=_above_zero, help="Stop after so many hours; the same command goes on from there."),
+    typer.Option("--max-hours", callback=_above_zero, help="Stop after so many hours; the same command resumes from there."),
 ]
 
 
@@ -79,7 +79,7 @@ class Run:
         return place
 
     def ends_at(self) -> float | None:
-        """When a command that begins now has had its hours, in seconds of `time.monotonic`."""
+        """When a command that starts now has had its hours, in seconds of `time.monotonic`."""
         return None if self.max_hours is None else time.monotonic() + 3600 * self.max_hours
 
 
@@ -201,13 +201,13 @@ def ticket(
     raise typer.Exit(code)
 
 
-def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
+def _print_end(ended: SweepEnd, new: bool, max_hours: float | None) -> None:
     """After a sweep: what it has found, how to go on where it was stopped, and last, where MLflow lacks some of it."""
     from raylt.spec.sections import TrackingSpec
 
     spec, code, is_recorded = ended
-    again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} goes on from here"
-    with suppress(InputError):  # stopped before the sweep had begun: there is nothing to show
+    again = f"the same command{f' with --set name={spec.name} in place of --new' if new else ''} resumes from here"
+    with suppress(InputError):  # stopped before the sweep had started: there is nothing to show
         _print_found(spec)
         if code in (130, 143):
             typer.echo(f"  stopped before its end; {again}")
@@ -221,7 +221,7 @@ def _print_end(ended: Ended, new: bool, max_hours: float | None) -> None:
 
 
 def _print_found(spec: SweepSpec) -> None:
-    """The Pareto table, what is confirmed, and where to look. Raises `InputError` where the sweep has not begun."""
+    """The Pareto table, what is confirmed, and where to look. Raises `InputError` where the sweep has not started."""
     root = literal(spec.storage.root)
     _, _, document = find_results(spec.name, root)
     if any(trial["pareto"] for trial in document["trials"]):

@@ -204,10 +204,10 @@ def _exit_code(info: Any, job: str, say: Say) -> int:
         say(f"job {job}: {state.lower()}, exit code {code}")
         return int(code)
     if state == "STOPPED":
-        say(f"job {job}: stopped; the same command goes on from there")
+        say(f"job {job}: stopped; the same command resumes from there")
         return 143
     reason = _last_line(info.message or "no reason given") if code is None else _how_it_died(code)
-    raise EnvironmentFailure(f"job {job}: {state.lower()}: {reason}; the same command goes on from there")
+    raise EnvironmentFailure(f"job {job}: {state.lower()}: {reason}; the same command resumes from there")
 
 
 def _how_it_died(code: int) -> str:
@@ -227,10 +227,10 @@ def _forgotten(head: ssh.Head, job: str, name: str, say: Say) -> int:
     if document.get("state") == "complete":
         say(f"Ray no longer knows job {job} (was its head restarted?), but the sweep is complete")
         return 1 if counts["failed"] else 0
-    state = document.get("state", "not begun")
+    state = document.get("state", "not started")
     raise EnvironmentFailure(
         f"Ray no longer knows job {job} (was its head restarted?); the sweep is {state}, and nothing of it is lost: "
-        "the same command goes on from there"
+        "the same command resumes from there"
     )
 
 

@@ -41,7 +41,7 @@ def running(address: str | None, say: Say) -> Iterator[None]:
         except Exception as error:
             if (foreign := _of_ray(error)) is None:
                 raise
-            raise EnvironmentFailure(f"Ray failed: {_short(foreign)}; the same command goes on from here") from error
+            raise EnvironmentFailure(f"Ray failed: {_short(foreign)}; the same command resumes from here") from error
         finally:
             ray.shutdown()
 

@@ -75,7 +75,7 @@ def notes(results: SweepDocument) -> list[str]:
 
 
 def margin_of(against: Difference) -> str:
-    """What a margin is of: `pooled` over arms, `stated` in the spec, or `dense`, of sweeps begun before."""
+    """What a margin is of: `pooled` over arms, `stated` in the spec, or `dense`, of sweeps started before."""
     return str(against.get("margin_of", "dense"))
 
 

@@ -28,7 +28,7 @@ def results(spec: SweepSpec, ledger: Ledger) -> SweepDocument:
         for number, trial in sorted(ledger.submitted.items())
     ]
     similarity = ledger.similarity()
-    is_first_schema = ledger.code_schema == 1  # begun before: its numbers are read as they were meant
+    is_first_schema = ledger.code_schema == 1  # started before: its numbers are read as they were meant
     return {
         "schema": SCHEMA,
         "name": ledger.name,

@@ -27,7 +27,7 @@ A store is a folder or a bucket, here `ROOT`. Every JSON file that is believed h
 ```text
 ROOT/sweeps/NAME/
   spec.yaml                      the spec, with every default written out
-  spec.lock.json                 what was resolved when the sweep began, and its copy,
+  spec.lock.json                 what was resolved when the sweep started, and its copy,
   spec.lock.copy.json            from which `raylt store verify --repair` restores it
   trials/00017/asked.json        a trial as it was submitted
   trials/00017/result.json       its result, written once
@@ -46,7 +46,7 @@ ROOT/stages/AB/SHA256/
   *.safetensors, samples.npz     its files
 ```
 
-`spec.lock.json` has the code schema, the spec's digest and the spec as it began, device,
+`spec.lock.json` has the code schema, the spec's digest and the spec at the start, device,
 precision, threads, `startup`, the hashes of the images and of Inception's weights, and the
 versions of the libraries.
 

@@ -50,7 +50,7 @@ def html_page(
 ) -> str:  # fmt: skip
     """The whole sweep as one page.
 
-    `lock`: what was resolved when it began; `grids`: lists of samples to show; `pictures`: where they are drawn already.
+    `lock`: what was resolved when it started; `grids`: lists of samples to show; `pictures`: where they are drawn already.
     """
     search = [trial for trial in results["trials"] if trial["protocol"] == "search"]
     counts = results["counts"]
@@ -79,7 +79,7 @@ def pictures_of(results: SweepDocument) -> Pictures:
 
 
 def _resolved(lock: SweepLock) -> dict[str, str]:
-    """What was resolved when the sweep began, in words."""
+    """What was resolved when the sweep started, in words."""
     how = lock.computed
     return {
         "Versions": ", ".join(f"{name} {version}" for name, version in lock.versions.items()),

@@ -5,7 +5,7 @@ Works on the records of `results --json` alone. All intervals are two-sided 95 %
 - A ticket is `winning` in a number where it matches the dense model of the same training budget: the whole interval of its
   paired difference to dense lies below a margin; `not winning` where it lies above; else `undecided`. (So a wide interval of
   few seeds never wins.) The margin is what the spec states, a share of the dense model's mean; else the standard deviation
-  from seed to seed, pooled over the arms of that budget (`_pooled`). Sweeps begun before have the dense model's own.
+  from seed to seed, pooled over the arms of that budget (`_pooled`). Sweeps started before have the dense model's own.
 - A control is `worse` than its ticket where the whole interval of control - ticket lies above 0, `better` where it lies
   below; else `undecided`. So are other rules against the uniform one: at equal density (the same round), and at equal FLOPs
   (the uniform rule's number at a rule's FLOPs, on a straight line over log FLOPs between its rounds, seed by seed).
@@ -22,7 +22,7 @@ from raylt.intervals import student_t
 from raylt.report.records import JUDGED, ConfirmationRow, Difference, Judged, RoundRecord, Summary, TrialRecord
 
 Record = Mapping[str, Any]
-MarginRule = Literal["pooled", "dense"]  # over arms; of the dense model alone, as sweeps begun before have it
+MarginRule = Literal["pooled", "dense"]  # over arms; of the dense model alone, as sweeps started before have it
 
 
 class Margin(NamedTuple):
@@ -41,7 +41,7 @@ def confirmation(
     `trials`: of `results --json`, with what a row is of: `train_steps`, `confirms`, `rule`, `control`, `round`. `stated`:
     number -> margin, as a share of the dense model's mean; it goes before `rule`.
     """
-    ended, rows = _ended(trials), rows_of(trials)
+    ended, rows = _complete(trials), rows_of(trials)
     uniform = {(t["train_steps"], t["seed"]): t["rounds"] for t in ended if t["rule"] == "uniform" and t["control"] is None}
     margins = {
         (steps, name): _margin(name, steps, rows, rule, (stated or {}).get(name))
@@ -51,14 +51,14 @@ def confirmation(
     return [_row(key, rows, uniform, margins) for key in sorted(rows, key=_place)]
 
 
-def _ended(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _complete(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial["protocol"] == "final" and trial["state"] == "COMPLETE"]
 
 
 def rows_of(trials: Sequence[TrialRecord]) -> Rows:
     """(budget, confirmed trial, rule, control, round) -> seed -> its numbers; round 0 of the dense model alone."""
     rows: Rows = {}
-    for trial in _ended(trials):
+    for trial in _complete(trials):
         for scored in trial["rounds"]:
             if scored["round"] > 0 or trial["kind"] == "dense":
                 rows.setdefault(_row_of(trial, scored["round"]), {})[trial["seed"]] = scored

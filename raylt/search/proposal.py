@@ -23,13 +23,13 @@ class Proposer:
     """Proposes for one sweep. What it keeps from one proposal to the next saves time and changes none."""
 
     def __init__(self, spec: SweepSpec, startup: int, fixed: FixedProposal = fixed_proposal) -> None:
-        """`startup`: the sampler's, as the sweep began with it. `fixed`: what is proposed without asking it."""
+        """`startup`: the sampler's, as the sweep was started with it. `fixed`: what is proposed without asking it."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec, self.startup, self.fixed = spec, startup, fixed
         self._space = distributions(spec)
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * len(self.spec.search.objectives))
         self._known: list[tuple[TrialSpec, TrialResult]] = []  # what the study holds
         self._lineage = Lineage()
@@ -48,7 +48,7 @@ class Proposer:
             if over <= 0:
                 break
         if attempt > 0:
-            self._begin()  # what was drawn in vain is nothing that another driver would know
+            self._reset()  # what was drawn in vain is nothing that another driver would know
         return params, attrs
 
     def _draw(
@@ -72,7 +72,7 @@ class Proposer:
     def _extend(self, history: History) -> None:
         """Bring the study to `history`. Where that does not go on from what it holds (an older trial ended), begin anew."""
         if list(history[: len(self._known)]) != self._known:
-            self._begin()
+            self._reset()
         new = history[len(self._known) :]
         if new:
             self._study.add_trials([frozen(self.spec, self._space, trial, result) for trial, result in new])

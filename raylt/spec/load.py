@@ -94,12 +94,12 @@ def read_spec(path: Path) -> str:
 
 
 def parse_spec(
-    text: str, file: str, overrides: Sequence[str] = (), *, here: bool = False, was_begun: bool = False
+    text: str, file: str, overrides: Sequence[str] = (), *, here: bool = False, was_started: bool = False
 ) -> SweepSpec:
     """The spec in `text`; `file` is its name in errors. Raises SpecError with all that is wrong, in the order of lines.
 
     `here`: whether the text is a user's, whose paths may have `~` and variables of this machine.
-    `was_begun`: it is a sweep's own, in a store. Contradictions that were not looked for when it began are no errors of it.
+    `was_started`: it is a sweep's own, in a store. It is not held to checks that were added after it was started.
     """
     document = _document(text, file, overrides)
     data = document.data
@@ -110,7 +110,7 @@ def parse_spec(
         spec = SweepSpec.model_validate(data)
     except ValidationError as error:
         wrong |= wrong_keys(error, data)
-    crossed = [] if was_begun else _cross(spec or _repaired(data), _doubtful(document, wrong), here)
+    crossed = [] if was_started else _cross(spec or _repaired(data), _doubtful(document, wrong), here)
     problems = [*wrong.values(), *crossed]
     if problems or document.problems or spec is None:
         raise SpecError(_in_order(document, problems))

@@ -100,7 +100,7 @@ class SweepSpec(Section):
             flat["ticket.density"] = self.ticket.final_density
         if self.model.config is None:
             flat["model.preset"] = self.model.preset or _default_preset(self)
-        if self.data.shape[0] == IMAGE_SHAPES[self.data.name][0]:  # sweeps begun before there was such a key stay the same
+        if self.data.shape[0] == IMAGE_SHAPES[self.data.name][0]:  # sweeps started before there was such a key stay the same
             del flat["data.channels"]
         names: tuple[Protocol, ...] = ("search", "final")
         flat |= {f"metrics.{name}.features": self.protocol(name).features for name in names}

@@ -1,6 +1,6 @@
 """What of `model.config` can be told from the file alone: keys with values that diffusers' `UNet2DModel` can never use here.
 
-Only what never made a U-Net that trains is refused, so that sweeps begun before can still be read. All else is for the
+Only what never made a U-Net that trains is refused, so that sweeps started before can still be read. All else is for the
 preflight, which builds the U-Net and tries it (`diffusion/unet_rehearsal.py`).
 """
 

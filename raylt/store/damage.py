@@ -19,9 +19,9 @@ class Loss(NamedTuple):
 _STAGE = r"stages/[^/]+/[^/]+/"
 _SWEEP = r"sweeps/[^/]+/"
 _REMADE = "deletes the stage; `raylt sweep` makes what it needs, `raylt retry NAME TRIAL` runs a complete trial again"
-_RESTORED = "restores it from its copy; where that is no better, begin beside it with `raylt sweep --new`, on the same stages"
+_RESTORED = "restores it from its copy; where that is no better, start beside it with `raylt sweep --new`, on the same stages"
 _LOSSES = (  # of the first pattern that a path matches
-    (_STAGE + r"checkpoint-", Loss("the steps since the stage began", "deletes it; the stage starts over")),
+    (_STAGE + r"checkpoint-", Loss("the steps since the stage started", "deletes it; the stage starts over")),
     (_STAGE + r"failed\.json$", Loss("a remembered divergence", "deletes it; the stage is trained again")),
     (_STAGE + r"claim\.json$", Loss("nothing", "deletes it")),
     (_STAGE, Loss("one stage, which can be made again", _REMADE)),

@@ -30,13 +30,13 @@ class StageFiles:
     files: dict[str, int] = field(default_factory=dict)
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete_stage(self) -> bool:
         return MANIFEST in self.files
 
     @property
     def is_unfinished(self) -> bool:
         """Whether it would have to be made again anyhow: also where all that is there is the memory of a divergence."""
-        return not self.is_whole
+        return not self.is_complete_stage
 
     @property
     def bytes(self) -> int:
@@ -93,7 +93,7 @@ class Survey:
                 self.damaged[name] = error
         self.locks = {name: read_lock(store, name) or NO_LOCK for name in self.ledgers}
         named = set[str]().union(*(self._named(name, failed) for name in self.ledgers for failed in (False, True)))
-        unnamed = [stage.digest for stage in self.stages.values() if stage.is_whole and stage.digest not in named]
+        unnamed = [stage.digest for stage in self.stages.values() if stage.is_complete_stage and stage.digest not in named]
         self._keys = dict(zip(unnamed, store.each(self._key_of, unnamed), strict=True))
 
     def _key_of(self, digest: str) -> StageKey:
@@ -121,7 +121,7 @@ class Survey:
         of_open_trials = {digest for digest in self.stages if self.owner(digest) in still_open}
         data = {digest for digest, key in self._keys.items() if self._is_of_data_set(key, self.locks[name])}
         wanted = of_open_trials.union(data, self._named(name, False))
-        return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_whole}
+        return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_complete_stage}
 
     def _is_of_data_set(self, key: StageKey, lock: SweepLock) -> bool:
         if key.get("kind") not in OF_A_DATA_SET:
@@ -129,7 +129,7 @@ class Survey:
         return key.get("sha256", key.get("data", {}).get("sha256")) in (lock.images, lock.inception)
 
     def owner(self, digest: str) -> str:
-        """Who made a stage that no result names, or began to: SWEEP/TRIAL, or nobody we know."""
+        """Who made a stage that no result names, or started to: SWEEP/TRIAL, or nobody we know."""
         return self._owners.get(digest, "")
 
     @cached_property
@@ -167,18 +167,18 @@ class Survey:
         return sum(self.stages[digest].bytes - sum(self.stages[digest].leftovers.values()) for digest in digests)
 
     def unnamed_bytes(self) -> int:
-        """Stages that no sweep needs or has begun: of `raylt ticket`, of failed trials, of sweeps that were deleted."""
-        named = set[str]().union(*self.needed.values(), *(self._begun_by(name) for name in self.ledgers))
+        """Stages that no sweep needs or has started: of `raylt ticket`, of failed trials, of sweeps that were deleted."""
+        named = set[str]().union(*self.needed.values(), *(self._started_by(name) for name in self.ledgers))
         return sum(stage.bytes for digest, stage in self.stages.items() if digest not in named)
 
-    def _begun_by(self, name: str) -> set[str]:
+    def _started_by(self, name: str) -> set[str]:
         unfinished = (digest for digest, stage in self.stages.items() if stage.is_unfinished)
         return {digest for digest in unfinished if self.owner(digest).startswith(f"{name}/")}
 
     def garbage(self, name: str) -> Garbage:
         """What sweep `name` has left and no sweep needs."""
         needed = set[str]().union(*self.needed.values())
-        begun = [self.stages[digest] for digest in sorted(self._begun_by(name))]
+        unfinished = [self.stages[digest] for digest in sorted(self._started_by(name))]
         failed = sorted(digest for digest in self._of_failed_trials(name) if digest not in needed)
         touched = self.needed[name] | self._named(name, True)
         files = {
@@ -187,14 +187,14 @@ class Survey:
             if digest in self.stages
             for file, size in self.stages[digest].leftovers.items()
         }
-        return Garbage(begun, [self.stages[digest] for digest in failed], files)
+        return Garbage(unfinished, [self.stages[digest] for digest in failed], files)
 
     def _of_failed_trials(self, name: str) -> Iterator[str]:
         """Whole stages that a failed trial names, or has made: one whose worker died could not name them."""
         ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result.state == FAIL}
         named = self._named(name, True)
         for digest, stage in self.stages.items():
-            if stage.is_whole and (digest in named or self.owner(digest) in ids):
+            if stage.is_complete_stage and (digest in named or self.owner(digest) in ids):
                 yield digest
 
     def runs_beside(self, name: str) -> list[str]:
@@ -208,7 +208,7 @@ class Survey:
 def make_room(store: Store, name: str) -> int:
     """Checkpoints of the sweep's unfinished stages go without its lease; returns the bytes freed.
 
-    For a full disk: there is no room for our lease's file, so none for any driver's that begins meanwhile.
+    For a full disk: there is no room for our lease's file, so none for any driver's that starts meanwhile.
     """
     freed = 0
     for stage in Survey(store).garbage(name).unfinished:

@@ -136,7 +136,7 @@ class Results(MutableMapping[int, TrialResult]):
         """The trials of which an index was believed."""
         return [number for number, held in self._held.items() if isinstance(held, Part)]
 
-    def ending(self, number: int) -> tuple[str, str | None]:
+    def outcome(self, number: int) -> tuple[str, str | None]:
         """(state, cause) of a trial that has ended; unpacks nothing."""
         held = self._held[number]
         if isinstance(held, Part):

@@ -95,7 +95,7 @@ def read_holder(store: Store, name: str) -> Holder | None:
         if not epoch:
             raise
         sign = None  # its holder writes it anew
-    if sign is not None and sign.epoch >= epoch:  # also of a sweep begun before epochs had files
+    if sign is not None and sign.epoch >= epoch:  # also of a sweep started before epochs had files
         return sign
     return _read(store, epoch_path(name, epoch)) if epoch else None  # it has given no sign yet, or an older one's came late
 

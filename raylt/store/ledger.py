@@ -24,10 +24,10 @@ from raylt.store.ledger_files import (
     listed,
     lost_trial,
     missing_trials,
-    read_asked,
     read_confirmations,
     read_lock,
     read_result,
+    read_trial,
     require_lock,
 )
 from raylt.store.results import COMPLETE, Measured, TrialResult
@@ -54,10 +54,10 @@ class Ledger:
         self._open: dict[int, TrialSpec] = {}
         self._plan: tuple[str, list[Planned]] = "", []  # the last file of confirmations that was read
         self._to_index: set[int] = set()  # first trials of parts that are not written, or say something else
-        self._begun(read_lock(store, name))
+        self._know_lock(read_lock(store, name))
         self.reload()
 
-    def _begun(self, lock: SweepLock | None) -> None:
+    def _know_lock(self, lock: SweepLock | None) -> None:
         lock = lock or NO_LOCK
         self.code_schema, self._origin = lock.code_schema, lock.origin
 
@@ -76,24 +76,24 @@ class Ledger:
     def _read_new(self) -> None:
         sizes, self.set_aside = listed(self.store, self.name)
         if sizes and not self._is_sealed:
-            self._begun(read_lock(self.store, self.name))  # perhaps meanwhile: a lock comes before trials
+            self._know_lock(read_lock(self.store, self.name))  # perhaps meanwhile: a lock comes before trials
         ended = [number for number, size in sizes.items() if size.result is not None and number not in self.results]
         if self._is_sealed and len(ended) >= PART:
             for part in read_parts(self.store, self.name, {first_of(number) for number in ended}, self._origin):
                 for trial in part.trials_of(sizes):
                     self._learn(trial)
-                    self._learn_end(trial.id, part)
+                    self._learn_result(trial.id, part)
         unknown = [number for number in sizes if number not in self.submitted]
-        for asked in self.store.each(self._read_asked, unknown):
+        for asked in self.store.each(self._read_trial, unknown):
             if asked is not None:
                 self._learn(asked)
         ended = [number for number in ended if number in self.submitted and number not in self.results]
         for number, result in zip(ended, self.store.each(self._read_result, ended), strict=True):
             if result is not None:
-                self._learn_end(number, result)
+                self._learn_result(number, result)
 
-    def _read_asked(self, number: int) -> TrialSpec | None:
-        return read_asked(self.store, self.name, number, self._origin)
+    def _read_trial(self, number: int) -> TrialSpec | None:
+        return read_trial(self.store, self.name, number, self._origin)
 
     def _read_result(self, number: int) -> TrialResult | None:
         return read_result(self.store, self.name, number, self._origin)
@@ -104,7 +104,7 @@ class Ledger:
             self.num_searched += trial.is_search and trial.retry_of is None
             self.changes.append(trial.id)
 
-    def _learn_end(self, number: int, result: TrialResult | Part) -> None:
+    def _learn_result(self, number: int, result: TrialResult | Part) -> None:
         if number in self.results:
             return
         if isinstance(result, Part):
@@ -138,7 +138,7 @@ class Ledger:
                 if committed is None:
                     raise self.store.damaged(path, "it is not there any more")
                 result = committed
-            self._learn_end(number, result)
+            self._learn_result(number, result)
             self._write_index()
         return self.results[number]
 
@@ -187,13 +187,13 @@ class Ledger:
         return self.read(name) or {}
 
     def lock(self, lock: SweepLock) -> None:
-        """Commit what the sweep is begun with; and a copy, since it could be worked out from nothing else."""
+        """Commit what the sweep starts with; and a copy, since it could be worked out from nothing else."""
         self.create(LOCK_FILE, lock.record)
-        self._begun(lock)
+        self._know_lock(lock)
         self.keep_copy(lock)
 
     def keep_copy(self, lock: SweepLock) -> None:
-        """See that the lock has its copy: whoever began the sweep may have died before writing it."""
+        """See that the lock has its copy: whoever started the sweep may have died before writing it."""
         if lock.is_sealed and self.store.read(f"{self.folder}/{LOCK_COPY}") is None:
             self.write(LOCK_COPY, lock.record)
 
@@ -238,18 +238,18 @@ class Ledger:
 
 
 def sweep_names(store: Store) -> list[str]:
-    """The sweeps that were begun, also those whose lock is lost: `existing` finds each of them, or says what is damaged."""
-    return [name for name in store.names("sweeps") if was_begun(store, name)]
+    """The sweeps that were started, also those whose lock is lost: `existing` finds each of them, or says what is damaged."""
+    return [name for name in store.names("sweeps") if was_started(store, name)]
 
 
-def was_begun(store: Store, name: str) -> bool:
+def was_started(store: Store, name: str) -> bool:
     folder = f"sweeps/{name}"
     return store.read(f"{folder}/{LOCK_FILE}") is not None or bool(store.names(f"{folder}/trials"))
 
 
 def existing(store: Store, name: str) -> Ledger:
     """The ledger of a sweep that was started. Raises `InputError`, naming those that were, where it was not."""
-    if not was_begun(store, name):
+    if not was_started(store, name):
         names = ", ".join(sweep_names(store)) or "none"
         raise InputError(f"no sweep {name!r} in {store.root} (there: {names}); give its name, its spec file, or --root")
     require_lock(store, name)

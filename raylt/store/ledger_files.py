@@ -56,7 +56,7 @@ def is_number(entry: str) -> bool:
     return entry.isascii() and entry.isdecimal() and entry == f"{int(entry):05d}"
 
 
-def read_asked(store: Store, name: str, number: int, origin: Origin) -> TrialSpec | None:
+def read_trial(store: Store, name: str, number: int, origin: Origin) -> TrialSpec | None:
     """A trial as it was asked; None where it was not. Raises `Damaged`."""
     path = asked_path(name, number)
     record = store.read_record(path, **origin._asdict())
@@ -128,7 +128,7 @@ def read_lock(store: Store, name: str) -> SweepLock | None:
     path = f"sweeps/{name}/{LOCK_FILE}"
     lock, is_verified = store.read_checked(path)
     if not is_verified and store.read(f"sweeps/{name}/{LOCK_COPY}") is not None:  # an earlier raylt made no copy
-        lock, is_verified = store.read_checked(path)  # begun between the two
+        lock, is_verified = store.read_checked(path)  # started between the two
         if not is_verified:
             raise store.damaged(path, "it is not there" if lock is None else "its checksum is missing")
     return None if lock is None else SweepLock(lock)

@@ -1,4 +1,4 @@
-"""A process, known so that no other can be taken for it: by its boot of its machine, its pid and when it began."""
+"""A process, known so that no other can be taken for it: by its boot of its machine, its pid and when it started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def this_machine() -> str:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since boot, which no clock moves; None where only the clock knows."""
+    """When a process started, in the kernel's ticks since boot, which no clock moves; None where only the clock knows."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[19])

@@ -88,11 +88,11 @@ def _forget_in_index(store: Store, folder: str) -> None:
 
 
 def _restored_spec(store: Store, sweep: str, path: str) -> str:
-    begun = (read_lock(store, sweep) or NO_LOCK).spec  # mended before: locks come first
-    if begun is None:
+    first_yaml = (read_lock(store, sweep) or NO_LOCK).spec  # mended before: locks come first
+    if first_yaml is None:
         store.delete(path)
         return f"{path}: deleted, no copy of it was kept; `raylt sweep SPEC` writes it again"
-    write_spec(store, sweep, begun)
+    write_spec(store, sweep, first_yaml)
     return f"{path}: restored as the sweep was started"
 
 
@@ -123,7 +123,7 @@ def _restored(store: Store, source: str, target: str) -> str:
     name = target.split("/")[1]
     if kept is None and target.endswith(LOCK_FILE) and not any(listed(store, name)):
         store.delete(target)  # a power cut as the sweep was started
-        return f"{target}: deleted, for nothing was submitted under it; `raylt sweep` begins anew"
+        return f"{target}: deleted, for nothing was submitted under it; `raylt sweep` starts anew"
     if kept is None:
         return f"{target}: cannot be restored, {source} is lost too; start the sweep anew beside it with `raylt sweep --new`"
     if kept == lost:  # it is whole, and does not belong to the trials

@@ -135,7 +135,7 @@ class Stage:
         error.stage = self.digest
         return error
 
-    def whole(self) -> Manifest:
+    def read_manifest(self) -> Manifest:
         """The manifest of a stage that should be there. Raises `Damaged` where it is not."""
         manifest = self.manifest()
         if manifest is None:
@@ -146,7 +146,7 @@ class Stage:
 
     def read(self, name: str) -> bytes:
         """A file of a whole stage, checked against the manifest. Raises `Damaged`."""
-        expected = self.whole().files.get(name)
+        expected = self.read_manifest().files.get(name)
         if expected is None:
             raise self.store.damaged(f"{self.path}/{MANIFEST}", f"it names no file {name}")
         path = f"{self.path}/{expected.get('at', name)}"
@@ -197,7 +197,7 @@ class Stage:
         }
         self.store.create_record(f"{self.path}/{MANIFEST}", content)  # or another was faster: then its holds
         self.drop_leftovers()
-        return self.whole()
+        return self.read_manifest()
 
     def _computed(self, compute: Callable[[Stage], Output]) -> Output:
         """What `compute` gives. Raises `Diverged`, remembered, where it diverges twice."""
@@ -254,7 +254,7 @@ def stage_of(store: Store, stages: Mapping[str, str], digest: str) -> Stage:
     """
     stage = store.find(digest)
     expected = stages.get(digest)
-    if expected is not None and stage.whole().digest != expected:
+    if expected is not None and stage.read_manifest().digest != expected:
         raise other_content(store, digest)
     return stage
 

@@ -1,4 +1,4 @@
-"""What is resolved once, when a sweep begins, and then holds for its life: `spec.lock.json`."""
+"""What is resolved once, when a sweep starts, and then holds for its life: `spec.lock.json`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SweepLock:
 
     @property
     def spec(self) -> str | None:
-        """The spec as it began, as YAML."""
+        """The spec as the sweep was started with it, as YAML."""
         return self.record.get("spec")
 
     @property

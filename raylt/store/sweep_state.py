@@ -20,9 +20,9 @@ RANKED_KINDS = ("baseline", "search")  # pilots and the dense model are measured
 def stored_spec(store: Store, name: str) -> SweepSpec:
     """The spec a sweep was last run with."""
     path = f"sweeps/{name}/{SPEC_FILE}"
-    yaml, begun = stored_yaml(store, name), (read_lock(store, name) or NO_LOCK).spec
+    yaml, first_yaml = stored_yaml(store, name), (read_lock(store, name) or NO_LOCK).spec
     try:
-        spec, then = (parse_spec(text, f"{store.root}/{path}", was_begun=True) for text in (yaml, begun or yaml))
+        spec, then = (parse_spec(text, f"{store.root}/{path}", was_started=True) for text in (yaml, first_yaml or yaml))
     except SpecError as error:
         why = f"it is no spec that this raylt reads ({str(error).splitlines()[0]})"
         raise store.damaged(path, why) from error
@@ -74,7 +74,7 @@ def pareto_of(spec: SweepSpec, ledger: Ledger) -> set[int]:
 
 def states_of(ledger: Ledger) -> dict[int, tuple[str, str | None]]:
     """Trial -> (state, cause), by id."""
-    return {n: ledger.results.ending(n) if n in ledger.results else (RUNNING, None) for n in sorted(ledger.submitted)}
+    return {n: ledger.results.outcome(n) if n in ledger.results else (RUNNING, None) for n in sorted(ledger.submitted)}
 
 
 def is_complete(spec: SweepSpec, ledger: Ledger) -> bool:
@@ -93,7 +93,7 @@ def next_free_id(spec: SweepSpec, ledger: Ledger) -> int:
 def failed_trials(ledger: Ledger) -> list[int]:
     """The trials that failed and have not been submitted again, by id."""
     again = {trial.retry_of for trial in ledger.submitted.values()}
-    return sorted(n for n in ledger.results if ledger.results.ending(n)[0] == FAIL and n not in again)
+    return sorted(n for n in ledger.results if ledger.results.outcome(n)[0] == FAIL and n not in again)
 
 
 def state_of(spec: SweepSpec, ledger: Ledger) -> str:

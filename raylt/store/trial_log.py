@@ -1,6 +1,6 @@
 """What a trial's worker says while it works, kept in the store: one file an attempt, readable from anywhere, at any time.
 
-    ROOT/sweeps/NAME/logs/<trial>/<begun, unix ms>-<host>-<pid>.txt
+    ROOT/sweeps/NAME/logs/<trial>/<started, unix ms>-<host>-<pid>.txt
 
 A log is for people: nothing is ever decided from it.
 """
@@ -29,9 +29,9 @@ class TrialLog:
 
     def __init__(self, store: Store, name: str, trial: int) -> None:
         self._store, self._text = store, ""
-        begun, host, pid = int(time.time() * 1000), socket.gethostname(), os.getpid()
-        self._path = f"{_folder(name, trial)}/{begun}-{host}-{pid}.txt"
-        self.say(f"trial {trial} begins on {host}, pid {pid}")
+        started, host, pid = int(time.time() * 1000), socket.gethostname(), os.getpid()
+        self._path = f"{_folder(name, trial)}/{started}-{host}-{pid}.txt"
+        self.say(f"trial {trial} starts on {host}, pid {pid}")
 
     def say(self, text: str) -> None:
         self._text += f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"

@@ -20,10 +20,10 @@ from raylt.store.ledger_files import (
     lost_trial,
     misplaced,
     missing_trials,
-    read_asked,
     read_confirmations,
     read_lock,
     read_result,
+    read_trial,
     require_lock,
 )
 from raylt.store.results import COMPLETE, TrialResult
@@ -136,7 +136,7 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
         check.damaged.append(store.damaged(f"{folder}/{LOCK_COPY}", "it is not there"))
     origin = (lock or NO_LOCK).origin
     # All of more trials than a few flipped bits would meet: then it is the lock that does not belong here.
-    if len(sizes) > 2 and not any(_is_readable(read_asked, store, name, number, origin) for number in sizes):
+    if len(sizes) > 2 and not any(_is_readable(read_trial, store, name, number, origin) for number in sizes):
         why = "none of the trials was submitted under it, so it is another sweep's"
         check.damaged.append(store.damaged(f"{folder}/{LOCK_FILE}", why))
         return
@@ -146,7 +146,7 @@ def _verify_sweep(store: Store, name: str, contents: Mapping[str, str | None], c
 
 
 def _verify_own(store: Store, folder: str, names: Collection[str], has_sums: bool, check: Check) -> None:
-    """The files of a sweep that are checked by their path alone: they are there before it is begun, or say how it was."""
+    """The files of a sweep that are checked by their path alone: they are there before it is started, or say how it was."""
     for entry in FOLDERS:
         if entry in names and misplaced(store, f"{folder}/{entry}"):
             check.add(Check(damaged=[store.damaged(f"{folder}/{entry}", "a file lies in a folder's place")]))
@@ -198,7 +198,7 @@ def _verify_trial(
 ) -> tuple[Check, int, TrialSpec | None, TrialResult | None]:
     """With the stages that its result names, where they are still there: `raylt store gc` may have freed them."""
     check = Check()
-    trial = check.reads(read_asked, store, name, number, origin)
+    trial = check.reads(read_trial, store, name, number, origin)
     result = check.reads(read_result, store, name, number, origin)
     is_needed = not is_measured and _needs_its_stages(trial, result)
     for digest, content in {} if result is None else result.stages.items():

@@ -86,10 +86,10 @@ class TrialActor(tune.Trainable):
             self._log = TrialLog(Store(self._config["root"]), self._config["name"], self._config["trial"]["id"])
         log = self._log
         try:
-            run, rounds = self._begin(log)
+            run, rounds = self._start(log)
             report = next(rounds)
             log.scored(report)
-            return as_result(TrialFinished(run.result, report) if run.has_ended else RoundReported(report))
+            return as_result(TrialFinished(run.result, report) if run.is_finished else RoundReported(report))
         except Fenced as error:
             log.say(str(error))
             return as_result(LeaseLost(str(error)))
@@ -105,8 +105,8 @@ class TrialActor(tune.Trainable):
                 raise DeviceLost(f"the GPU was lost: {str(error).splitlines()[0]}") from error
             return as_result(TrialFinished(failure(error) if self._run is None else self._run.failed(error)))
 
-    def _begin(self, log: TrialLog) -> tuple[TrialRun, Iterator[RoundResult]]:
-        """The running trial and its rounds, begun at the first step."""
+    def _start(self, log: TrialLog) -> tuple[TrialRun, Iterator[RoundResult]]:
+        """The running trial and its rounds, started at the first step."""
         if self._run is None or self._rounds is None:
             shared, trial = WorkerConfig.load(self._config), TrialSpec.load(self._config["trial"])
             guard = guard_for(Store(shared.root), shared.name, shared.epoch, shared.token)

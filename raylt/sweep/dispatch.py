@@ -40,7 +40,7 @@ class Wait:
 
 @dataclass
 class Dispatcher:
-    """Hands out the trials of one sweep. `startup`: the sampler's, as the sweep began with it.
+    """Hands out the trials of one sweep. `startup`: the sampler's, as the sweep was started with it.
 
     `confirm`: what to confirm once the search has ended, on top of what was asked for before.
     """
@@ -77,7 +77,7 @@ class Dispatcher:
 
     def _next_of(self, planned: list[Planned]) -> TrialSpec | None:
         """The first planned trial that has not been submitted and need not wait."""
-        ready = (p.trial for p in planned if p.trial.id not in self.ledger.submitted and self._have_ended(p.after))
+        ready = (p.trial for p in planned if p.trial.id not in self.ledger.submitted and self._have_finished(p.after))
         return next(ready, None)
 
     def _next_confirmation(self) -> TrialSpec | Wait | Finished:
@@ -94,7 +94,7 @@ class Dispatcher:
     def _next_search(self) -> TrialSpec | Wait | Finished:
         first = len(self._planned)
         number = self.ledger.num_searched
-        if not self._have_ended(range(first)):
+        if not self._have_finished(range(first)):
             return Wait()
         # Also for a sweep that searches nothing: its pilots were trained for this.
         measured = measure_similarity(self.spec, self.ledger)
@@ -145,10 +145,10 @@ class Dispatcher:
         self.on_change(trial, None)
         return trial
 
-    def _have_ended(self, ids: Iterable[int]) -> bool:
+    def _have_finished(self, ids: Iterable[int]) -> bool:
         return all(number in self.ledger.results for number in ids)
 
-    def ended(self, number: int, result: TrialResult) -> None:
+    def finish(self, number: int, result: TrialResult) -> None:
         """Commit how a trial ended."""
         self.ledger.finish(number, result)
         self._causes = [*self._causes, str(result.cause)] if result.state == FAIL else []

@@ -34,7 +34,7 @@ from raylt.sweep.concurrency import Memory
 from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import SweepProgress
-from raylt.sweep.resume import begin, begun_with, has_more_to_confirm, refuse_other_inputs, refuse_read_only
+from raylt.sweep.resume import has_more_to_confirm, refuse_other_inputs, refuse_read_only, start, started_with
 from raylt.tracking.client import check as check_tracking
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import Tracker
@@ -44,7 +44,7 @@ VERSIONS = ("raylt", "torch", "torchvision", "diffusers", "ray", "optuna", "mlfl
 STUDY_CLOSES_WITHIN_S = 10.0  # of an interrupted sweep: whoever stopped it waits
 
 
-class Ended(NamedTuple):
+class SweepEnd(NamedTuple):
     """How a run of a sweep has ended: the spec as named in the store, the exit code, whether MLflow shows all of it."""
 
     spec: SweepSpec
@@ -66,16 +66,16 @@ class RunRequest:
     ends_at: float | None = None
 
 
-def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunRequest | None = None) -> Ended:
+def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunRequest | None = None) -> SweepEnd:
     """Run a sweep to its end, from wherever it stands, and confirm what it found where that is asked for.
 
     Raises `InputError` for a changed identity or a sweep that cannot run, `LeaseHeld` where another driver runs it.
     """
     request = request or RunRequest()
     store = Store(spec.storage.root)
-    spec = begin(spec, store, new=request.new, confirm=request.confirm)
+    spec = start(spec, store, new=request.new, confirm=request.confirm)
     check_tracking(tracking_uri(spec))
-    checked = preflight.check(spec, store, begun_with(spec, store), request.stored_images)
+    checked = preflight.check(spec, store, started_with(spec, store), request.stored_images)
     if place.address is None:
         refuse_too_large(spec, Compute.local(spec))
     signals, lease = Signals(), None
@@ -84,13 +84,13 @@ def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunReque
             signals.start_timer(request.ends_at)
         lease = Lease.acquire(store, spec.name, signals.terminate)
         driver = _Driver(spec, store, lease, signals, console, request.confirm)
-        return Ended(spec, driver.run(place, checked), driver.is_recorded)
+        return SweepEnd(spec, driver.run(place, checked), driver.is_recorded)
     except KeyboardInterrupt:
-        return Ended(spec, signals.exit_code)
+        return SweepEnd(spec, signals.exit_code)
     except SystemExit as leave:  # Ray's own answer to SIGTERM while it starts
         if leave.code != signal.SIGTERM:
             raise
-        return Ended(spec, 143)
+        return SweepEnd(spec, 143)
     finally:
         signals.restore()
         if lease is not None:
@@ -100,10 +100,10 @@ def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunReque
 def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     """What `run_sweep` would do, after the same checks; starts and writes nothing."""
     store = Store(spec.storage.root)
-    spec = begin(spec, store, new=new)
+    spec = start(spec, store, new=new)
     refuse_read_only(store)
     away = check_tracking(tracking_uri(spec))
-    checked = preflight.check(spec, store, begun_with(spec, store))
+    checked = preflight.check(spec, store, started_with(spec, store))
     compute = Compute.local(spec)
     refuse_too_large(spec, compute)  # it is measured here
     budget = dry_run.describe_cost(spec, Ledger(store, spec.name), checked.inputs, compute)
@@ -177,7 +177,7 @@ class _Driver:
         record = {
             "code_schema": CODE_SCHEMA,
             "digest": self.spec.digest,
-            "spec": self.yaml,  # as it began, should spec.yaml be lost
+            "spec": self.yaml,  # as it was at the start, should spec.yaml be lost
             **compute.key(),
             "startup": default_startup(self.spec),
             "data_sha256": checked.inputs.digests.images,
@@ -251,7 +251,7 @@ class _Driver:
     def _ray_is_gone(self, what: str) -> None:
         self._gone = EnvironmentFailure(
             f"stopped: Ray no longer answers ({what} is gone: killed, perhaps for want of memory, or out of reach). "
-            "Nothing is lost: the same command goes on from here"
+            "Nothing is lost: the same command resumes from here"
         )
         self.signals.terminate()
 

@@ -157,7 +157,7 @@ def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Comp
         f"distinct {at_most}{whole.distinct}: what trials share is made once",
     ]
     if made.trained or ledger.submitted:
-        whole_words = "; a training that has begun counts whole" if ledger.open_trials() else ""
+        whole_words = "; a training that has started counts whole" if ledger.open_trials() else ""
         lines.append(f"left     {at_most}{counted(len(still_open), 'trial')}, {left.distinct}{whole_words}")
     if ledger.num_searched > spec.search.trials:
         have = counted(ledger.num_searched, "search trial")

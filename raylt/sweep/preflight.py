@@ -26,18 +26,18 @@ class Preflight:
     flops: Flops
 
 
-def check(spec: SweepSpec, store: Store, begun: InputDigests | None = None, stored_images: bool = False) -> Preflight:
+def check(spec: SweepSpec, store: Store, started_with: InputDigests | None = None, stored_images: bool = False) -> Preflight:
     """Everything that can be known before Ray starts. Raises `SpecError` with all of what is wrong.
 
-    `begun`: the inputs of a sweep that is gone on with, which the store has where this machine may not; `stored_images`: and
-    where `data.root` is not to be looked at.
+    `started_with`: the inputs of a sweep that is resumed, which the store has where this machine may not. `stored_images`:
+    `data.root` is not to be looked at.
     """
     rehearse(spec.unet_config)
     layers, flops = layers_of(spec.unet_config), count_flops(spec.unet_config)
     problems = _density_problems(spec, layers) or _ceiling_problems(spec, layers, flops)
     inputs = None
     try:
-        inputs = gather(spec, store, begun, stored_images)
+        inputs = gather(spec, store, started_with, stored_images)
         problems += _image_problems(spec, inputs.images)
     except SpecError as error:
         problems += error.problems
@@ -177,7 +177,7 @@ def _budget_words(spec: SweepSpec, checked: Preflight, rounds: str) -> str:
 
 
 def _disk_lines(spec: SweepSpec, store: Store, checked: Preflight) -> list[str]:
-    """What the sweep will need of its store, should it begin with nothing there; and a warning where that is not to be had."""
+    """What the sweep will need of its store, should it start with nothing there; and a warning where that is not to be had."""
     need, free = footprint(spec, checked.inputs), store.free_bytes()
     there = "" if free is None else f"; {in_units(free)} are free"
     lines = [f"disk     {in_units(need.end)} when it has ended, {in_units(need.peak)} at most while it runs{there}"]

@@ -19,8 +19,8 @@ class SweepProgress:
 
     def __init__(self, spec: SweepSpec, ledger: Ledger, console: Console) -> None:
         self.spec, self.ledger, self.console = spec, ledger, console
-        begun = "goes on" if ledger.submitted else "begins"
-        self.say(f"{spec.name} {begun}: {len(ledger.results)} of {self.total} trials finished; store {ledger.store.root}")
+        verb = "resumes" if ledger.submitted else "starts"
+        self.say(f"{spec.name} {verb}: {len(ledger.results)} of {self.total} trials finished; store {ledger.store.root}")
         self._status: Status | None = console.status(Text(self._headline())) if console.is_terminal else None
         if self._status is not None:
             self._status.start()

@@ -1,4 +1,4 @@
-"""Whether a sweep can be gone on with, and under which name it begins: decided from the store, before anything starts."""
+"""Whether a sweep can be resumed, and under which name it starts: decided from the store, before anything starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raylt.spec import SweepSpec
 from raylt.spec.vocabulary import NAME_LENGTH
 from raylt.store import Ledger, Store
 from raylt.store.layout import SPEC_FILE
-from raylt.store.ledger import was_begun
+from raylt.store.ledger import was_started
 from raylt.store.ledger_files import read_lock, require_lock
 from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_lock import SweepLock
@@ -19,7 +19,7 @@ from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.trial.inputs import InputDigests
 
 
-def begun_with(spec: SweepSpec, store: Store) -> InputDigests | None:
+def started_with(spec: SweepSpec, store: Store) -> InputDigests | None:
     """The inputs of a sweep of this name, where one was started."""
     lock = read_lock(store, spec.name)
     return None if lock is None or lock.images is None else InputDigests(lock.images, lock.inception)
@@ -28,7 +28,7 @@ def begun_with(spec: SweepSpec, store: Store) -> InputDigests | None:
 def with_free_name(spec: SweepSpec, store: Store) -> SweepSpec:
     """NAME, or NAME-2, NAME-3 ... where sweeps of those names exist: `--new` deletes nothing."""
     name, number = spec.name, 1
-    while was_begun(store, name) or store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
+    while was_started(store, name) or store.read(f"sweeps/{name}/{SPEC_FILE}") is not None:
         number += 1
         name = f"{spec.name}-{number}"
     if len(name) > NAME_LENGTH:
@@ -62,12 +62,12 @@ def refuse_other_numbers(store: Store, name: str) -> None:
     What it has stays readable: `status`, `results`, `report`, `export`.
     """
     lock = read_lock(store, name)
-    begun = CODE_SCHEMA if lock is None else lock.code_schema
-    if begun != CODE_SCHEMA:
+    schema = CODE_SCHEMA if lock is None else lock.code_schema
+    if schema != CODE_SCHEMA:
         raise InputError(
-            f"sweep {name} was started by another raylt, which computed other numbers (code schema {begun}, this has "
-            f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that began it, or "
-            f"start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
+            f"sweep {name} was started by another raylt, which computed other numbers (code schema {schema}, this has "
+            f"{CODE_SCHEMA}; see the CHANGELOG): trials of both would not compare. Finish it with the raylt that started it, "
+            f"or start {name}-2 beside it with `raylt sweep --new`; what it has found so far can be read as before"
         )
 
 
@@ -101,8 +101,8 @@ def has_more_to_confirm(spec: SweepSpec, ledger: Ledger, request: Request | None
     return request is not None and len(extend(spec, ledger, planned, request)) > len(planned)
 
 
-def begin(spec: SweepSpec, store: Store, *, new: bool = False, confirm: Request | None = None) -> SweepSpec:
-    """The spec under the name that it runs by. Raises `InputError` where it cannot be begun, or gone on with."""
+def start(spec: SweepSpec, store: Store, *, new: bool = False, confirm: Request | None = None) -> SweepSpec:
+    """The spec under the name that it runs by. Raises `InputError` where it cannot be started, or resumed."""
     spec = with_free_name(spec, store) if new else spec
     refuse_changed_identity(spec, store)
     ledger = Ledger(store, spec.name)

@@ -64,7 +64,7 @@ def _refuse_to_reopen(ledger: Ledger, number: int) -> None:
         raise InputError(f"{name} has no trial {number}; it has {spanned(ledger.submitted)}")
     if number not in ledger.results:
         raise InputError(f"trial {number} of {name} has not ended: the same `raylt sweep` command runs it")
-    state = ledger.results.ending(number)[0]
+    state = ledger.results.outcome(number)[0]
     if state == FAIL:
         once_more = max(n for n, trial in ledger.submitted.items() if trial.retry_of == number)
         raise InputError(f"trial {number} of {name} was submitted again, as {once_more}")

@@ -82,7 +82,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         if isinstance(message, TrialFinished):  # else Tune was told to stop: the trial stays open, for the next driver
             if message.report is not None:
                 self._report(trial_id, message.report)
-            self.end(trial_id, message.result)
+            self.finish(trial_id, message.result)
 
     def _report(self, trial_id: str, report: RoundResult) -> None:
         """Pass on a round, once: a trial whose worker died reports its first rounds again."""
@@ -93,11 +93,11 @@ class LedgerSearcher(_Unsaved, Searcher):
             self.memory.progressed()
             self.on_round(trial, report)
 
-    def end(self, trial_id: str, result: TrialResult) -> None:
+    def finish(self, trial_id: str, result: TrialResult) -> None:
         trial = self.live.pop(trial_id)
         self.rounds.pop(trial.id, None)
         self.memory.progressed()
-        self.dispatcher.ended(trial.id, result)
+        self.dispatcher.finish(trial.id, result)
 
     def hand_back(self, trial_id: str) -> None:
         """The trial did not end and runs nowhere now: it is handed out again."""
@@ -110,7 +110,7 @@ class LedgerSearcher(_Unsaved, Searcher):
         if self.memory.is_hopeless:
             self.failure = self.failure or EnvironmentFailure(
                 f"stopped: Ray ended {self.memory.kills} workers in a row for want of memory, one trial at a time; free some, "
-                "or make train.batch_size or the U-Net smaller. Nothing is lost: the same command goes on from here"
+                "or make train.batch_size or the U-Net smaller. Nothing is lost: the same command resumes from here"
             )
 
     def save(self, checkpoint_path: str) -> None:
@@ -151,7 +151,7 @@ class WorkerDeaths(_Unsaved, tune.Callback):
             return
         result = failure(EnvironmentFailure(f"{what} {bound} times: {_why(error)}"))
         rounds = self.searcher.rounds.get(number, {})
-        self.searcher.end(trial.trial_id, replace(result, rounds=tuple(rounds[index] for index in sorted(rounds))))
+        self.searcher.finish(trial.trial_id, replace(result, rounds=tuple(rounds[index] for index in sorted(rounds))))
 
 
 def _why(error: BaseException | None) -> str:

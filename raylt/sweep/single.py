@@ -73,7 +73,7 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     weights = unpack(stage_of(store, result.stages, result.ticket.final_stage).read(TRAINED))["ema"]
     files = {TICKET: stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)}
     samples = stage_of(store, result.stages, result.ticket.sample_stage)
-    if SAMPLES in samples.whole().files:
+    if SAMPLES in samples.read_manifest().files:
         files[SAMPLES] = samples.read(SAMPLES)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which trainings trials ask for, and which of those are one and the same: known before any of them has begun."""
+"""Which trainings trials ask for, and which of those are one and the same: known before any of them has started."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def _stage_files(store: Store, ticket: TicketSummary, stages: Mapping[str, str])
     yield TICKET, stage_of(store, stages, ticket.ticket_stage).read(TICKET)
     samples = stage_of(store, stages, ticket.sample_stage)
     yield "samples.png", samples_png(load(samples.read(GRID))["images/first"])
-    if SAMPLES in samples.whole().files:
+    if SAMPLES in samples.read_manifest().files:
         yield SAMPLES, samples.read(SAMPLES)
 
 

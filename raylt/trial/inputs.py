@@ -54,13 +54,13 @@ class Inputs:
             stage.make(lambda _: Output(files={FILE: pack(weights=inception)}))
 
 
-def gather(spec: SweepSpec, store: Store, begun: InputDigests | None, stored_images: bool = False) -> Inputs:
-    """The inputs of a sweep: those it has used so far (`begun`) where the store has them, else this machine's.
+def gather(spec: SweepSpec, store: Store, started_with: InputDigests | None, stored_images: bool = False) -> Inputs:
+    """The inputs of a sweep: those it has used so far (`started_with`) where the store has them, else this machine's.
 
     `stored_images`: the store's alone, since `data.root` is not the user's word. Raises `SpecError` or `EnvironmentFailure`
     where they are to be had nowhere.
     """
-    images = _begun_images(spec, store, begun)
+    images = _images_at_start(spec, store, started_with)
     if images is None and stored_images:
         what = f"is not given, and the store lacks the sweep's images; its spec there names {as_yaml_value(spec.data.root)}"
         raise SpecError([Problem("data.root", what, "--set data.root=FOLDER", file="--set")])
@@ -69,17 +69,17 @@ def gather(spec: SweepSpec, store: Store, begun: InputDigests | None, stored_ima
     if spec.protocol("search").features != "inception":
         return Inputs(images)
     inception = None
-    if begun is not None and begun.inception is not None:
-        inception = _inception(_stage(store, INCEPTION, begun.inception))
+    if started_with is not None and started_with.inception is not None:
+        inception = _inception(_stage(store, INCEPTION, started_with.inception))
     if inception is None:
         inception = load_inception()
         InceptionFeatures("cpu", inception)  # does the file hold a whole network?
     return Inputs(images, inception)
 
 
-def _begun_images(spec: SweepSpec, store: Store, begun: InputDigests | None) -> ImageSet | None:
+def _images_at_start(spec: SweepSpec, store: Store, started_with: InputDigests | None) -> ImageSet | None:
     """A sweep's own images from its store. A folder may hold others by now, so it is said that nobody looks there."""
-    images = None if begun is None else _images(_stage(store, IMAGES, begun.images))
+    images = None if started_with is None else _images(_stage(store, IMAGES, started_with.images))
     if images is None or spec.data.name != "images":
         return images
     count = len(images.train_NCHW) + len(images.test_NCHW)

@@ -83,11 +83,11 @@ class TrialRun:
             report = self._score(trained)
             self.context.compute.release_memory()
             yield report
-            if self.has_ended:
+            if self.is_finished:
                 return
 
     @property
-    def has_ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the last scored round was the trial's last: of all, or the rung that it did not pass."""
         return bool(self.rounds) and (self.rounds[-1].round == self.last_round or self._stopped_by is not None)
 
@@ -124,10 +124,10 @@ class TrialRun:
                 return
 
     def _count_round(self, trained: Round) -> None:
-        self._count(trained.start, trained.start.whole())
+        self._count(trained.start, trained.start.read_manifest())
         self._count(trained.stage, trained.manifest)
         if trained.mask_stage is not None:
-            self._count(trained.mask_stage, trained.mask_stage.whole())
+            self._count(trained.mask_stage, trained.mask_stage.read_manifest())
 
     def _count(self, stage: Stage, manifest: Manifest) -> None:
         self._manifests[stage.digest] = manifest
@@ -138,14 +138,14 @@ class TrialRun:
         scores = self.context.scorer(self.trial.protocol).score(trained, self.store)
         ticket, manifest = self._ticket_stage(trained)
         for stage in (scores.loss_stage, scores.sample_stage, ticket):
-            self._count(stage, stage.whole())
+            self._count(stage, stage.read_manifest())
         stages = (trained.stage, scores.loss_stage, scores.sample_stage, ticket)
         report = RoundResult(
             trained.index,
             trained.mask.density,
             _finite(scores.loss),
             _finite(scores.fid),
-            time_ms=max(stage.whole().time_ms for stage in stages),  # of its metric points in every replay
+            time_ms=max(stage.read_manifest().time_ms for stage in stages),  # of its metric points in every replay
             kid=_finite(scores.kid),
             kid_sd=_finite(scores.kid_sd),
             broken=scores.broken,
@@ -169,7 +169,7 @@ class TrialRun:
             final_stage=trained.stage.digest,
             sample_stage=sample.digest,
             ticket_stage=ticket.digest,
-            violations=violations(spec.search.constraints, flops / dense, ticket.whole().values["bytes"]),
+            violations=violations(spec.search.constraints, flops / dense, ticket.read_manifest().values["bytes"]),
             unet_config=dict(trained.unet_config) if trained.unet_config != spec.unet_config else None,
         )
 

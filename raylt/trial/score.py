@@ -185,7 +185,7 @@ class Scorer:
 
     def _load_reference(self, stage: Stage) -> tuple[str, Statistics, Tensor]:
         groups = unpack(stage.read(STATISTICS))
-        count = int(stage.whole().values["images"])
+        count = int(stage.read_manifest().values["images"])
         mean_D, covariance_DD = groups["real"]["mean"].numpy(), groups["real"]["covariance"].numpy()
         return stage.digest, Statistics(mean_D, covariance_DD, count), groups["kid"]["features"]
 

@@ -88,7 +88,7 @@ def main(folder: str, point: str = "", nth: str = "0") -> None:
         run = TrialRun(trial, bench, Store(root, owner=f"{spec.name}/{trial.id}", guard=lease.check))
         for _ in run:
             pass
-        dispatcher.ended(trial.id, run.result)
+        dispatcher.finish(trial.id, run.result)
         tracker.record(spec, ledger, yaml, uri)
     tracker.record(spec, ledger, yaml, uri)
     study.close()

@@ -44,7 +44,7 @@ def sweep_said(folder: Path) -> dict[str, Any]:
 def stage_said(store: Store, result: dict[str, Any], digest: str) -> list[Any]:
     """A stage as whoever uses it reads it."""
     stage = stage_of(store, result.stages, digest)
-    return [dict(stage.key), stage.whole().values, {name: stage.read(name) for name in stage.whole().files}]
+    return [dict(stage.key), stage.read_manifest().values, {name: stage.read(name) for name in stage.read_manifest().files}]
 
 
 def said_by_file(folder: Path) -> Iterator[tuple[Path, Callable[[], Any]]]:

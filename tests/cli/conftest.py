@@ -17,7 +17,7 @@ from raylt.store import Ledger, Store
 from raylt.sweep.dispatch import Dispatcher, Finished
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun, failure
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.commands import BROKEN_OFF, SMALL, Call, Done
 
 
@@ -51,7 +51,7 @@ def small(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(_warm_store, folder / "raylt-data")
     spec, store = SweepSpec.model_validate(SMALL), Store(str(folder / "raylt-data"))
     ledger = Ledger(store, spec.name, lambda: None)
-    write_begun(ledger, spec, startup=1)
+    write_start(ledger, spec, startup=1)
     dispatcher, bench = (
         Dispatcher(spec, ledger, 1, lambda trial, result: None),
         TrialContext.open(spec, Compute(), Inputs(load_images(spec.data))),
@@ -59,11 +59,11 @@ def small(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     while not isinstance(trial := dispatcher.next_trial(()), Finished):
         run = TrialRun(trial, bench, Store(store.root, owner=f"small/{trial.id}"))
         if trial.id == BROKEN_OFF:
-            dispatcher.ended(trial.id, failure(RuntimeError("the sky\nfell")))
+            dispatcher.finish(trial.id, failure(RuntimeError("the sky\nfell")))
             continue
         for _ in run:
             pass
-        dispatcher.ended(trial.id, run.result)
+        dispatcher.finish(trial.id, run.result)
     return folder
 
 

@@ -37,7 +37,7 @@ def test_a_log_that_is_sent_anew_is_printed_once(capsys: pytest.CaptureFixture[s
         (ended("SUCCEEDED", 0), 0, "job j: succeeded, exit code 0"),
         (ended("FAILED", 1), 1, "job j: failed, exit code 1"),
         (ended("FAILED", 143), 143, "job j: failed, exit code 143"),
-        (ended("STOPPED", None), 143, "job j: stopped; the same command goes on from there"),
+        (ended("STOPPED", None), 143, "job j: stopped; the same command resumes from there"),
     ],
 )
 def test_a_jobs_end(info: Any, code: int, said: str) -> None:
@@ -49,13 +49,13 @@ def test_a_jobs_end(info: Any, code: int, said: str) -> None:
 @pytest.mark.parametrize(
     ("info", "said"),
     [
-        (ended("FAILED", -9), "job j: failed: its driver was killed by signal 9; the same command goes on from there"),
-        (ended("FAILED", 137), "job j: failed: its driver was killed by signal 9; the same command goes on from there"),
+        (ended("FAILED", -9), "job j: failed: its driver was killed by signal 9; the same command resumes from there"),
+        (ended("FAILED", 137), "job j: failed: its driver was killed by signal 9; the same command resumes from there"),
         (
             ended("FAILED", 127),
-            "job j: failed: there is no raylt in the PATH of the head's Ray; the same command goes on from there",
+            "job j: failed: there is no raylt in the PATH of the head's Ray; the same command resumes from there",
         ),
-        (ended("FAILED", None, "a\nno supervisor"), "job j: failed: no supervisor; the same command goes on from there"),
+        (ended("FAILED", None, "a\nno supervisor"), "job j: failed: no supervisor; the same command resumes from there"),
     ],
 )
 def test_an_end_without_a_code_of_its_own(info: Any, said: str) -> None:
@@ -72,7 +72,7 @@ def test_a_job_that_ray_forgot_may_have_ended(failed: int, code: int, monkeypatc
     assert jobs._forgotten(HEAD, "j", "digits", lambda line: None) == code
 
 
-@pytest.mark.parametrize(("answer", "state"), [((0, '{"state": "interrupted"}'), "interrupted"), ((2, ""), "not begun")])
+@pytest.mark.parametrize(("answer", "state"), [((0, '{"state": "interrupted"}'), "interrupted"), ((2, ""), "not started")])
 def test_a_job_that_ray_forgot_is_no_failed_sweep(answer: tuple[int, str], state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "output", lambda head, words: answer)
     with pytest.raises(EnvironmentFailure, match=f"no longer knows job j .* the sweep is {state}, and nothing of it is lost"):

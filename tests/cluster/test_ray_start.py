@@ -121,7 +121,7 @@ def test_what_ray_fails_with_later_is_a_line_too(refusing, error, words, is_wrap
         except Exception:
             raise TuneError("Traceback (most recent call last): ...")  # noqa: B904  # as Tune does
     assert str(caught.value).startswith(f"Ray failed: {words}")
-    assert "Traceback" not in str(caught.value) and "goes on from here" in str(caught.value)
+    assert "Traceback" not in str(caught.value) and "resumes from here" in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [InputError("yours"), KeyError("ours"), KeyboardInterrupt()], ids=repr)

@@ -194,7 +194,7 @@ def test_five_equal_wants_of_memory_end_the_sweep(tiny_spec, tmp_path):
     for number in range(MAX_EQUAL_FAILURES):
         assert dispatcher.stopped_by is None
         dispatcher.ledger.submit(a_trial(number, "search", "searched", 0))
-        dispatcher.ended(number, failure(torch.OutOfMemoryError(NO_MEMORY.format(number, 2 * number, 77 + number))))
+        dispatcher.finish(number, failure(torch.OutOfMemoryError(NO_MEMORY.format(number, 2 * number, 77 + number))))
     assert dispatcher.stopped_by == "OutOfMemoryError: CUDA out of memory"
 
 

@@ -1,4 +1,4 @@
-"""A notice to leave: training keeps the very step it has reached, leaves, and what goes on from there is the same run."""
+"""A notice to leave: training keeps the very step it has reached, leaves, and what resumes from there is the same run."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_from_no_machine_to_a_sweep(head: RayHead, warm_root: Path, tmp_path: Pa
     assert sweep.wait(500) == 0, err.read_text()
     lines = err.read_text().splitlines()
     assert lines[0] == f"runs on the Ray cluster at {head.address} (--address)"
-    assert any(line.endswith("tiny begins: 0 of 2 trials finished; store " + str(warm_root)) for line in lines)
+    assert any(line.endswith("tiny starts: 0 of 2 trials finished; store " + str(warm_root)) for line in lines)
     assert (
         json.loads((warm_root / "sweeps/tiny/spec.lock.json").read_text())["device"] == "cpu"
     )  # the GPU is in Ray's books alone

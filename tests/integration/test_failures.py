@@ -40,7 +40,7 @@ def test_trials_that_fail_leave_the_others_alone(new_sweep):
     log = sweep.read("logs", NAME, "7")
     assert "Traceback" in log
     assert log.endswith("RuntimeError: planned for trial 7\n")
-    assert sweep.read("logs", NAME, "4").count("begins on") == 3
+    assert sweep.read("logs", NAME, "4").count("starts on") == 3
     status, record = sweep.read("status", NAME), sweep.record()
     for trial in found["trials"]:
         run = record[f"{trial['id']:04d}-{trial['kind']}"]
@@ -61,7 +61,7 @@ def test_a_worker_whose_gpu_is_lost_takes_no_other_trial_along(new_sweep):
     found = sweep.results()
     assert [trial["state"] for trial in found["trials"]] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert found["trials"][1]["error"] == "the worker died 3 times: the GPU was lost: planned for trial 1"
-    lost, later = (set(re.findall(r"begins on .*, pid (\d+)", sweep.read("logs", NAME, number))) for number in ("1", "2"))
+    lost, later = (set(re.findall(r"starts on .*, pid (\d+)", sweep.read("logs", NAME, number))) for number in ("1", "2"))
     assert len(lost) == 3 and not lost & later
 
 

@@ -34,7 +34,7 @@ from raylt.sweep import preflight
 from raylt.trial.run import TrialContext, TrialRun
 from tests.conftest import TINY, merged
 from tests.support import forks
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.confirmed import LOCK
 
 UNKNOWN = "an error that raylt does not know"
@@ -92,7 +92,7 @@ def begun(_warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = SweepSpec.model_validate({**merged(TINY, SMALL), "name": "done"})
     store = Store(str(folder / "raylt-data"), owner="done/0")
     ledger = Ledger(store, "done", lambda: None)
-    write_begun(ledger, done, **LOCK)
+    write_start(ledger, done, **LOCK)
     bench = TrialContext.open(done, Compute(), preflight.check(done, store).inputs)
     for trial in [
         item.trial for item in plan(done) if item.trial.training.rule in (None, "uniform") and item.trial.kind != "pilot"

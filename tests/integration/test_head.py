@@ -16,7 +16,7 @@ from raylt.errors import InputError, LeaseHeld
 from raylt.store import Lease, Ledger, Store
 from raylt.store.lease import read_holder
 from raylt.tracking.recorder import record_sweep
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.recording import (
     answers,
     ask_search,
@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).parents[2]
 def stored(root: Path, *, ended: bool) -> Store:
     """A store with the sweep `digits`, whole or left in the middle, as a driver leaves it."""
     spec = make_spec()
-    write_begun(Ledger(Store(str(root)), spec.name, lambda: None), spec)
+    write_start(Ledger(Store(str(root)), spec.name, lambda: None), spec)
     ledger = (whole if ended else begin)(root, spec)
     if not ended:
         ask_search(ledger, 5)

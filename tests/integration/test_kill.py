@@ -35,10 +35,10 @@ def test_a_changed_identity_is_refused(finished):
 def test_a_sweep_that_was_killed_ends_as_one_that_was_not(finished, document, new_sweep):
     sweep = new_sweep()
     killed = sweep.start("tiny.yaml")
-    eventually(lambda: sweep.has_ended(3) or killed.poll() is not None, "trial 3 ends")
+    eventually(lambda: sweep.is_finished(3) or killed.poll() is not None, "trial 3 ends")
     killed.kill()
     killed.wait()
-    assert not sweep.has_ended(7)
+    assert not sweep.is_finished(7)
     assert sweep.results()["state"] == "interrupted"
     done = sweep.run()
     assert done.code == 0, done.err

@@ -112,13 +112,13 @@ def jobs(lab: Lab) -> dict[str, dict[str, Any]]:
 def test_a_sweep_from_the_laptop(lab: Lab) -> None:
     """To its end, through a broken connection: the log once, the exit code, and what can be read of it afterwards."""
     sweep = Command(lab, "sweep", spec(lab, "whole"))
-    sweep.until(lambda: "whole begins" in sweep.out, "the sweep begins")
+    sweep.until(lambda: "whole starts" in sweep.out, "the sweep begins")
     [client] = sweep.ssh()
     client.kill()
     assert sweep.end() == 0, sweep.err
     lines = sweep.out.splitlines()
     assert len([line for line in lines if re.search(r" 0000-dense complete", line)]) == 1
-    assert len([line for line in lines if "whole begins" in line]) == 1
+    assert len([line for line in lines if "whole starts" in line]) == 1
     assert sweep.err.splitlines()[0] == WHERE
     assert [line for line in sweep.err.splitlines()[1:] if "is lost" not in line and "again" not in line] == [
         "sent as job raylt-whole-1",
@@ -186,7 +186,7 @@ def test_watching_and_stopping(lab: Lab) -> None:
         "`raylt sweep long.yaml` watches it, `raylt status long` says how far it is, `raylt stop long` stops it",
     ]
     watch = Command(lab, "sweep", name)
-    watch.until(lambda: "long begins" in watch.out, "the sweep begins")
+    watch.until(lambda: "long starts" in watch.out, "the sweep begins")
     assert "job raylt-long-1 runs this sweep already" in watch.err
     other = run(lab, "sweep", name, "--set", "train.seed=7")
     assert other.process.returncode == 2
@@ -199,7 +199,7 @@ def test_watching_and_stopping(lab: Lab) -> None:
     assert run(lab, "status", "long").out.startswith("long: running")
 
     watch = Command(lab, "sweep", name)
-    watch.until(lambda: "long begins" in watch.out, "the log is there again")
+    watch.until(lambda: "long starts" in watch.out, "the log is there again")
     stop = run(lab, "stop", "long")
     assert (stop.process.returncode, stop.out.splitlines()[-1].split(";")[0]) == (0, "long: stopped"), stop.err
     assert watch.end() in (130, 143)

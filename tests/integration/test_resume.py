@@ -79,10 +79,10 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     assert f"pid {first.pid}" in sweep.read("status", NAME)
 
     # kill -9 of a worker in the middle of a round
-    assert not sweep.has_ended(2)
+    assert not sweep.is_finished(2)
     os.kill(worker, signal.SIGKILL)
     sabotage.let_go(sweep.folder, 2)
-    eventually(lambda: sweep.has_ended(2) or first.poll() is not None, "the trial whose worker was killed ends")
+    eventually(lambda: sweep.is_finished(2) or first.poll() is not None, "the trial whose worker was killed ends")
     assert json.loads((sweep.ledger / "trials/00002/result.json").read_text())["state"] == "COMPLETE"
 
     # Ctrl-C in the driver's terminal, while a worker is in the middle of a step and will not end it
@@ -90,7 +90,7 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     os.killpg(first.pid, signal.SIGINT)
     done = sweep.end(first)
     assert done.code == 130
-    assert "the same command goes on from here" in done.out
+    assert "the same command resumes from here" in done.out
     assert "Traceback" not in done.err
     eventually(lambda: not psutil.pid_exists(worker), "the worker is gone")
     stopped = sweep.results()
@@ -109,7 +109,7 @@ def test_a_sweep_that_was_disturbed_ends_as_one_that_was_not(finished, document,
     # its hours are over
     done = sweep.run("--max-hours", "0.003", plan={6: HOLD})
     assert (done.code, sweep.results()["state"]) == (3, "interrupted")
-    assert "stopped: the 0.003 hours of --max-hours are over; the same command goes on from here" in done.out
+    assert "stopped: the 0.003 hours of --max-hours are over; the same command resumes from here" in done.out
     assert "Traceback" not in done.err
     assert sweep.record()[NAME]["status"] == "KILLED"
 
@@ -129,10 +129,10 @@ def assert_a_kill_changes_nothing(whole, sweep, *, after, last):
     done = whole.run()
     assert done.code == 0, done.err
     killed = sweep.start("tiny.yaml")
-    eventually(lambda: sweep.has_ended(after) or killed.poll() is not None, f"trial {after} ends")
+    eventually(lambda: sweep.is_finished(after) or killed.poll() is not None, f"trial {after} ends")
     killed.kill()
     killed.wait()
-    assert not sweep.has_ended(last)
+    assert not sweep.is_finished(last)
     done = sweep.run()
     assert done.code == 0, done.err
     document = sweep.results()

@@ -53,7 +53,7 @@ def test_a_sweep_is_stopped_from_elsewhere_and_its_trials_logs_say_what_they_did
     done, stopped = sweep.end(driver), sweep.end(stopper)
     assert (done.code, stopped.code) == (143, 0)
     assert f"pid {driver.pid}" in stopped.err
-    assert "goes on from here" in stopped.out
+    assert "resumes from here" in stopped.out
     assert sweep.results()["state"] == "interrupted"
     assert "nobody drives it" in sweep.read("stop", NAME)
     assert "round 0 step 4 training loss" in sweep.read("logs", NAME, "0", "-f")

@@ -18,7 +18,7 @@ from raylt.report.document import results
 from raylt.report.fitted_table import WORDS, FittedTable
 from raylt.report.tables import cost_table, pareto_table, similarity_table, trials_tables
 from raylt.store import Ledger, Output, Store
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.confirmed import confirmed
 
 NUMBERS = st.one_of(
@@ -108,7 +108,7 @@ def test_what_is_left_out_is_named_with_the_command_that_has_it(
 def test_the_sizes_of_a_store_stand_whole(tmp_path: Any, tiny_spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec(name="n" * 100)
     store = Store(str(tmp_path))
-    write_begun(Ledger(store, spec.name, lambda: None), spec)
+    write_start(Ledger(store, spec.name, lambda: None), spec)
     store.stage({"kind": "none"}).make(lambda _: Output(files={"x": b"1" * 1_234_000}))
     monkeypatch.setenv("COLUMNS", "40")
     lines = CliRunner().invoke(app, ["store", "du", "--root", str(tmp_path)]).stdout.splitlines()

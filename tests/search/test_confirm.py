@@ -14,7 +14,7 @@ from raylt.store.results import COMPLETE, FAIL
 from raylt.store.sweep_state import is_complete, pareto_of
 from raylt.sweep import dispatch
 from raylt.sweep.retry import retry
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.driving import asked, drive
 
 REQUEST = Request(top=2, seeds=2)
@@ -151,7 +151,7 @@ def test_a_failed_one_is_asked_again_beside_what_is_planned(tiny_spec, tmp_path)
         return {**outcome(trial), "state": FAIL, "cause": "x"} if trial.id == 12 else outcome(trial)
 
     store = Store(str(tmp_path))
-    write_begun(Ledger(store, spec.name, lambda: None), spec)
+    write_start(Ledger(store, spec.name, lambda: None), spec)
     ledger = run(spec, tmp_path, REQUEST, results=one_fails)
     assert retry(store, spec.name).again == {12: 1 + max(ledger.submitted)}
 

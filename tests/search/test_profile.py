@@ -37,7 +37,7 @@ def run_trial(spec, store, trial):
     )
     runner = TicketRunner(search, load_images(spec.data), store)
     stages, start = [trained.stage for trained in runner.rounds()], runner.rewind_point
-    named = {stage.digest: stage.whole().digest for stage in [start, *stages]}
+    named = {stage.digest: stage.read_manifest().digest for stage in [start, *stages]}
     ends = {"start_stage": start.digest, "final_stage": stages[-1].digest}
     return a_result(stages=named, **ends)
 

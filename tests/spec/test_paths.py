@@ -24,7 +24,7 @@ from raylt.store.layout import SPEC_FILE
 from raylt.store.sweep_state import stored_spec
 from raylt.sweep.resume import with_free_name
 from tests.conftest import TINY
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.nasty import NAMES
 
 
@@ -215,7 +215,7 @@ def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path:
 
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
     store = Store(spec.storage.root)
-    write_begun(Ledger(store, "tiny", lambda: None), spec)
+    write_start(Ledger(store, "tiny", lambda: None), spec)
     _print_end(Ended(spec, 0, is_recorded=False), False, None)
     said = capsys.readouterr()
     for line, command in ((said.out, "results"), (said.err, "record")):

@@ -21,7 +21,7 @@ from raylt.store.damage import Damaged
 from raylt.store.ledger import existing
 from raylt.store.sweep_state import stored_spec
 from raylt.store.verify import verify
-from raylt.sweep.resume import begin
+from raylt.sweep.resume import start
 from raylt.sweep.retry import retry
 
 DATA = Path(__file__).parents[1] / "data" / "sweep-of-code-schema-1"
@@ -55,16 +55,16 @@ def test_it_reads_to_the_same_document_and_is_said_to_be_unverified_once(store, 
 
 def test_it_is_not_extended_and_says_why(store):
     spec = stored_spec(store, "tiny")
-    assert begin(spec, store) == spec  # complete: nothing would be computed
+    assert start(spec, store) == spec  # complete: nothing would be computed
     longer = spec.model_copy(update={"search": spec.search.model_copy(update={"trials": spec.search.trials + 1})})
     for more in (
-        lambda: begin(longer, store),
-        lambda: begin(spec, store, confirm=Request(1, 1)),
+        lambda: start(longer, store),
+        lambda: start(spec, store, confirm=Request(1, 1)),
         lambda: retry(store, "tiny"),
     ):
         with pytest.raises(InputError, match=r"code schema 1, .*start tiny-2 beside it with `raylt sweep --new`"):
             more()
-    assert begin(longer, store, new=True).name == "tiny-2"
+    assert start(longer, store, new=True).name == "tiny-2"
 
 
 def test_verify_counts_it_and_finds_nothing_wrong(store):

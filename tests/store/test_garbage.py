@@ -139,14 +139,14 @@ def test_a_stage_that_somebody_makes_right_now_stays(root, stages):
     done.set()
     maker.join(60)
     assert freed < garbage.bytes
-    assert Store(root).find(stages["half"]).whole()
+    assert Store(root).find(stages["half"]).read_manifest()
 
 
 def test_a_stage_made_whole_since_the_survey_stays(root, stages):
     garbage = Survey(Store(root)).garbage("one")
     Store(root, "two/1").find(stages["half"]).make(lambda _: Output({"x": 1}))
     delete(Store(root, "one/gc"), garbage)
-    assert Store(root).find(stages["half"]).whole().values == {"x": 1}
+    assert Store(root).find(stages["half"]).read_manifest().values == {"x": 1}
 
 
 def test_another_sweep_on_the_same_data_that_runs_is_noticed(root, stages):

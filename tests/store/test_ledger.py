@@ -7,7 +7,7 @@ import pytest
 from raylt.store import Ledger, Store
 from raylt.store.damage import Damaged
 from raylt.store.layout import LOCK_COPY, LOCK_FILE, asked_path, result_path
-from raylt.store.ledger_files import read_asked, read_lock, require_lock
+from raylt.store.ledger_files import read_lock, read_trial, require_lock
 from raylt.store.sweep_lock import SweepLock
 from tests.support.results import a_result
 from tests.support.trials import a_trial
@@ -53,10 +53,10 @@ def test_a_trial_that_is_asked_and_ends_meanwhile_was_asked(store, monkeypatch):
         ledger.finish(0, ENDED)
 
     between(monkeypatch, asked_path("s", 0), run)
-    assert read_asked(store, "s", 0, SweepLock(LOCK).origin) == trial
+    assert read_trial(store, "s", 0, SweepLock(LOCK).origin) == trial
     store.delete(asked_path("s", 0))
     with pytest.raises(Damaged, match="though the trial has a result"):
-        read_asked(store, "s", 0, SweepLock(LOCK).origin)
+        read_trial(store, "s", 0, SweepLock(LOCK).origin)
     assert store.read(result_path("s", 0)) is not None
 
 

@@ -29,7 +29,7 @@ def test_a_stage_is_made_once_and_then_found(tmp_path):
     assert first == second
     assert (first.values, first.owner) == ({"x": 1.5}, "me")
     assert store.stage(KEY).read("a.bin") == b"abc"
-    assert store.find(store.stage(KEY).digest).whole().values["x"] == 1.5
+    assert store.find(store.stage(KEY).digest).read_manifest().values["x"] == 1.5
     assert sorted(path.name for path in (tmp_path / store.stage(KEY).path).iterdir()) == ["a.bin", "key.json", "manifest.json"]
 
 

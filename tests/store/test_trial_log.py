@@ -18,7 +18,7 @@ def test_each_line_is_in_the_store_at_once_and_attempts_follow_each_other(tmp_pa
     second.scored(RoundResult(2, 0.125, 0.5, None, 0))
     text = "".join(read_log(store, "s", 7))
     assert text.index("training loss") < text.index("round 2 scored: density 0.125 loss 0.5 fid -")
-    assert text.count("trial 7 begins on") == 2
+    assert text.count("trial 7 starts on") == 2
     assert list(read_log(store, "s", 8)) == []
 
 

@@ -27,7 +27,7 @@ from raylt.store.verify import verify
 from raylt.sweep import dispatch
 from raylt.sweep.driver import _Driver
 from tests.support import confirmed
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.driving import drive
 from tests.support.results import a_result
 from tests.support.trials import a_trial
@@ -190,7 +190,7 @@ def test_a_trial_that_was_deleted_whole_is_missed(store, tiny_spec, lost, monkey
     spec = tiny_spec(search={"trials": 3, "pilots": 0, "profile": "cost", "sampler": "random", "concurrency": 1})
     monkeypatch.setattr(dispatch, "measure_similarity", lambda spec, ledger: {"profile": {"down": -1.0, "mid": 0.0, "up": 1.0}})
     ledger = Ledger(store, spec.name, lambda: None)
-    write_begun(ledger, spec, startup=1)
+    write_start(ledger, spec, startup=1)
     whole, _ = drive(spec, store.root, outcome)
     number = next(number for number, trial in whole.submitted.items() if trial.kind == lost)
     store.delete_folder(f"sweeps/{spec.name}/trials/{number:05d}")

@@ -11,7 +11,7 @@ from raylt.store.sweep_lock import SweepLock
 from raylt.store.sweep_state import write_spec
 
 
-def write_begun(ledger: Ledger, spec: SweepSpec, **lock: Any) -> None:
+def write_start(ledger: Ledger, spec: SweepSpec, **lock: Any) -> None:
     """Commit the lock of a sweep, with `lock` in it, and keep its spec."""
     yaml = dump_yaml(spec.dump())
     ledger.lock(SweepLock({"code_schema": CODE_SCHEMA, "digest": spec.digest, "spec": yaml, **lock}))

@@ -12,7 +12,7 @@ from raylt.search.confirm import Request, confirm
 from raylt.spec import SweepSpec, TrialSpec, dump_yaml, plan
 from raylt.store import Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, SIMILARITY_FILE, SPEC_FILE
-from tests.support.begun import write_begun
+from tests.support.begun import write_start
 from tests.support.results import a_result
 from tests.support.trials import a_trial
 
@@ -29,7 +29,7 @@ def begun(root: Any, spec: SweepSpec, *, trials: int = 1, first_schema: bool = F
         store.write(f"sweeps/{spec.name}/{SPEC_FILE}", dump_yaml(spec.dump()).encode())
         ledger.write(LOCK_FILE, LOCK)
     else:
-        write_begun(ledger, spec, **LOCK)
+        write_start(ledger, spec, **LOCK)
     planned = [item.trial for item in plan(spec)]
     searched = [a_trial(len(planned) + i, "search", "searched", 0, params={"gamma": 0.5 * i}) for i in range(trials)]
     for trial in [*planned, *searched]:

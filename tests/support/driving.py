@@ -37,7 +37,7 @@ def drive(
         if ended == crash_after:
             return None
         number = draw.choice(sorted(live))
-        dispatcher.ended(number, a_result(**results(live.pop(number))))
+        dispatcher.finish(number, a_result(**results(live.pop(number))))
         ended += 1
 
 

@@ -98,7 +98,7 @@ class Sweep:
 
     # what lies there
 
-    def has_ended(self, trial: int) -> bool:
+    def is_finished(self, trial: int) -> bool:
         return (self.ledger / f"trials/{trial:05d}/result.json").exists()
 
     def steps(self) -> collections.Counter[str]:

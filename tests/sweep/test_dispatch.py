@@ -99,7 +99,7 @@ def test_the_order_of_kinds_and_what_waits(tiny_spec, tmp_path):
     first, second = (dispatcher.next_trial(set(ledger.submitted)) for _ in range(2))
     assert (first.kind, second.training.seed) == ("dense", 1)  # the pilot that shares nothing but the rewind point may start
     assert isinstance(dispatcher.next_trial({0, 2}), Wait)
-    dispatcher.ended(0, a_result(**outcome(first)))
+    dispatcher.finish(0, a_result(**outcome(first)))
     live = {2}
     for expected in (1, 4, 5):
         chosen = dispatcher.next_trial(live)
@@ -229,7 +229,7 @@ def test_a_study_told_step_by_step_equals_one_made_at_the_end(tiny_spec, tmp_pat
     live = StudyFile(spec, tmp_path / "live.db")
     dispatcher = Dispatcher(spec, ledger, 1, lambda trial, result: live.sync(ledger))
     while not isinstance(chosen := dispatcher.next_trial(set()), Finished):
-        dispatcher.ended(chosen.id, a_result(**outcome(chosen)))
+        dispatcher.finish(chosen.id, a_result(**outcome(chosen)))
     late = StudyFile(spec, tmp_path / "late.db")
     late.sync(ledger)
 

@@ -73,7 +73,7 @@ def test_what_is_left_is_without_what_ended_trials_did(tiny_spec, tmp_path):
     assert (number, left.trainings, left.steps, left.samples) == (2, 2, 20, 160)
     ledger.submit(a_trial(6, "search", "searched", 0, params={"gamma": 0.5}))
     assert left_of(spec, ledger) == (number, left)
-    assert "160 samples; a training that has begun counts whole" in "\n".join(lines(spec, ledger))
+    assert "160 samples; a training that has started counts whole" in "\n".join(lines(spec, ledger))
     ledger.finish(6, a_result(state="FAIL", rounds=[{"round": r, "fid": None, "loss": None} for r in (0, 1)]))
     assert left_of(spec, ledger)[0] == 1
     ledger.submit(a_trial(7, "search", "searched", 0, params={"gamma": 0.5}, retry_of=6))  # once more, with what failed

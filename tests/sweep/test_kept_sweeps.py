@@ -81,7 +81,7 @@ def test_its_records_are_written_as_they_were(store: Store, file: str, kind: typ
 def test_the_next_proposal_is_the_same(store: Store, name: str) -> None:
     dispatcher = dispatcher_of(store, longer(stored_spec(store, name)))
     if name == "half":
-        dispatcher.ended(10, dispatcher.ledger.results[8])  # as the eighth did
+        dispatcher.finish(10, dispatcher.ledger.results[8])  # as the eighth did
     trial = dispatcher.next_trial(set())
     assert isinstance(trial, TrialSpec)
     then, now = json.loads((DATA / "next.json").read_text())[name], trial.dump()
@@ -101,7 +101,7 @@ def test_the_half_finished_one_is_gone_on_with(store: Store) -> None:
         run = TrialRun(trial, bench, Store(store.root, owner=f"half/{trial.id}"))
         for _ in run:
             pass
-        dispatcher.ended(trial.id, run.result)
+        dispatcher.finish(trial.id, run.result)
         numbers.append(trial.id)
     assert numbers == [10, 11, 12, 13]
     ledger = existing(store, "half")

@@ -112,7 +112,7 @@ def test_the_200th_trial_costs_what_the_10th_costs(tiny_spec, tmp_path, monkeypa
     for number in range(TRIALS):
         counts.clear()
         trial = dispatcher.next_trial(set())
-        dispatcher.ended(trial.id, a_result(**outcome(trial)))
+        dispatcher.finish(trial.id, a_result(**outcome(trial)))
         recorder.sync("running", {}, pictures=False)
         per_trial.append(counts.copy())
         assert trial.id == number

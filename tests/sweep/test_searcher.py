@@ -39,7 +39,7 @@ class OneTrial:
     def next_trial(self, live: set[int]) -> Any:
         return Finished() if self.results or live else TRIAL
 
-    def ended(self, number: int, result: TrialResult) -> None:
+    def finish(self, number: int, result: TrialResult) -> None:
         self.results.append((number, result))
 
 
@@ -167,7 +167,7 @@ def test_want_of_memory_fails_no_trial_but_ends_the_sweep_once_nothing_helps(tun
         assert (tune.dispatcher.results, len(tune.said)) == ([], kill)
         assert tune.suggest() == (Searcher.FINISHED if kill == MAX_KILLS else None)
         tune.now += 601
-    assert "for want of memory" in str(tune.searcher.failure) and "goes on from here" in str(tune.searcher.failure)
+    assert "for want of memory" in str(tune.searcher.failure) and "resumes from here" in str(tune.searcher.failure)
     assert tune.searcher.failure.exit_code == 3
     assert StopEarly(tune.searcher).stop_all()
 
@@ -241,7 +241,7 @@ def test_a_store_or_a_lease_that_is_gone_ends_the_sweep_and_is_no_trials_result(
         def refuses(number, result):
             raise StoreFailure("the disk is full")
 
-        monkeypatch.setattr(tune.dispatcher, "ended", refuses)
+        monkeypatch.setattr(tune.dispatcher, "finish", refuses)
         message = TrialFinished(a_result())
     tune.searcher.on_trial_complete("t1", result=as_result(message))
     assert isinstance(tune.searcher.failure, Fenced if kind is LeaseLost else StoreFailure)

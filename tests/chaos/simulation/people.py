@@ -135,7 +135,7 @@ class Driver:
                 del self.workers[number]
             if "raised" in message:
                 raise message["raised"]
-            dispatcher.ended(number, message["result"])
+            dispatcher.finish(number, message["result"])
         self.inbox = []
 
     def _start_worker(self, trial: Any, lease: Lease) -> None:

@@ -143,7 +143,7 @@ def _stage_files_unchecked() -> Any:
     """A stage's file is taken as it is."""
 
     def read(self: Stage, name: str) -> bytes:
-        entry = self.whole().files[name]
+        entry = self.read_manifest().files[name]
         return self.store.read(f"{self.path}/{entry.get('at', name)}") or b""
 
     return _swap(Stage, "read", read)
