@@ -162,7 +162,7 @@ def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Comp
     if ledger.num_searched > spec.search.trials:
         have = counted(ledger.num_searched, "search trial")
         lines.append(f"warning: search.trials is {spec.search.trials}, but the sweep has {have} already; they stay in it")
-    return [*lines, *_time_lines(spec, compute, speed, still_open, left)]
+    return [*lines, *(_time_lines(spec, compute, speed, still_open, left) if still_open else [])]
 
 
 def _compute_of(ledger: Ledger) -> Compute | None:

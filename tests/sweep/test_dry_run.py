@@ -113,6 +113,13 @@ def test_a_confirmation_that_was_planned_counts(tiny_spec, tmp_path):
     assert (number, left.trainings, left.steps) == (4, 6, 2 * 7 + 2 * 9 + 2 * 7)
 
 
+def test_a_finished_sweep_is_given_no_time(tiny_spec, tmp_path):
+    spec = tiny_spec(search={"trials": 1})
+    said = lines(spec, begun(tmp_path, spec))
+    assert [line.split()[0] for line in said] == ["asked", "distinct", "left"]
+    assert said[-1].startswith("left     0 trials")
+
+
 def test_hours_heed_who_waits_for_whom(tiny_spec):
     planned = plan(tiny_spec())
     seconds = {0: 10.0, 1: 20.0, 2: 30.0, 3: 0.0, 4: 10.0}  # dense; pilots; uniform after pilot 1; ERK after dense
