@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -20,6 +21,33 @@ def pack(metadata: Mapping[str, str] | None = None, /, **groups: Mapping[str, Te
     }
     data = bytes(save(flat, metadata=dict(metadata) if metadata else None))
     return _in_order(data) if metadata else data
+
+
+def gathered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> NamedTensors:
+    """Of each tensor with a mask, the kept values alone, in C order (1-D); the others as they are.
+
+    `masks`: name -> boolean tensor of two dimensions or more, True where a value is kept.
+    """
+    return {name: value[masks[name]] if name in masks else value for name, value in values.items()}
+
+
+def losslessly_gathered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> NamedTensors:
+    """`gathered`, to the bit: a float32 tensor that is not +0.0 wherever it is pruned stays whole."""
+    return gathered(values, {name: mask for name, mask in masks.items() if not _bits(values[name])[~mask].any()})
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.detach().contiguous().view(torch.int32)  # -0.0 has one that is set
+
+
+def scattered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> NamedTensors:
+    """What was gathered, with 0 where it is pruned; tensors that are whole stay as they are."""
+    full = dict(values)
+    for name, mask in masks.items():
+        if name in values and values[name].shape != mask.shape:
+            full[name] = values[name].new_zeros(mask.shape)
+            full[name][mask] = values[name]
+    return full
 
 
 def _in_order(data: bytes) -> bytes:

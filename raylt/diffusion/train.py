@@ -14,7 +14,7 @@ from raylt.diffusion import preemption
 from raylt.diffusion.data import to_float
 from raylt.diffusion.device import gpu_abilities, use_tf32
 from raylt.diffusion.rng import Draw, batch_indices, generator, seed_of
-from raylt.diffusion.tensors import NamedTensors, pack, unpack
+from raylt.diffusion.tensors import NamedTensors, losslessly_gathered, pack, scattered, unpack
 from raylt.errors import Diverged, Preempted
 from raylt.spec import SweepSpec
 from raylt.spec.sections import TrainSpec
@@ -82,22 +82,42 @@ class TrainState:
     @staticmethod
     def fresh(weights: NamedTensors, step: int = 0) -> TrainState:
         """Nothing but weights: empty moments, and an EMA that starts here, whatever the step of the schedule."""
-        first, second = ({name: torch.zeros_like(value) for name, value in weights.items()} for _ in range(2))
-        return TrainState(step, weights, first, second, {name: value.clone() for name, value in weights.items()}, 0, 0)
+        ema = {name: value.clone() for name, value in weights.items()}
+        return TrainState(step, weights, _zeros_like(weights), _zeros_like(weights), ema, 0, 0)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, masks: Mapping[str, Tensor] | None = None) -> bytes:
+        """`w/NAME`, `m/NAME`, `v/NAME`, `ema/NAME`: values; where there is a mask for the name, the kept ones alone."""
+        groups = {"w": self.weights, "m": self.first_moments, "v": self.second_moments, "ema": self.ema}
+        return pack(n=self._counters, **{group: losslessly_gathered(values, masks or {}) for group, values in groups.items()})
+
+    def start_to_bytes(self) -> bytes:
+        """As a rewind point: without the EMA, which every round starts anew, and without moments where there are none yet."""
+        if self.moment_updates == 0:
+            return pack(w=self.weights, n=self._counters)
+        return pack(w=self.weights, m=self.first_moments, v=self.second_moments, n=self._counters)
+
+    @property
+    def _counters(self) -> NamedTensors:
         counters = {"step": torch.tensor(self.step), "ema_updates": torch.tensor(self.ema_updates)}
         if self.moment_updates not in (None, self.step):
             counters["moment_updates"] = torch.tensor(self.moment_updates)
-        return pack(w=self.weights, m=self.first_moments, v=self.second_moments, ema=self.ema, n=counters)
+        return counters
 
     @staticmethod
-    def from_bytes(data: bytes) -> TrainState:
+    def from_bytes(data: bytes, masks: Mapping[str, Tensor] | None = None) -> TrainState:
+        """What `to_bytes` made with these masks, or `start_to_bytes`: its EMA then starts from the weights."""
         groups = unpack(data)
-        counters = groups["n"]
+        counters = groups.pop("n")
         step = int(counters["step"])
         updates = int(counters.get("moment_updates", step))
-        return TrainState(step, groups["w"], groups["m"], groups["v"], groups["ema"], int(counters["ema_updates"]), updates)
+        full = {group: scattered(values, masks or {}) for group, values in groups.items()}
+        first, second = (full.get(name) or _zeros_like(full["w"]) for name in ("m", "v"))
+        ema = full.get("ema") or {name: value.clone() for name, value in full["w"].items()}
+        return TrainState(step, full["w"], first, second, ema, int(counters["ema_updates"]), updates)
+
+
+def _zeros_like(values: NamedTensors) -> NamedTensors:
+    return {name: torch.zeros_like(value) for name, value in values.items()}
 
 
 def learning_rate_at(train: TrainSpec, step: int) -> float:
@@ -258,7 +278,7 @@ def _run(trainer: Trainer, stop: int, save: Callable[[bytes], None], progress: C
                 progress(trainer.step, float(torch.stack(losses).mean()))
             first, losses = trainer.step, []
         if at_checkpoint and trainer.step < stop:
-            save(trainer.state().to_bytes())
+            save(trainer.state().to_bytes(trainer.recipe.masks))
             if notice is not None:
                 raise Preempted(f"left at step {trainer.step}: {notice}")
 

@@ -18,10 +18,10 @@ from raylt.spec import SweepSpec
 from raylt.spec.presets import default_groups
 from raylt.spec.schema import matches
 from raylt.store import Ledger, Stage, Store
-from raylt.store.layout import MASK, SIMILARITY_FILE, START, TRAINED
+from raylt.store.layout import SIMILARITY_FILE, START, TRAINED
 from raylt.store.results import Measured, TrialResult
 from raylt.store.stages import stage_of
-from raylt.ticket.find import round_0_among
+from raylt.ticket.find import read_mask, round_0_among
 from raylt.ticket.mask import Mask
 from raylt.ticket.overlap import most_moved, movement
 from raylt.ticket.similarity import Comparison, Numbers
@@ -62,7 +62,7 @@ def standardised(raw: Mapping[str, float]) -> dict[str, float]:
 
 def load_mask(store: Store, result: TrialResult, layers: Sequence[Layer]) -> Mask:
     """The mask of a trial's last training."""
-    return Mask.unpack(unpack(stage_of(store, result.stages, result.kept_ticket().final_stage).read(MASK))["mask"], layers)
+    return read_mask(stage_of(store, result.stages, result.kept_ticket().final_stage), layers)
 
 
 def _start_and_trained(store: Store, dense: TrialResult) -> tuple[NamedTensors, NamedTensors]:

@@ -9,8 +9,8 @@ FOLDERS = ("trials", "index", "lease")
 SET_ASIDE = ".damaged"  # ends the name of a trial's folder of which nobody knows what the trial was
 
 # Of a stage, by its kind.
-START = "start.safetensors"  # groups: w, m, v (and what a TrainState holds besides)
-TRAINED = "trained.safetensors"  # groups: weights, ema
+START = "start.safetensors"  # groups: w, m, v, n
+TRAINED = "trained.safetensors"  # groups: weights, ema; of pruned layers the kept values alone
 MASK = "mask.safetensors"  # group: mask
 TICKET = "ticket.safetensors"
 GRID, SAMPLES = "grid.safetensors", "samples.npz"

@@ -38,7 +38,7 @@ def footprint(spec: SweepSpec, inputs: Inputs) -> Footprint:
     trainings = {training for trial in trials for training in trainings_of(spec, trial)}
     stages = sum(sizes.of_round(training.round) for training in trainings if training.round is not None)
     ledger = STUDY_DB + len(trials) * (TRIAL_JSON + LAYER_JSON * sizes.num_layers)
-    end = sizes.inputs + sizes.reference + sizes.state + stages + ledger
+    end = sizes.inputs + sizes.reference + sizes.start + stages + ledger
     return Footprint(end, end + sizes.reference_checkpoint + spec.search.concurrency * sizes.checkpoint)
 
 
@@ -95,6 +95,12 @@ class _Sizes:
         return self._tensors(4, 4 * self.total) + STAGE_JSON
 
     @property
+    def start(self) -> int:
+        """A rewind point: weights, and moments where there are any."""
+        groups = 3 if self.spec.ticket.rewind_step else 1
+        return self._tensors(groups, groups * self.total) + STAGE_JSON
+
+    @property
     def mask(self) -> int:
         return self.prunable // 8 + self.num_layers * HEADER
 
@@ -104,8 +110,9 @@ class _Sizes:
         groups = 3 if spec.ticket.rewind_step else 1
         density = spec.ticket.density_of(index) if spec.search.budget == "density" else 1.0  # FLOPs do not say how many weights
         kept = self.total - self.prunable * (1 - density)
-        ticket = self._tensors(groups, groups * kept) + 2 * self.mask  # SNIP and SynFlow keep the mask alone too
-        trained = self._tensors(2, 2 * self.total) + self.mask
+        is_last = index in (0, spec.ticket.rounds)  # the dense trial ends with its round 0
+        ticket = self._tensors(groups, groups * kept) + self.mask if is_last else STAGE_JSON
+        trained = self._tensors(2, 2 * kept) + 2 * self.mask  # SNIP and SynFlow keep the mask alone too
         samples = spec.protocol("search").samples
         images = min(GRID_IMAGES, samples) + (samples if spec.metrics.keep_samples else 0)
         return trained + ticket + images * self.image + 4 * STAGE_JSON

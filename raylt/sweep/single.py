@@ -9,8 +9,8 @@ from typing import get_args
 
 from rich.console import Console
 
-from raylt.diffusion.tensors import unpack
 from raylt.diffusion.train import Compute
+from raylt.diffusion.unet import layers_of
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.report.document import trial_record
 from raylt.report.records import TrialRecord
@@ -18,13 +18,14 @@ from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.trials import TrainingRequest
 from raylt.spec.vocabulary import Rule
 from raylt.store import Ledger, Store
-from raylt.store.layout import SAMPLES, TICKET, TRAINED
+from raylt.store.layout import SAMPLES, TICKET
 from raylt.store.ledger_files import missing_stages
 from raylt.store.results import COMPLETE, FAIL
 from raylt.store.stages import stage_of
 from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import ticket_progress
+from raylt.ticket.find import read_mask, read_trained
 from raylt.ticket.ticket_file import export_pipeline
 from raylt.trial.run import TrialContext, TrialRun
 
@@ -70,7 +71,9 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(PARTIAL) for path in folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty; give a new folder")
     store = ledger.store  # everything is read, and so checked, before anything is written
-    weights = unpack(stage_of(store, result.stages, result.ticket.final_stage).read(TRAINED))["ema"]
+    config = result.ticket.unet_config or spec.unet_config
+    trained = stage_of(store, result.stages, result.ticket.final_stage)
+    weights = read_trained(trained, read_mask(trained, layers_of(config)))["ema"]
     files = {TICKET: stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)}
     samples = stage_of(store, result.stages, result.ticket.sample_stage)
     if SAMPLES in samples.read_manifest().files:
@@ -79,7 +82,7 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=PARTIAL, dir=folder) as name:  # half an export is none
             partial = Path(name)
-            export_pipeline(partial, result.ticket.unet_config or spec.unet_config, weights, spec.train.beta_schedule)
+            export_pipeline(partial, config, weights, spec.train.beta_schedule)
             for file, data in files.items():
                 (partial / file).write_bytes(data)
             for path in partial.rglob("*.safetensors"):

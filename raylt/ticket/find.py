@@ -5,14 +5,14 @@ A `TicketSearch` says what a search is; a `TicketRunner` does it. Each of its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from raylt.diffusion.data import ImageSet
-from raylt.diffusion.tensors import NamedTensors, pack, unpack
+from raylt.diffusion.tensors import NamedTensors, losslessly_gathered, pack, scattered, unpack
 from raylt.diffusion.train import Recipe, Trainer, TrainState, learning_rate_at, run
-from raylt.diffusion.unet import build_unet, load_parameters, parameters_of, weight_name
+from raylt.diffusion.unet import Layer, build_unet, load_parameters, parameters_of
 from raylt.spec import SweepSpec
 from raylt.spec.presets import UnetConfig
 from raylt.spec.sections import TrainSpec
@@ -43,7 +43,7 @@ class Round:
     @cached_property
     def trained(self) -> dict[str, NamedTensors]:
         """Groups `weights` and `ema`: parameter name -> tensor."""
-        return unpack(self.stage.read(TRAINED))
+        return read_trained(self.stage, self.mask)
 
     @property
     def steps(self) -> int:
@@ -87,7 +87,7 @@ class TicketRunner:
             state = TrainState.fresh(parameters_of(build_unet(search.unet_config, search.train.seed)))
             if stop:
                 state = self._run(stage, state, stop, self._recipe(search.train.seed, Mask.dense(search.layers)))
-            return Output({"steps": stop}, {START: state.to_bytes()})
+            return Output({"steps": stop}, {START: state.start_to_bytes()})
 
         stage = self.store.stage(key)
         stage.make(compute)
@@ -111,7 +111,7 @@ class TicketRunner:
             return make(), None
         stage = self.store.stage(self._mask_key(index, dense, previous))
         stage.make(lambda _: Output(files={MASK: pack(mask=make().pack())}))
-        return Mask.unpack(unpack(stage.read(MASK))["mask"], search.layers), stage
+        return read_mask(stage, search.layers), stage
 
     def train(self, index: int, mask: Mask, previous: Round | None) -> Round:
         """Round `index`: the ticket `mask` trained from the rewind step to the end.
@@ -140,20 +140,19 @@ class TicketRunner:
                 recipe = replace(recipe, learning_rate=_last_learning_rate)
             state = self._run(stage, _masked(state, mask), search.train.steps, recipe, index)
             values = {"steps": state.step - first, "kept": mask.kept, "total": mask.total}
-            return Output(values, {TRAINED: pack(weights=state.weights, ema=state.ema), MASK: pack(mask=mask.pack())})
+            return Output(values, {TRAINED: pack_trained(state, mask), MASK: pack(mask=mask.pack())})
 
         stage = self.store.stage(key)
         density = search.spec.ticket.density_of(index)
         return Round(index, density, mask, start, stage, stage.make(compute), search.unet_config)
 
     def _recipe(self, seed: int, mask: Mask) -> Recipe:
-        masks = {} if mask.is_dense else {weight_name(name): keep for name, keep in mask.layers.items()}
-        return Recipe(self.search.train, self.search.compute, seed, self.search.spec.data.flip, masks)
+        return Recipe(self.search.train, self.search.compute, seed, self.search.spec.data.flip, mask.of_pruned)
 
     def _run(self, stage: Stage, state: TrainState, stop: int, recipe: Recipe, index: int | None = None) -> TrainState:
         """Train up to step `stop` from the stage's checkpoint, or from `state` where it has none; `index`: whom to tell of."""
         saved, progress = stage.load_checkpoint("state.safetensors"), self.progress
-        state = state if saved is None else TrainState.from_bytes(saved)
+        state = state if saved is None else TrainState.from_bytes(saved, recipe.masks)
         model = build_unet(self.search.unet_config, self.search.train.seed)
         load_parameters(model, state.weights)
         trainer = Trainer(model, self.images.train_NCHW, recipe, state)
@@ -176,6 +175,21 @@ class TicketRunner:
             "densities": [*(ticket.density_of(i) for i in (index - 1, index)), ticket.final_density],
             "scope": ticket.scope, "keep_dense": ticket.keep_dense, "min_kept": ticket.min_kept,
         }  # fmt: skip
+
+
+def pack_trained(state: TrainState, mask: Mask) -> bytes:
+    """Trained weights and EMA as `TRAINED`: of pruned layers the kept values alone. The mask lies beside it, as `MASK`."""
+    groups = {"weights": state.weights, "ema": state.ema}
+    return pack(**{group: losslessly_gathered(values, mask.of_pruned) for group, values in groups.items()})
+
+
+def read_mask(stage: Stage, layers: Sequence[Layer]) -> Mask:
+    return Mask.unpack(unpack(stage.read(MASK))["mask"], layers)
+
+
+def read_trained(stage: Stage, mask: Mask) -> dict[str, NamedTensors]:
+    """Groups `weights` and `ema` of a trained stage, whole, given its mask; also of one that keeps them whole."""
+    return {group: scattered(values, mask.of_pruned) for group, values in unpack(stage.read(TRAINED)).items()}
 
 
 def data_key(spec: SweepSpec, images: ImageSet) -> StageKey:

@@ -46,10 +46,20 @@ class Mask:
     def is_dense(self) -> bool:
         return self.kept == self.total
 
+    @cached_property
+    def of_weights(self) -> NamedTensors:
+        """The same by the names of the weights."""
+        return {weight_name(name): keep for name, keep in self.layers.items()}
+
+    @property
+    def of_pruned(self) -> NamedTensors:
+        """`of_weights`; empty where the mask keeps everything, and so decides nothing."""
+        return {} if self.is_dense else self.of_weights
+
     def apply(self, values: Mapping[str, Tensor]) -> NamedTensors:
         """A copy of named parameters with every pruned weight exactly +0.0."""
-        pruned = {weight_name(name): keep for name, keep in self.layers.items()}
-        return {n: torch.where(pruned[n], v, torch.zeros_like(v)) if n in pruned else v.clone() for n, v in values.items()}
+        masks = self.of_weights
+        return {n: torch.where(masks[n], v, torch.zeros_like(v)) if n in masks else v.clone() for n, v in values.items()}
 
     def is_nested_in(self, other: Mask) -> bool:
         """Whether every weight kept here is kept in `other` too."""

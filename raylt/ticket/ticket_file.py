@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import DDPMPipeline
 from safetensors import safe_open
-from torch import Tensor
 
-from raylt.diffusion.tensors import NamedTensors, pack, unpack
+from raylt.diffusion.tensors import NamedTensors, gathered, pack, scattered, unpack
 from raylt.diffusion.train import TrainState, noise_schedule
-from raylt.diffusion.unet import Layer, build_unet, layers_of, load_parameters, weight_name
+from raylt.diffusion.unet import Layer, build_unet, layers_of, load_parameters
 from raylt.spec.presets import UnetConfig
 from raylt.ticket.mask import Mask
 
@@ -33,15 +31,12 @@ class Ticket:
 
         Moments are left out at step 0, where they are zero.
         """
-        moments = (
-            {"m": self._kept(self.start.first_moments), "v": self._kept(self.start.second_moments)} if self.start.step else {}
-        )
+        groups = {"w": self.start.weights}
+        if self.start.step:
+            groups |= {"m": self.start.first_moments, "v": self.start.second_moments}
+        kept = {group: gathered(values, self.mask.of_weights) for group, values in groups.items()}
         metadata = {"format": FORMAT, "unet_config": json.dumps(dict(self.unet_config)), "rewind_step": str(self.start.step)}
-        return pack(metadata, mask=self.mask.pack(), w=self._kept(self.start.weights), **moments)
-
-    def _kept(self, values: NamedTensors) -> NamedTensors:
-        masks = {weight_name(name): keep for name, keep in self.mask.layers.items()}
-        return {name: value[masks[name]] if name in masks else value for name, value in values.items()}
+        return pack(metadata, mask=self.mask.pack(), **kept)
 
 
 def load_ticket(path: Path) -> Ticket:
@@ -53,21 +48,10 @@ def load_ticket(path: Path) -> Ticket:
     config, step = json.loads(metadata["unet_config"]), int(metadata["rewind_step"])
     groups = unpack(path.read_bytes())
     mask = Mask.unpack(groups["mask"], layers_of(config))
-    weights = _scatter(groups["w"], mask)
+    weights = scattered(groups["w"], mask.of_weights)
     zeros = {name: value.new_zeros(value.shape) for name, value in weights.items()}
-    first, second = (_scatter(groups[g], mask) if g in groups else zeros for g in ("m", "v"))
+    first, second = (scattered(groups[g], mask.of_weights) if g in groups else zeros for g in ("m", "v"))
     return Ticket(config, mask, TrainState(step, weights, first, second, weights, 0))
-
-
-def _scatter(values: Mapping[str, Tensor], mask: Mask) -> NamedTensors:
-    masks = {weight_name(name): keep for name, keep in mask.layers.items()}
-    full = {}
-    for name, value in values.items():
-        full[name] = value
-        if name in masks:
-            full[name] = value.new_zeros(masks[name].shape)
-            full[name][masks[name]] = value
-    return full
 
 
 def export_pipeline(folder: Path, unet_config: UnetConfig, weights: NamedTensors, beta_schedule: str) -> None:

@@ -136,7 +136,7 @@ class TrialRun:
 
     def _score(self, trained: Round) -> RoundResult:
         scores = self.context.scorer(self.trial.protocol).score(trained, self.store)
-        ticket, manifest = self._ticket_stage(trained)
+        ticket = self._ticket_stage(trained)
         for stage in (scores.loss_stage, scores.sample_stage, ticket):
             self._count(stage, stage.read_manifest())
         stages = (trained.stage, scores.loss_stage, scores.sample_stage, ticket)
@@ -150,7 +150,7 @@ class TrialRun:
             kid_sd=_finite(scores.kid_sd),
             broken=scores.broken,
             flops=count_flops(trained.unet_config).of(trained.mask.counts),
-            ticket_bytes=manifest.values["bytes"],
+            ticket_bytes=ticket.read_manifest().values["bytes"],
             shared=trained.manifest.owner != self.store.owner,
         )
         self.rounds.append(report)
@@ -173,14 +173,19 @@ class TrialRun:
             unet_config=dict(trained.unet_config) if trained.unet_config != spec.unet_config else None,
         )
 
-    def _ticket_stage(self, trained: Round) -> tuple[Stage, Manifest]:
+    def _ticket_stage(self, trained: Round) -> Stage:
+        """The ticket's file, of the last round; of one before it the size of that file, as nobody asks for more."""
+        is_last = trained.index == self.last_round
+
         def compute(stage: Stage) -> Output:
             state = TrainState.from_bytes(trained.start.read(START))
             data = Ticket(trained.unet_config, trained.mask, state).to_bytes()
-            return Output({"bytes": len(data)}, {TICKET: data})
+            return Output({"bytes": len(data)}, {TICKET: data} if is_last else {})
 
-        stage = self.store.stage({"kind": "ticket", "start": trained.start.digest, "mask": trained.mask.digest})
-        return stage, stage.make(compute)
+        kind = "ticket" if is_last else "ticket-size"
+        stage = self.store.stage({"kind": kind, "start": trained.start.digest, "mask": trained.mask.digest})
+        stage.make(compute)
+        return stage
 
     @property
     def result(self) -> TrialResult:

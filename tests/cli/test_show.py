@@ -13,9 +13,10 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from raylt.diffusion.tensors import unpack
+from raylt.diffusion.unet import layers_of
 from raylt.store import Store
-from raylt.store.layout import SAMPLES, TICKET, TRAINED
+from raylt.store.layout import SAMPLES, TICKET
+from raylt.ticket.find import read_mask, read_trained
 from raylt.ticket.ticket_file import load_ticket
 from tests.support.commands import BROKEN_OFF, SEARCHED, paths
 
@@ -158,7 +159,8 @@ def test_export_is_a_pipeline_that_diffusers_loads_with_its_ticket(call, here):
     exported = dict(pipeline.unet.named_parameters())
 
     result = json.loads(Path(f"raylt-data/sweeps/small/trials/{SEARCHED:05d}/result.json").read_text())
-    ema = unpack(Store("raylt-data").find(result["final_stage"]).read(TRAINED))["ema"]
+    stage = Store("raylt-data").find(result["final_stage"])
+    ema = read_trained(stage, read_mask(stage, layers_of(pipeline.unet.config)))["ema"]
     assert set(exported) == set(ema)
     assert all(torch.equal(exported[name], ema[name]) for name in ema)
 

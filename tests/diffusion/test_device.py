@@ -122,7 +122,7 @@ def actor_that_meets(tmp_path, error):
     def begin(log):
         raise error
 
-    actor._begin = begin
+    actor._start = begin
     return actor
 
 

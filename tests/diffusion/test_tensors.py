@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from raylt.diffusion.tensors import pack, unpack
+from raylt.diffusion.tensors import losslessly_gathered, pack, scattered, unpack
 
 CODE = """
 import hashlib, torch
@@ -36,3 +36,20 @@ def test_metadata_and_tensors_come_back(tmp_path_factory, metadata, size):
     (group,) = unpack(data).values()
     assert all(torch.equal(group[name], tensors[name]) and group[name].dtype == tensors[name].dtype for name in tensors)
     assert data == pack(dict(reversed(metadata.items())), w=tensors)
+
+
+SPECIAL = [0.0, -0.0, 1.0, -2.5, float("inf"), float("nan"), 1e-45]
+
+
+@given(st.lists(st.tuples(st.sampled_from(SPECIAL), st.booleans()), min_size=6, max_size=6), st.booleans())
+def test_what_is_gathered_comes_back_to_the_bit(cells, is_masked):
+    """Whatever lies under the mask: only +0.0 is left out, else the tensor stays whole."""
+    mask = torch.tensor([keep for _, keep in cells]).reshape(2, 3)
+    value = torch.tensor([number for number, _ in cells]).reshape(2, 3)
+    value = torch.where(mask, value, 0.0) if is_masked else value
+    values, masks = {"a": value, "bias": torch.ones(2)}, {"a": mask}
+    kept = losslessly_gathered(values, masks)
+    assert kept["a"].numel() <= int(mask.sum()) or not is_masked
+    again = scattered(unpack(pack(w=kept))["w"], masks)
+    assert all(torch.equal(again[name].view(torch.int32), values[name].view(torch.int32)) for name in values)
+    assert all(torch.equal(scattered(values, masks)[name].view(torch.int32), values[name].view(torch.int32)) for name in values)

@@ -211,12 +211,12 @@ def test_the_default_store_is_known_once() -> None:
 
 def test_the_store_that_a_sweep_names_at_its_end_is_found_by_its_words(tmp_path: Path, tiny_spec: Any, capsys: Any) -> None:
     from raylt.cli.sweep import _print_end
-    from raylt.sweep.driver import Ended
+    from raylt.sweep.driver import SweepEnd
 
     spec = tiny_spec(storage={"root": str(tmp_path / "$x ~")})
     store = Store(spec.storage.root)
     write_start(Ledger(store, "tiny", lambda: None), spec)
-    _print_end(Ended(spec, 0, is_recorded=False), False, None)
+    _print_end(SweepEnd(spec, 0, is_recorded=False), False, None)
     said = capsys.readouterr()
     for line, command in ((said.out, "results"), (said.err, "record")):
         (words,) = re.findall(rf"(raylt {command} tiny --root '.*?')", line)

@@ -212,12 +212,12 @@ def test_a_fault_that_cannot_pass_is_said_once_and_not_tried_again(tmp_path: Pat
 def test_the_last_line_of_a_sweep_without_a_record_says_how_to_make_it(
     tmp_path: Path, tiny_spec: Any, monkeypatch: Any
 ) -> None:
-    from raylt.sweep.driver import Ended
+    from raylt.sweep.driver import SweepEnd
 
     monkeypatch.chdir(tmp_path)
     spec = tiny_spec(storage={"root": str(tmp_path / "a b")})
     for is_recorded in (True, False):
-        monkeypatch.setattr("raylt.sweep.driver.run_sweep", lambda *_, **__: Ended(spec, 0, is_recorded))  # noqa: B023
+        monkeypatch.setattr("raylt.sweep.driver.run_sweep", lambda *_, **__: SweepEnd(spec, 0, is_recorded))  # noqa: B023
         done = CliRunner().invoke(app, ["sweep", "digits", "--local"])
         assert done.exit_code == 0
         says = done.output.splitlines()[-1:] == [

@@ -86,7 +86,7 @@ def counts(monkeypatch):
         write(self, path, data)
 
     monkeypatch.setattr(LocalFolder, "replace", replace)
-    counted(Proposer, "_begin", "studies begun")
+    counted(Proposer, "_reset", "studies begun")
     engine = sqlalchemy.engine.Engine
 
     def statement(*args):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 
 from raylt.diffusion.data import load_images
+from raylt.diffusion.tensors import pack, unpack
 from raylt.diffusion.train import Compute, TrainState, learning_rate_at
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import Diverged
 from raylt.store import Store
-from raylt.store.layout import START
+from raylt.store.layout import START, TRAINED
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import TicketRunner, find_ticket
@@ -154,6 +156,57 @@ def test_divergence_is_remembered(tiny_spec, tmp_path, monkeypatch):
     with pytest.raises(Diverged) as second:
         run_all(search_for(spec, "uniform"), Store(str(tmp_path)))
     assert str(first.value) == str(second.value)
+
+
+def same_bits(ours, theirs):
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[n].view(torch.int32), theirs[n].view(torch.int32)) for n in ours
+    )
+
+
+def test_trained_stages_keep_the_kept_values_alone_and_older_ones_are_read(tiny_spec, tmp_path, monkeypatch):
+    spec = tiny_spec(ticket={"density": 0.05})
+    states = []
+    whole = find.pack_trained
+    monkeypatch.setattr(find, "pack_trained", lambda state, mask: (states.append(state), whole(state, mask))[1])
+    rounds = run_all(search_for(spec), Store(str(tmp_path / "now")))
+    for ticket, state in zip(rounds, states, strict=True):
+        assert same_bits(ticket.trained["weights"], state.weights) and same_bits(ticket.trained["ema"], state.ema)
+    monkeypatch.setattr(find, "pack_trained", lambda state, mask: pack(weights=state.weights, ema=state.ema))
+    before = run_all(search_for(spec), Store(str(tmp_path / "before")))
+    monkeypatch.undo()
+    again = run_all(search_for(spec), Store(str(tmp_path / "before")))  # read, not made again
+    for ticket, old, read in zip(rounds, before, again, strict=True):
+        assert ticket.stage.digest == old.stage.digest and read.manifest.owner == old.manifest.owner
+        assert all(same_bits(ticket.trained[group], read.trained[group]) for group in ("weights", "ema"))
+    values = [sum(t.numel() for t in unpack(r.stage.read(TRAINED))["ema"].values()) for r in (rounds[0], rounds[-1])]
+    unmasked = values[0] - rounds[0].mask.total  # biases and norms, which no mask prunes
+    assert values[1] == rounds[-1].mask.kept + unmasked
+
+
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_a_rewind_point_has_what_rounds_read_of_it(tiny_spec, tmp_path, rewind_step):
+    spec = tiny_spec(ticket={"rewind_step": rewind_step})
+    stage = TicketRunner(search_for(spec), load_images(spec.data), Store(str(tmp_path))).rewind_point
+    assert set(unpack(stage.read(START))) == ({"w", "n", "m", "v"} if rewind_step else {"w", "n"})
+    state = TrainState.from_bytes(stage.read(START))
+    assert (state.step, state.moment_updates) == (rewind_step, rewind_step)
+    assert same_bits(state.ema, state.weights)
+    assert all(bool(value.any()) == bool(rewind_step) for value in state.second_moments.values() if value.dim() > 1)
+
+
+def test_a_checkpoint_under_a_mask_is_small_and_the_same_state(tiny_spec, tmp_path):
+    spec = tiny_spec(ticket={"density": 0.05, "rewind_step": 2})
+    last = run_all(search_for(spec), Store(str(tmp_path)))[-1]
+    point = TrainState.from_bytes(last.start.read(START))
+    state, masks = find._masked(point, last.mask), last.mask.of_pruned
+    state = replace(state, ema={name: 0.5 * value for name, value in state.weights.items()}, ema_updates=3)
+    small, whole = state.to_bytes(masks), state.to_bytes()
+    assert len(small) < 0.5 * len(whole)
+    for again in (TrainState.from_bytes(small, masks), TrainState.from_bytes(whole, masks)):
+        assert (again.step, again.ema_updates, again.moment_updates) == (2, 3, 2)
+        for group in ("weights", "first_moments", "second_moments", "ema"):
+            assert same_bits(getattr(again, group), getattr(state, group))
 
 
 @pytest.mark.parametrize("rewind_step", [0, 2])
