@@ -32,6 +32,14 @@ def generator(seed: int, draw: Draw, index: int, device: torch.device | str = "c
     return torch.Generator(device).manual_seed(seed_of(seed, draw, index))
 
 
+def seed_dropout(seed: int, index: int, device: torch.device) -> None:
+    """Seed the global generator of a device, which dropout draws from. (`torch.manual_seed` asks every backend there is.)"""
+    state = seed_of(seed, Draw.DROPOUT, index)
+    torch.default_generator.manual_seed(state)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(state)
+
+
 def seed_of(seed: int, draw: Draw, index: int) -> int:
     state = np.random.SeedSequence([seed, int(draw), index]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

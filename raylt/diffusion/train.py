@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raylt.diffusion import preemption
 from raylt.diffusion.data import to_float
 from raylt.diffusion.device import gpu_abilities, use_tf32
-from raylt.diffusion.rng import Draw, batch_indices, generator, seed_of
+from raylt.diffusion.rng import Draw, batch_indices, generator, seed_dropout
 from raylt.diffusion.tensors import NamedTensors, losslessly_gathered, pack, scattered, unpack
 from raylt.errors import Diverged, Preempted
 from raylt.spec import SweepSpec
@@ -223,12 +223,13 @@ class Trainer:
         """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
         seed, batch_size = self.recipe.seed, self.recipe.train.batch_size
         draw = generator(seed, Draw.STEP, step, self.device)
-        torch.manual_seed(seed_of(seed, Draw.DROPOUT, step))  # dropout draws from the global generator
+        seed_dropout(seed, step, self.device)
         indices = batch_indices(seed, step, batch_size, len(self.images_NCHW)).to(self.device)
-        x0_BCHW = to_float(self.images_NCHW[indices])
+        images_BCHW = self.images_NCHW.index_select(0, indices)
         if self.recipe.flip:
-            flip_B = torch.rand(len(x0_BCHW), generator=draw, device=self.device) < 0.5
-            x0_BCHW = torch.where(flip_B[:, None, None, None], x0_BCHW.flip(-1), x0_BCHW)
+            flip_B = torch.rand(batch_size, generator=draw, device=self.device) < 0.5
+            images_BCHW = torch.where(flip_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW)
+        x0_BCHW = to_float(images_BCHW)
         t_B = torch.randint(NUM_TIMESTEPS, (len(x0_BCHW),), generator=draw, device=self.device)
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=draw, device=self.device)
         x_t_BCHW = add_noise(x0_BCHW, noise_BCHW, self.alpha_bars_T[t_B])

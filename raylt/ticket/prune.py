@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from raylt.ticket.mask import Mask
 
 PRUNED = -1.0  # below every score: what is pruned stays pruned
 
+Values = npt.NDArray[np.floating]
 Scores = dict[str, Tensor]  # layer -> scores of its weight's shape
 
 
@@ -33,10 +36,17 @@ def top_k(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mask:
 
 def _top_k(name: str, score: Tensor, count: int) -> Tensor:
     flat = score.reshape(-1)
-    if count > int((flat >= 0).sum()):
-        raise ValueError(f"{name}: {count} weights to keep, {int((flat >= 0).sum())} are left")
-    keep = torch.zeros(flat.numel(), dtype=torch.bool)
-    keep[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
+    left = int((flat >= 0).sum())
+    if count > left:
+        raise ValueError(f"{name}: {count} weights to keep, {left} are left")
+    if bool(flat.isnan().any()):
+        raise ValueError(f"{name}: a score is not a number")
+    if count == 0:
+        return torch.zeros(score.shape, dtype=torch.bool)
+    least = float(np.partition(flat.numpy(), -count)[-count])  # of those to keep: selection, not a sort of all
+    keep = flat > least
+    equal = torch.nonzero(flat == least).flatten()
+    keep[equal[: count - int(keep.sum())]] = True
     return keep.reshape(score.shape)
 
 
@@ -51,13 +61,47 @@ def pooled_counts(
     """
     names = list(scores)
     prices = [(costs or {}).get(name, 1) for name in names]
-    rest = []
-    for name in names:
-        ranked = torch.sort(scores[name].reshape(-1), descending=True, stable=True).values
-        rest.append(ranked[floors[name] : int((ranked >= 0).sum())])
-    owner = torch.repeat_interleave(torch.tensor([competing.numel() for competing in rest]))
-    order = torch.sort(torch.cat(rest), descending=True, stable=True).indices
-    spent = torch.tensor(prices)[owner[order]].cumsum(0)
+    rest = [_without_best(scores[name], floors[name]) for name in names]
     left = budget - sum(price * floors[name] for name, price in zip(names, prices, strict=True))
-    won = torch.bincount(owner[order[spent <= left]], minlength=len(names)).tolist()
+    won = _bought(rest, prices, left)
     return {name: floors[name] + won[index] for index, name in enumerate(names)}
+
+
+def _without_best(score: Tensor, num: int) -> Values:
+    """The scores of a layer's survivors but for the `num` best, in any order."""
+    flat = score.reshape(-1).numpy()
+    survivors = flat[flat >= 0]
+    return np.partition(survivors, len(survivors) - num)[: len(survivors) - num] if num else survivors
+
+
+def _bought(pools: list[Values], prices: Sequence[int], left: int) -> list[int]:
+    """Of each pool, how many values are had for `left`, from the highest of all on, each at its pool's price.
+
+    By selection: what lies above a pivot is either too dear, and then the rest of the pools need not be looked at, or is had
+    whole. Equal values are had pool after pool.
+    """
+    counts = [0] * len(pools)
+    while any(map(len, pools)):
+        pivot = _middle(pools)
+        above = [pool[pool > pivot] for pool in pools]
+        cost = sum(len(pool) * price for pool, price in zip(above, prices, strict=True))
+        if cost > left:
+            pools = above
+            continue
+        left -= cost
+        counts = [count + len(pool) for count, pool in zip(counts, above, strict=True)]
+        for index, (pool, price) in enumerate(zip(pools, prices, strict=True)):
+            equal = int((pool == pivot).sum())
+            affordable = min(equal, left // price)
+            counts[index], left = counts[index] + affordable, left - affordable * price
+            if affordable < equal:
+                return counts
+        pools = [pool[pool < pivot] for pool in pools]
+    return counts
+
+
+def _middle(pools: Sequence[Values]) -> float:
+    """About the median of all: of a thousand of them."""
+    step = max(1, sum(map(len, pools)) // 1000)
+    some = np.concatenate([pool[::step] for pool in pools])
+    return float(np.partition(some, len(some) // 2)[len(some) // 2])

@@ -174,17 +174,19 @@ class TrialRun:
         )
 
     def _ticket_stage(self, trained: Round) -> Stage:
-        """The ticket's file, of the last round; of one before it the size of that file, as nobody asks for more."""
-        is_last = trained.index == self.last_round
+        """The ticket's file, of the last round and of the dense model; of rounds between the size of that file alone."""
+        has_file = trained.index in (0, self.last_round)  # of the dense model it is one for all trials of a start
 
         def compute(stage: Stage) -> Output:
             state = TrainState.from_bytes(trained.start.read(START))
             data = Ticket(trained.unet_config, trained.mask, state).to_bytes()
-            return Output({"bytes": len(data)}, {TICKET: data} if is_last else {})
+            return Output({"bytes": len(data)}, {TICKET: data} if has_file else {})
 
-        kind = "ticket" if is_last else "ticket-size"
-        stage = self.store.stage({"kind": kind, "start": trained.start.digest, "mask": trained.mask.digest})
-        stage.make(compute)
+        of = {"start": trained.start.digest, "mask": trained.mask.digest}
+        stage = self.store.stage({"kind": "ticket", **of})
+        if TICKET not in stage.make(compute).files and has_file:  # it was a round before the last of a longer search
+            stage = self.store.stage({"kind": "ticket-file", **of})
+            stage.make(compute)
         return stage
 
     @property

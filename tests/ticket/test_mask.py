@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,3 +102,32 @@ def test_apply_gives_positive_zero_and_leaves_the_rest_bit_for_bit(found, seed):
         keep, before, after = mask.layers[layer.name], weights[f"{layer.name}.weight"], applied[f"{layer.name}.weight"]
         assert torch.equal(after[keep].view(torch.int32), before[keep].view(torch.int32))
         assert not after[~keep].view(torch.int32).any()  # +0.0: no bit is set
+
+
+@given(shapes, st.integers(0, 10_000), st.integers(1, 6), st.data())
+def test_pooled_counts_buy_from_the_highest_on_at_each_layers_price(found, seed, levels, data):
+    """Against the plain form: all survivors in one ranking, ties by layer, bought one by one until one is too dear."""
+    layers, weights = layers_and_weights(found, seed, levels)
+    draw = torch.Generator().manual_seed(seed)
+    within = Mask({layer.name: torch.rand(layer.shape, generator=draw) < 0.7 for layer in layers})
+    scores = magnitude(weights, layers, within)
+    survivors = {
+        layer.name: sorted((s for s in scores[layer.name].flatten().tolist() if s >= 0), reverse=True) for layer in layers
+    }
+    costs = {layer.name: data.draw(st.integers(1, 5)) for layer in layers}
+    floors = {name: data.draw(st.integers(0, len(values))) for name, values in survivors.items()}
+    least = sum(floors[name] * costs[name] for name in floors)
+    budget = least + data.draw(st.integers(0, 40))
+    left, expected = budget - least, dict(floors)
+    ranking = [(-s, place, name) for place, name in enumerate(survivors) for s in survivors[name][floors[name] :]]
+    for _, _, name in sorted(ranking):
+        left -= costs[name]
+        if left < 0:
+            break
+        expected[name] += 1
+    assert pooled_counts(scores, budget, floors, costs) == expected
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="not a number"):
+        top_k({"a": torch.tensor([[1.0, float("nan")]])}, {"a": 1})
