@@ -54,6 +54,12 @@ A stage is of one of these kinds: `start` (the rewind point), `train` (weights, 
 the mask of a round), `mask` (of a costly criterion), `loss`, `sample` (FID and KID), `ticket`,
 and the inputs: images, weights of Inception, statistics, a classifier.
 
+`trained.safetensors` has the groups `weights` and `ema`, and `mask.safetensors` beside it the
+bits of each layer. Of a layer that the mask prunes, `trained.safetensors` has the kept values
+alone, in C order. Every other value is +0.0. `ticket.safetensors` keeps values in the same way.
+It is there for the dense model and for a trial's last round. Stages of earlier versions keep
+whole tensors, and are read as they are.
+
 ## `raylt results NAME --json`
 """
 
