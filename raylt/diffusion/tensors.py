@@ -33,7 +33,7 @@ def gathered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Named
 
 def losslessly_gathered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> NamedTensors:
     """`gathered`, to the bit: a float32 tensor that is not +0.0 wherever it is pruned stays whole."""
-    return gathered(values, {name: mask for name, mask in masks.items() if not _bits(values[name])[~mask].any()})
+    return gathered(values, {name: mask for name, mask in masks.items() if not _bits(values[name]).masked_fill(mask, 0).any()})
 
 
 def _bits(value: Tensor) -> Tensor:
