@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,11 @@ from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_na
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
 
-MEASURE_S = 1.0  # for each of the two, about
+MEASURE_S = 1.0  # for each of the two, about, as the clock has it
+PATIENCE_S = 20.0  # for each, by the wall: a busy machine takes longer
+LEAST_OF = 3
+
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Speed:
 def measure_step_time(spec: SweepSpec, images: ImageSet, compute: Compute) -> Speed:
     """Trains a few steps and denoises a few images, a few seconds in all; nothing of it is kept."""
     threads = torch.get_num_threads()
+    # The CPU time of this thread, which does its share of all: other processes do not change it. A GPU has no such clock.
+    clock = time.thread_time if compute.device == "cpu" else time.monotonic
     compute.use()
     try:
         trainer = _trainer(spec, images, compute)
@@ -40,9 +45,9 @@ def measure_step_time(spec: SweepSpec, images: ImageSet, compute: Compute) -> Sp
             trainer.recipe = replace(trainer.recipe, train=smaller)
             float(trainer.run_step())  # waits for the device
 
-        train_s, batch = _seconds_per_image(train, spec.train.batch_size)
+        train_s, batch = _seconds_per_image(train, spec.train.batch_size, clock)
         chunk = min(chunk_size(images.train_NCHW.shape[1:]), spec.protocol("search").samples, len(images.train_NCHW))
-        image_s, _ = _seconds_per_image(lambda size: _denoise(trainer, size), chunk)
+        image_s, _ = _seconds_per_image(lambda size: _denoise(trainer, size), chunk, clock)
         return Speed(train_s * spec.train.batch_size, image_s, batch)
     finally:
         torch.set_num_threads(threads)
@@ -65,21 +70,24 @@ def _denoise(trainer: Trainer, size: int) -> None:
         float(trainer.model(to_float(trainer.images_NCHW[:size]), t).sample.sum())
 
 
-def _seconds_per_image(work: Callable[[int], None], largest: int) -> tuple[float, int]:
-    """(the median, the batch it was measured with): the largest batch, or as large a one as the time allows."""
+def _seconds_per_image(work: Callable[[int], None], largest: int, clock: Clock) -> tuple[float, int]:
+    """(the least of several, the batch it was measured with): the largest batch, or as large a one as the time allows.
+
+    What else runs on the machine makes some of them longer and none shorter.
+    """
 
     def timed(size: int) -> float:
-        begin = time.monotonic()
+        before = clock()
         work(size)
-        return time.monotonic() - begin
+        return clock() - before
 
-    size = 1
+    size, patience = 1, time.monotonic() + PATIENCE_S
     while True:
         timed(size)  # warms up: memory, and kernels for this shape
         taken = [timed(size)]
-        if size == largest or 8 * taken[0] > MEASURE_S:  # twice, and four times as large
+        if size == largest or 8 * taken[0] > MEASURE_S or time.monotonic() > patience:  # twice, and four times as large
             break
         size = min(4 * size, largest)
-    while sum(taken) < MEASURE_S / 4:
+    while len(taken) < LEAST_OF or (sum(taken) < MEASURE_S / 4 and time.monotonic() < patience):
         taken.append(timed(size))
-    return statistics.median(taken) / size, size
+    return min(taken) / size, size

@@ -184,10 +184,23 @@ def test_fewer_trials_than_there_are_already(tiny_spec, tmp_path):
 
 def test_a_slow_machine_is_measured_with_smaller_batches():
     began = time.monotonic()
-    per_image, batch = _seconds_per_image(lambda size: time.sleep(0.02 * size), 128)
+    per_image, batch = _seconds_per_image(lambda size: time.sleep(0.02 * size), 128, time.monotonic)
     assert time.monotonic() - began < 20
     assert batch < 128 and 0.02 <= per_image < 0.1
-    assert _seconds_per_image(lambda size: None if size < 128 else time.sleep(0.3), 128)[1] == 128
+    assert _seconds_per_image(lambda size: None if size < 128 else time.sleep(0.3), 128, time.monotonic)[1] == 128
+
+
+def test_what_others_take_of_a_machine_makes_no_step_longer():
+    """Each step waits for ten times as long as it computes, as on a machine with that many processes for each core."""
+
+    def step(size):
+        busy_until = time.thread_time() + 0.005
+        while time.thread_time() < busy_until:
+            pass
+        time.sleep(0.05)
+
+    per_image, batch = _seconds_per_image(step, 1, time.thread_time)
+    assert batch == 1 and 0.005 <= per_image < 0.0075
 
 
 def lines(spec, ledger) -> list[str]:
