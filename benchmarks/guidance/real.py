@@ -80,7 +80,7 @@ def read_run(name: str, root: Path) -> Row:
 
 
 def _trial(spec: SweepSpec, trial: Row, ledger: Ledger, steps: _Steps) -> Row:
-    offsets = ledger.submitted[trial["id"]].offsets
+    offsets = ledger.submitted[trial["id"]].proposal.offsets
     by_round = {r["round"]: r for r in trial["rounds"]}
     return {
         "state": trial["state"],

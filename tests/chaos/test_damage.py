@@ -209,7 +209,7 @@ def test_a_complete_trial_whose_stage_was_damaged_runs_again_and_is_exported(und
     assert comparable(folder) == comparable(undisturbed)
     assert existing(store, SPEC.name).results[6].stages == before.stages
     assert verify(store).missing == set() and verify(store).damaged == []
-    assert json.loads((folder / "root/sweeps/tiny/trials/00006/result-1.json").read_text())["loss"] == before["loss"]
+    assert json.loads((folder / "root/sweeps/tiny/trials/00006/result-1.json").read_text())["loss"] == before.scores.loss
     export_trial(SPEC, existing(store, SPEC.name), 6, out)
     assert (out / TICKET).read_bytes() == data
 
