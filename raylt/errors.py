@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 MASK = "***"
@@ -116,6 +117,16 @@ def in_units(num_bytes: float) -> str:
 
 # What is said next, of sizes and processes, is never the same twice. The log has it.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|unable to allocate", re.IGNORECASE)
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it, each once: a chain may lead back into itself, as Tune's does."""
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def cause_of(error: BaseException) -> str:

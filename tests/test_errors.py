@@ -1,4 +1,4 @@
-"""Passwords and tokens: what counts as one, where a spec may not have it, and that no message repeats it."""
+"""Errors: what counts as a password, and that no message repeats it; and what is behind an error."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import pytest
 
 from raylt.cli import remote
 from raylt.cli.sweep import Run
+from raylt.cluster import ray_start
 from raylt.cluster.ssh import Head
-from raylt.errors import InputError, SpecError, has_secret, without_secrets
+from raylt.diffusion import device
+from raylt.errors import InputError, SpecError, chain_of, has_secret, without_secrets
+from raylt.search import study
 from raylt.spec import load_spec, parse_spec
 from raylt.spec.paths import has_credentials
+from raylt.tracking import client
 
 WITH = [
     "http://me:hunter2@host:5000", "https://hunter2@host", "http://me:hun/ter2@host", "http://:hunter2@host/x",
@@ -80,3 +84,28 @@ def test_a_job_never_holds_one(tmp_path: Path, sent: list[object]) -> None:
     with pytest.raises(InputError, match=r"^--set: tracking\.uri: holds a user name, password or token, and a job's"):
         remote.confirm_on(HEAD, "x", ["tracking.uri=http://me:hunter2@host"], [], Run(detach=True))
     assert len(sent) == 2
+
+
+def looped() -> Exception:
+    """As Tune raises: what an error was raised from was itself met while that error was handled."""
+    outer, inner = RuntimeError("outer"), OSError("inner")
+    outer.__cause__, inner.__context__ = inner, outer
+    return outer
+
+
+def test_a_chain_that_leads_back_into_itself_has_an_end():
+    error = looped()
+    assert [str(link) for link in chain_of(error)] == ["outer", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("walk", "expected"),
+    [(ray_start._of_ray, None), (device.is_lost, False), (study._is_passing, True), (client.words_of, "RuntimeError: outer")],
+)
+def test_whoever_looks_behind_an_error_comes_to_an_end(walk, expected):
+    assert walk(looped()) == expected
+
+
+def test_nobody_else_walks_along_a_chain():
+    sources = Path(client.__file__).parents[1].rglob("*.py")
+    assert [path.name for path in sources if "__cause__ or" in path.read_text()] == ["errors.py"]

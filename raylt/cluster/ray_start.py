@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from raylt.cluster.cluster_file import ray_folder
-from raylt.errors import EnvironmentFailure, RayltError, cause_of
+from raylt.errors import EnvironmentFailure, RayltError, cause_of, chain_of
 
 Say = Callable[[str], None]
 
@@ -103,10 +103,7 @@ def _of_ray(error: BaseException) -> BaseException | None:
     """The error of Ray's that is behind another one, if any is."""
     from ray.exceptions import RayError
 
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, RayError):
-        link = link.__cause__ or link.__context__
-    return link
+    return next((link for link in chain_of(error) if isinstance(link, RayError)), None)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from raylt.errors import chain_of
+
 
 def _multipliers() -> list[Any]:
     """Whatever multiplies on a GPU. All are set alike, in torch's new words alone: old and new ones do not mix."""
@@ -51,13 +53,11 @@ def is_lost(error: BaseException) -> bool:
     Whatever else this process asks of the GPU then fails too, also for other trials; in a new process it may not. A want of
     memory is none of these.
     """
-    link: BaseException | None = error
-    while link is not None:
+    for link in chain_of(error):
         text = str(link)
         is_its = isinstance(link, torch.AcceleratorError) or (isinstance(link, RuntimeError) and _OF_A_GPU.search(text))
         if is_its and not _OF_MEMORY.search(text):
             return True
-        link = link.__cause__ or link.__context__
     return False
 
 

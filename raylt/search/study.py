@@ -20,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from raylt.background import AbandonedError, Background, Pace
+from raylt.errors import chain_of
 from raylt.search.groups import with_chosen_groups
 from raylt.search.proposal import frozen
 from raylt.search.space import distributions
@@ -160,14 +161,12 @@ class StudyKeeper:
 
 def _is_passing(error: BaseException) -> bool:
     """Whether a file could not be used for a reason that lies outside it."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in chain_of(error):
         cause = getattr(link, "orig", link)  # SQLAlchemy wraps what the driver raised
         if isinstance(cause, sqlite3.Error):
             return str(getattr(cause, "sqlite_errorname", "")).startswith(_PASSING)
         if isinstance(link, OSError):
             return True
-        link = link.__cause__ or link.__context__
     return False
 
 

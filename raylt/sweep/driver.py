@@ -17,7 +17,7 @@ from raylt.cluster.place import Place
 from raylt.cluster.signals import Signals
 from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.train import Compute
-from raylt.errors import EnvironmentFailure, RayltError, without_secrets
+from raylt.errors import EnvironmentFailure, RayltError, chain_of, without_secrets
 from raylt.search.confirm import Request
 from raylt.search.profile import measure_similarity
 from raylt.search.sampler import default_startup
@@ -286,9 +286,4 @@ class _Driver:
 
 def _underlying(error: BaseException) -> BaseException:
     """What Tune wrapped: an error of ours (another driver took over, the disk is full) where there is one."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, RayltError):
-            return link
-        link = link.__cause__ or link.__context__
-    return error
+    return next((link for link in chain_of(error) if isinstance(link, RayltError)), error)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raylt.errors import EnvironmentFailure, without_secrets
+from raylt.errors import EnvironmentFailure, chain_of, without_secrets
 from raylt.spec.tracking_uri import DATABASES, artifact_root, split_sqlite, sqlite_uri
 
 ANSWERS_WITHIN_S = 5  # of the one request before a sweep
@@ -145,7 +145,7 @@ def lasting_fault(error: BaseException) -> str | None:
     """Why an error of MLflow's comes again and again as long as this process lives, with a remedy; None where it may pass."""
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-    for link in _chain(error):
+    for link in chain_of(error):
         if isinstance(link, ImportError):
             return f"{words_of(link)}; install that package, or choose another tracking.uri"
         if isinstance(link, (ArgumentError, NoSuchModuleError)):
@@ -164,7 +164,7 @@ def _refusal(error: BaseException) -> str | None:
     from mlflow.exceptions import MlflowException
     from requests.exceptions import SSLError
 
-    for link in _chain(error):
+    for link in chain_of(error):
         if isinstance(link, SSLError):
             return f"it answers, but not as HTTPS that can be trusted ({words_of(link)})"
         if not isinstance(link, MlflowException):
@@ -181,14 +181,7 @@ def _refusal(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
 def words_of(error: BaseException) -> str:
     """An error of MLflow's in a line. Of a database, what its driver said, without the SQL."""
-    said: BaseException = next(filter(None, (getattr(link, "orig", None) for link in _chain(error))), error)
+    said: BaseException = next(filter(None, (getattr(link, "orig", None) for link in chain_of(error))), error)
     return without_secrets(" ".join(f"{type(said).__name__}: {said}".split()))[:200]
