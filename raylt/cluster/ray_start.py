@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+import raylt
 from raylt.cluster.cluster_file import ray_folder
 from raylt.errors import EnvironmentFailure, RayltError, cause_of, chain_of
 
@@ -100,10 +103,20 @@ def _short(error: BaseException) -> str:
 
 
 def _of_ray(error: BaseException) -> BaseException | None:
-    """The error of Ray's that is behind another one, if any is."""
+    """The error of Ray's that is behind another one, if any is, and if it was not raylt that failed while it dealt with it."""
     from ray.exceptions import RayError
+    from ray.tune import TuneError
 
-    return next((link for link in chain_of(error) if isinstance(link, RayError)), None)
+    links = [link for link in chain_of(error) if not isinstance(link, TuneError)]
+    first = links[0] if links else error
+    if isinstance(error, TuneError) and not isinstance(first, RayError) and _passed_through_raylt(first):
+        return None  # a callback of ours, which Tune calls
+    return next((link for link in links if isinstance(link, RayError)), None)
+
+
+def _passed_through_raylt(error: BaseException) -> bool:
+    own = f"{Path(raylt.__file__).parent}{os.sep}"
+    return any(frame.filename.startswith(own) for frame in traceback.extract_tb(error.__traceback__))
 
 
 @contextmanager

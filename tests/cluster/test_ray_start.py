@@ -14,7 +14,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, RuntimeEnvSetupError
 from ray.tune import TuneError
 
 from raylt.cluster import ray_start
-from raylt.errors import EnvironmentFailure, InputError
+from raylt.errors import EnvironmentFailure, InputError, in_units
 
 LATE = Exception(
     "The current node timed out during startup. This could happen because some of the raylet failed to startup or the GCS "
@@ -122,6 +122,20 @@ def test_what_ray_fails_with_later_is_a_line_too(refusing, error, words, is_wrap
             raise TuneError("Traceback (most recent call last): ...")  # noqa: B904  # as Tune does
     assert str(caught.value).startswith(f"Ray failed: {words}")
     assert "Traceback" not in str(caught.value) and "resumes from here" in str(caught.value)
+
+
+def test_raylts_own_fault_while_it_deals_with_a_dead_worker_is_not_said_to_be_rays(refusing):
+    """Tune raises all that a callback raises as its own error, with the death of the worker behind it."""
+    death = OutOfMemoryError("killed")
+    refusing(death, times=0)
+    with pytest.raises(TuneError), ray_start.running(None, print):
+        try:
+            try:
+                raise death
+            except OutOfMemoryError:
+                in_units("a fault")
+        except TypeError:
+            raise TuneError("Traceback (most recent call last): ...")  # noqa: B904  # as Tune does
 
 
 @pytest.mark.parametrize("error", [InputError("yours"), KeyError("ours"), KeyboardInterrupt()], ids=repr)

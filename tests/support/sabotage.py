@@ -93,7 +93,7 @@ def log_commits(ledger_class, folder):
     def finished(self, number, result):
         was_there = number in self.results
         kept = finish(self, number, result)
-        if not was_there and kept == dict(result):
+        if not was_there and kept == result:
             _append(folder / "ledger.log", f"trials/{number:05d}/result.json")
         return kept
 
