@@ -99,7 +99,13 @@ def data_root(data: DataSpec) -> Path:
 
 def to_float(x_uint8: Tensor) -> Tensor:
     """uint8, 0..255 -> float32, -1..1 (Ho et al. 2020, arXiv 2006.11239, section 3.3). Any shape."""
-    return x_uint8.float() / 127.5 - 1
+    return x_uint8.float().div_(127.5).sub_(1)
+
+
+def flipped_where(flip_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    """The images, mirrored left to right where `flip_B` says so. (`torch.where` on bytes takes four times as long.)"""
+    both_2BCHW = torch.stack((x_BCHW, x_BCHW.flip(-1)), dim=1).flatten(0, 1)
+    return both_2BCHW.index_select(0, 2 * torch.arange(len(x_BCHW), device=x_BCHW.device) + flip_B)
 
 
 def to_uint8(x_float: Tensor) -> Tensor:

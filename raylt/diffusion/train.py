@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from raylt.diffusion import preemption
-from raylt.diffusion.data import to_float
+from raylt.diffusion.data import flipped_where, to_float
 from raylt.diffusion.device import gpu_abilities, use_tf32
 from raylt.diffusion.rng import Draw, batch_indices, generator, seed_dropout
 from raylt.diffusion.tensors import NamedTensors, losslessly_gathered, pack, scattered, unpack
@@ -227,8 +227,7 @@ class Trainer:
         indices = batch_indices(seed, step, batch_size, len(self.images_NCHW)).to(self.device)
         images_BCHW = self.images_NCHW.index_select(0, indices)
         if self.recipe.flip:
-            flip_B = torch.rand(batch_size, generator=draw, device=self.device) < 0.5
-            images_BCHW = torch.where(flip_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW)
+            images_BCHW = flipped_where(torch.rand(batch_size, generator=draw, device=self.device) < 0.5, images_BCHW)
         x0_BCHW = to_float(images_BCHW)
         t_B = torch.randint(NUM_TIMESTEPS, (len(x0_BCHW),), generator=draw, device=self.device)
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=draw, device=self.device)

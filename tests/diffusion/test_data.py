@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from urllib.error import URLError
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylt.diffusion.data import ImageSet, data_root, load_images, resize, to_float, to_uint8
+from raylt.diffusion.data import ImageSet, data_root, flipped_where, load_images, resize, to_float, to_uint8
 from raylt.errors import SpecError
 from raylt.spec.sections import DataSpec
 
@@ -200,3 +201,10 @@ def test_real_data(name: str, size: int | None, shape: tuple[int, int, int]) -> 
     for labels_N in (images.test_labels_N[:512], images.test_labels_N[:5000]):  # "the first N" stand for all of them
         expected = len(labels_N) / 10
         assert ((labels_N.bincount(minlength=10) - expected).abs() < 4.5 * (0.9 * expected) ** 0.5).all()
+
+
+def test_images_are_mirrored_where_that_is_said():
+    x_BCHW = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+    for flip_B in itertools.product([False, True], repeat=2):
+        expected = torch.stack([x.flip(-1) if flip else x for x, flip in zip(x_BCHW, flip_B, strict=True)])
+        assert torch.equal(flipped_where(torch.tensor(flip_B), x_BCHW), expected)
