@@ -42,7 +42,8 @@ from raylt.diffusion.unet import layers_of
 from raylt.search.sampler import default_startup
 from raylt.search.space import distributions
 from raylt.search.study import StudyKeeper
-from raylt.spec import SweepSpec, dump_yaml
+from raylt.spec import SweepSpec, TrialSpec, dump_yaml
+from raylt.spec.trials import TrainingRequest
 from raylt.store import Lease, Ledger, Output, Store
 from raylt.store.layout import GRID, LOCK_FILE, RUNS_FILE, SIMILARITY_FILE, SPEC_FILE, TICKET
 from raylt.store.results import TrialResult
@@ -52,6 +53,7 @@ from raylt.sweep.messages import TrialFinished, as_result
 from raylt.sweep.progress import SweepProgress
 from raylt.sweep.searcher import LedgerSearcher
 from raylt.sweep.tune import run_tune
+from raylt.tracking.runs import trial_files
 from raylt.tracking.tracker import Tracker
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -102,9 +104,15 @@ class Instant(tune.Trainable):
 
 
 class Plain(Instant):
-    """The same objective for Tune's own parts."""
+    """The same objective for Tune's own parts, with files as raylt records them of a trial."""
+
+    def setup(self, config: dict[str, Any], files: dict[str, bytes]) -> None:
+        self._files = files
+        self.reset_config(config)
 
     def step(self) -> dict[str, Any]:
+        for name, data in self._files.items():
+            (Path(self.logdir) / name).write_bytes(data)
         gamma, delta = self._config["gamma"], self._config["delta"]["down"]  # OptunaSearch nests at each slash
         return {"loss": 0.1 + (gamma - 0.5) ** 2 + delta**2, "flops": int(1e6 * (2 + gamma)), "done": True}
 
@@ -174,12 +182,13 @@ def run_raylt(folder: Path, trials: int, resources: ray_runtime.Resources) -> di
     run_tune(spec, searcher, resources, shared, Instant)
     study.close()
     assert tracker.close("complete"), "the record is not whole"
-    lag_s = time.perf_counter() - ends[-1].wall
+    whole = Clock.now()
+    lag_s = whole.wall - ends[-1].wall
     lease.release()
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
         finished = database.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0]
     assert len(ends) == trials + 1 and finished == trials + 2, (len(ends), finished)  # the dense trial; and the parent
-    return {"ends": ends, "lag_s": lag_s}
+    return {"ends": ends, "lag_s": lag_s, "whole": whole}
 
 
 def run_plain(folder: Path, trials: int) -> dict[str, Any]:
@@ -195,9 +204,12 @@ def run_plain(folder: Path, trials: int) -> dict[str, Any]:
     search = OptunaSearch(
         distributions(spec), metric=["loss", "flops"], mode=["min", "min"], sampler=sampler, storage=storage, study_name="plain"
     )
-    record = MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder}/mlflow.db", experiment_name="plain")
+    record = MLflowLoggerCallback(
+        tracking_uri=f"sqlite:///{folder}/mlflow.db", experiment_name="plain", save_artifact=True
+    )  # fmt: skip
+    trainable = tune.with_parameters(Plain, files=recorded_files(spec, folder))
     tune.Tuner(
-        tune.with_resources(Plain, {"cpu": spec.resources.cpus, "gpu": 0}),
+        tune.with_resources(trainable, {"cpu": spec.resources.cpus, "gpu": 0}),
         tune_config=tune.TuneConfig(
             search_alg=tune.search.ConcurrencyLimiter(search, max_concurrent=spec.search.concurrency),
             num_samples=trials, reuse_actors=True,
@@ -205,7 +217,15 @@ def run_plain(folder: Path, trials: int) -> dict[str, Any]:
         run_config=tune.RunConfig(name="plain", storage_path=str(folder / "tune"), verbose=0, callbacks=[record, Ends()]),
     ).fit()  # fmt: skip
     assert len(ends) == trials
-    return {"ends": ends}
+    return {"ends": ends, "whole": Clock.now()}
+
+
+def recorded_files(spec: SweepSpec, folder: Path) -> dict[str, bytes]:
+    """The files of one trial's run in MLflow, drawn already."""
+    store = Store(str(folder / "files"))
+    return trial_files(
+        store, TrialSpec(0, "search", TrainingRequest("searched", 0)), TrialResult.from_json(template(spec, store))
+    )
 
 
 def wait_for(condition: Any) -> None:
@@ -249,12 +269,20 @@ def growth_of(gaps: list[float]) -> dict[str, Any]:
 def against_plain(trials: int, repeats: int, resources: ray_runtime.Resources) -> dict[str, Any]:
     """raylt and Tune's own parts in turn. The first trials, which start actors and open databases, are left out."""
     runs: dict[str, list[list[Clock]]] = {"raylt": [], "plain": []}
+    whole: dict[str, list[float]] = {"raylt": [], "plain": []}
     for _ in range(repeats):
         for name, ends in runs.items():
             with folder() as place:
                 run = run_raylt(place, trials, resources) if name == "raylt" else run_plain(place, trials)
             ends.append(run["ends"][10:])
-    return {"trials": trials, "repeats": repeats, **{clock: comparison_of(runs, clock) for clock in Clock._fields}}
+            whole[name].append(round(1000 * (run["whole"].driver - ends[-1][0].driver) / (len(ends[-1]) - 1), 1))
+    ratio = statistics.median(whole["raylt"]) / statistics.median(whole["plain"])
+    return {
+        "trials": trials,
+        "repeats": repeats,
+        **{clock: comparison_of(runs, clock) for clock in Clock._fields},
+        "driver_to_a_whole_record": {"ms_a_trial": whole, "ratio_of_medians": round(ratio, 3)},
+    }
 
 
 def comparison_of(runs: dict[str, list[list[Clock]]], clock: str) -> dict[str, Any]:
