@@ -45,17 +45,20 @@ def seed_of(seed: int, draw: Draw, index: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Tensor:
-    """Indices of the images in batch `step`: positions of an endless walk through freshly shuffled epochs."""
+def batch_indices(seed: int, step: int, batch_size: int, num_images: int, device: torch.device | None = None) -> Tensor:
+    """Indices of the images in batch `step`: positions of an endless walk through freshly shuffled epochs.
+
+    An epoch's order goes to the device once, so a batch asks nothing of the host.
+    """
     position, end, parts = step * batch_size, (step + 1) * batch_size, []
     while position < end:
         epoch, offset = divmod(position, num_images)
         taken = min(end - position, num_images - offset)
-        parts.append(_epoch_order(seed, epoch, num_images)[offset : offset + taken])
+        parts.append(_epoch_order(seed, epoch, num_images, device)[offset : offset + taken])
         position += taken
     return torch.cat(parts)
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
-    return torch.randperm(num_images, generator=generator(seed, Draw.ORDER, epoch))
+def _epoch_order(seed: int, epoch: int, num_images: int, device: torch.device | None) -> Tensor:
+    return torch.randperm(num_images, generator=generator(seed, Draw.ORDER, epoch)).to(device)

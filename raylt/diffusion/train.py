@@ -224,7 +224,7 @@ class Trainer:
         seed, batch_size = self.recipe.seed, self.recipe.train.batch_size
         draw = generator(seed, Draw.STEP, step, self.device)
         seed_dropout(seed, step, self.device)
-        indices = batch_indices(seed, step, batch_size, len(self.images_NCHW)).to(self.device)
+        indices = batch_indices(seed, step, batch_size, len(self.images_NCHW), self.device)
         images_BCHW = self.images_NCHW.index_select(0, indices)
         if self.recipe.flip:
             images_BCHW = flipped_where(torch.rand(batch_size, generator=draw, device=self.device) < 0.5, images_BCHW)
