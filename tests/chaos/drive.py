@@ -40,7 +40,7 @@ POINTS = {
     "half a stage": (Store, "write"),  # any file: key, checkpoint, payload, manifest, ledger, lock
     "stage whole": (Stage, "_make"),
     "round reported": (TrialRun, "_score"),
-    "reported": (TrialRun, "_record"),
+    "reported": (TrialRun, "_result"),
     "in the ledger": (Ledger, "finish"),
     "told": (StudyFile, "sync"),
     "logged": (tracker, "record"),

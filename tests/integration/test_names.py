@@ -22,11 +22,11 @@ from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.spec.tracking_uri import split_sqlite, sqlite_uri
 from raylt.store import Ledger, Store
-from raylt.store.results import COMPLETE
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import record
 from tests.conftest import TINY
 from tests.support.nasty import NAMES
+from tests.support.results import a_result
 from tests.support.trials import a_trial
 
 WORST = "job%2Fmain a?b#c ä 'x' \"y\" {z} $w:\n%"
@@ -43,9 +43,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ledger_of(spec: SweepSpec, root: str) -> Ledger:
     ledger = Ledger(Store(root), spec.name, lambda: None)
     ledger.submit(a_trial(0, "search", "searched", 0, params=at_base(spec)))
-    ledger.finish(
-        0, {"state": "FAIL", "cause": "none", "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 5}
-    )
+    ledger.finish(0, a_result(state="FAIL", cause="none", time_ms=5))
     return ledger
 
 
@@ -128,9 +126,7 @@ def extend(folder: Path, spec: SweepSpec, number: int) -> None:
     utils._artifact_repos_cache.clear()
     ledger = Ledger(Store(str(folder / "raylt-data")), spec.name, lambda: None)
     ledger.submit(a_trial(number, "search", "searched", 0, params=at_base(spec)))
-    end = {"densities": {"mid_block": 0.5}, "rounds": [], "steps": None, "stages": {}, "timing": None, "time_ms": 9 + number}
-    numbers = dict.fromkeys(("density", "loss", "fid", "kid", "flops", "flops_dense", "ticket_bytes", "broken", "ticket"))
-    ledger.finish(number, {"state": COMPLETE, "cause": None, **numbers, **end})
+    ledger.finish(number, a_result(densities={"mid_block": 0.5}, time_ms=9 + number))
     assert results(spec, ledger)
     record(spec, ledger, dump_yaml(spec.dump()), sqlite_uri(folder / "mlflow.db"))
 
