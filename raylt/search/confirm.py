@@ -53,13 +53,8 @@ def extend(spec: SweepSpec, ledger: Ledger, planned: list[Planned], request: Req
 
 def _what(trial: TrialSpec) -> tuple[Any, ...]:
     """What a confirming trial is, whatever its number."""
-    return (
-        trial.confirms,
-        trial.training.control,
-        trial.training.steps,
-        trial.training.seed,
-        tuple(trial.training.control_rounds),
-    )
+    training = trial.training
+    return trial.confirms, training.control, training.steps, training.seed, tuple(training.control_rounds)
 
 
 def finalists(spec: SweepSpec, ledger: Ledger, top: int) -> list[int]:

@@ -30,13 +30,13 @@ class StageFiles:
     files: dict[str, int] = field(default_factory=dict)
 
     @property
-    def is_complete_stage(self) -> bool:
+    def is_complete(self) -> bool:
         return MANIFEST in self.files
 
     @property
     def is_unfinished(self) -> bool:
         """Whether it would have to be made again anyhow: also where all that is there is the memory of a divergence."""
-        return not self.is_complete_stage
+        return not self.is_complete
 
     @property
     def bytes(self) -> int:
@@ -93,7 +93,7 @@ class Survey:
                 self.damaged[name] = error
         self.locks = {name: read_lock(store, name) or NO_LOCK for name in self.ledgers}
         named = set[str]().union(*(self._named(name, failed) for name in self.ledgers for failed in (False, True)))
-        unnamed = [stage.digest for stage in self.stages.values() if stage.is_complete_stage and stage.digest not in named]
+        unnamed = [stage.digest for stage in self.stages.values() if stage.is_complete and stage.digest not in named]
         self._keys = dict(zip(unnamed, store.each(self._key_of, unnamed), strict=True))
 
     def _key_of(self, digest: str) -> StageKey:
@@ -121,7 +121,7 @@ class Survey:
         of_open_trials = {digest for digest in self.stages if self.owner(digest) in still_open}
         data = {digest for digest, key in self._keys.items() if self._is_of_data_set(key, self.locks[name])}
         wanted = of_open_trials.union(data, self._named(name, False))
-        return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_complete_stage}
+        return {digest for digest in wanted if digest in self.stages and self.stages[digest].is_complete}
 
     def _is_of_data_set(self, key: StageKey, lock: SweepLock) -> bool:
         if key.get("kind") not in OF_A_DATA_SET:
@@ -194,7 +194,7 @@ class Survey:
         ids = {f"{name}/{number}" for number, result in self.ledgers[name].results.items() if result.state == FAIL}
         named = self._named(name, True)
         for digest, stage in self.stages.items():
-            if stage.is_complete_stage and (digest in named or self.owner(digest) in ids):
+            if stage.is_complete and (digest in named or self.owner(digest) in ids):
                 yield digest
 
     def runs_beside(self, name: str) -> list[str]:
