@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-import raylt
 from raylt.cluster.cluster_file import ray_folder
 from raylt.errors import EnvironmentFailure, RayltError, cause_of, chain_of
 
@@ -115,7 +114,7 @@ def _of_ray(error: BaseException) -> BaseException | None:
 
 
 def _passed_through_raylt(error: BaseException) -> bool:
-    own = f"{Path(raylt.__file__).parent}{os.sep}"
+    own = f"{Path(__file__).parents[1]}{os.sep}"
     return any(frame.filename.startswith(own) for frame in traceback.extract_tb(error.__traceback__))
 
 
