@@ -11,17 +11,18 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import math
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from pages import table
+from pairs import Row, compared, sizes
+from scoring import feature_rows, fid_rows, kid_rows
 from torch import Tensor
 
 from raylt.diffusion.data import flipped_where, to_float
@@ -33,48 +34,20 @@ from raylt.spec import load_spec
 from raylt.ticket.find import pack_trained
 from raylt.ticket.mask import Mask
 from raylt.ticket.prune import pooled_counts, top_k
+from raylt.ticket.ticket_file import Ticket, read_ticket
 
 RESULTS = Path(__file__).parent / "results" / "price.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-TURNS = 7
 PLAIN_FORMS = (
     ("masks", "a stable sort of the scores"),
     ("stages and checkpoints", "every tensor whole"),
     ("batches", "`torch.manual_seed`, `x[i]`, flips of floats"),
+    ("KID, FID, features", "torch-fidelity, or scipy's `sqrtm` where it is named"),
+    ("ticket files", "as the row says"),
 )
 NOT_BEGUN = (  # of the plan, with their goals: nothing is measured until they are built
-    ("KID of a scored round", "≤ 0.03 digits, ≤ 0.2 at 2048-d"),
-    ("Fréchet distance", "≥ 8x scipy, ≥ 2x torch-fidelity"),
-    ("Inception features on a CPU", "≥ 1.5x torch-fidelity"),
-    ("mask of a ticket file", "≤ 1.02x its entropy"),
     ("training step on a GPU", "≥ 28 % MFU at batch 128"),
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """A ratio of ours to the plain form, in seconds or bytes."""
-
-    part: str
-    unit: str
-    ours: float
-    plain: float
-    ratio: float
-    goal: float  # at most
-
-
-def compared(part: str, goal: float, ours: Callable[[], object], plain: Callable[[], object]) -> Row:
-    """CPU seconds of two forms in turn."""
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    forms = [("ours", ours), ("plain", plain)]
-    for turn in range(TURNS):
-        for name, form in forms if turn % 2 else reversed(forms):
-            before = time.process_time()
-            form()
-            seconds[name].append(time.process_time() - before)
-    ratios = [one / other for one, other in zip(seconds["ours"], seconds["plain"], strict=True)]
-    medians = [statistics.median(seconds[name]) for name in ("ours", "plain")]
-    return Row(part, "s", *medians, statistics.median(ratios), goal)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -126,20 +99,43 @@ def store_rows(model: str) -> list[Row]:
         mask = Mask({la.name: torch.rand(la.shape, generator=draw) < density for la in layers_of(spec.unet_config)})
         kept = mask.apply(weights)
         state = TrainState(9, kept, *({n: f * v for n, v in kept.items()} for f in (0.1, 0.2, 0.9)), 3, 9)
-        bits, dense = pack(mask=mask.pack()), pack(weights=state.weights, ema=state.ema)
+        coded, dense = pack(**mask.coded()), pack(weights=state.weights, ema=state.ema)
         trained, checkpoint = pack_trained(state, mask), state.to_bytes(mask.of_pruned)
         again = scattered(unpack(trained)["ema"], mask.of_pruned)
         assert all(torch.equal(again[n].view(torch.int32), v.view(torch.int32)) for n, v in state.ema.items())
         at = f"at {density:.0%} of the weights"
         rows += [
-            sizes(f"trained stage {at}, with its mask", len(trained) + len(bits), len(dense) + len(bits)),
-            sizes(f"checkpoint {at}", len(checkpoint), len(state.to_bytes())),
+            sizes(f"trained stage {at}, with its mask", 0.07, len(trained) + len(coded), len(dense) + len(coded)),
+            sizes(f"checkpoint {at}", 0.07, len(checkpoint), len(state.to_bytes())),
         ]
     return rows
 
 
-def sizes(part: str, ours: int, plain: int) -> Row:
-    return Row(part, "MB", ours / 1e6, plain / 1e6, ours / plain, 0.07)
+def ticket_rows(model: str) -> list[Row]:
+    """Ticket files of the initialisation under ERK's counts, as the last round of a search has them."""
+    spec = load_spec(model)
+    layers, config = layers_of(spec.unet_config), spec.unet_config
+    weights, draw, rows = parameters_of(build_unet(config, 0)), torch.Generator().manual_seed(0), []
+    dense = len(Ticket(config, Mask.dense(layers), TrainState.fresh(weights)).to_bytes())
+    for density, goal in ((0.05, 1 / 100), (0.01, 1 / 350)):
+        mask = Mask({la.name: torch.rand(la.shape, generator=draw) < density for la in layers})
+        ticket = Ticket(config, mask, TrainState.fresh(mask.apply(weights)))
+        code = sum(len(code) for code in mask.coded()["gaps"].values())
+        entropy = sum(total * _entropy(kept / total) for kept, total in mask.counts.values() if 0 < kept < total) / 8
+        whole, seed = ticket.to_bytes(), ticket.to_seed_bytes(0)
+        assert read_ticket(whole).mask.digest == read_ticket(seed).mask.digest == mask.digest
+        assert read_ticket(seed).init_sha256 == ticket.init_sha256
+        at = f"at {density:.0%}"
+        rows += [
+            sizes(f"mask of a ticket {at}, beside its entropy", 1.02, code, round(entropy)),
+            sizes(f"ticket file of a seed {at}, beside the dense model", goal, len(seed), dense),
+        ]
+    return rows
+
+
+def _entropy(p: float) -> float:
+    """Bits."""
+    return -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -179,7 +175,7 @@ def page(document: Mapping[str, object]) -> str:
         "What the parts of an answer cost, beside a plain form of each. `python benchmarks/price.py`",
         "measures it and writes this page. Seconds are CPU seconds of one thread. The two forms take",
         "turns, and a ratio is the median of the paired ratios. Both forms give the same result, to",
-        "the bit; the script checks it.", "",
+        "the bit or as near as `benchmarks/scoring.py` says; the scripts check it.", "",
         *table(["part", "raylt", "plain form", "ratio", "goal, at most"], body),
         f"Measured on {about['date']}, {about['machine']}, {about['cores']} cores, torch {about['torch']}.", "",  # type: ignore[index]
         "The plain forms:", "", *(f"- {part}: {form}." for part, form in PLAIN_FORMS), "", "## Planned, and not built yet", "",
@@ -191,12 +187,16 @@ def page(document: Mapping[str, object]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["masks", "store", "batches"])
+    parser.add_argument("--only", choices=["masks", "store", "tickets", "batches", "kid", "fid", "features"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = "digits" if given.quick else "cifar10"
-    parts = {"masks": lambda: mask_rows(model), "store": lambda: store_rows(model), "batches": lambda: batch_rows(128)}
+    parts = {
+        "masks": lambda: mask_rows(model), "store": lambda: store_rows(model), "tickets": lambda: ticket_rows(model),
+        "batches": lambda: batch_rows(128), "kid": lambda: kid_rows(given.quick), "fid": lambda: fid_rows(given.quick),
+        "features": feature_rows,
+    }  # fmt: skip
     document = json.loads(given.out.read_text()) if given.out.exists() else {"parts": {}}
     for name, measure in parts.items():
         if given.only in (None, name):

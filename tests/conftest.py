@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # tests are not timed: machines are shared
+settings.load_profile("untimed")
 
 TINY: dict[str, Any] = {
     "schema": 1,

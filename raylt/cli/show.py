@@ -163,12 +163,15 @@ def export(
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     root: RootOption = None,
+    seed_ticket: Annotated[
+        bool, typer.Option("--seed-ticket", help="In the ticket file, the seed of its initialisation in place of values.")
+    ] = False,
 ) -> None:
     """Write a trial as a folder that diffusers' DDPMPipeline.from_pretrained loads, with its ticket file."""
     spec, ledger, _ = find_results(name, root)
     from raylt.sweep.single import export_trial
 
-    export_trial(spec, ledger, trial, folder)
+    export_trial(spec, ledger, trial, folder, as_seed=seed_ticket)
     typer.echo(str(folder))
 
 

@@ -25,6 +25,7 @@ class Draw(IntEnum):
     CRITERION = 7
     CONTROL = 8
     DROPOUT = 9
+    ANCESTRAL = 10
 
 
 def generator(seed: int, draw: Draw, index: int, device: torch.device | str = "cpu") -> torch.Generator:

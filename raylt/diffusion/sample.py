@@ -61,12 +61,15 @@ class Sampling:
 def sample_chunk(model: nn.Module, shape_CHW: tuple[int, int, int], index: int, count: int, how: Sampling) -> Tensor:
     """Chunk `index` of the images that every ticket of this shape starts from the same noise: `count` of them, uint8 NCHW.
 
-    The noise comes from a CPU generator, so that it is the same on every device; each protocol has its own.
+    The noise they start from comes from a CPU generator, so that it is the same on every device; each protocol has its own.
+    What DDPM adds at every step is drawn on the device: a thousand times the noise would come from a CPU more slowly than
+    a GPU takes its steps.
     """
-    draw = generator(NOISE_SEEDS[how.protocol], Draw.SAMPLES, index)
+    seed = NOISE_SEEDS[how.protocol]
+    draw = generator(seed, Draw.SAMPLES, index)
     scheduler = scheduler_of(how.sampler, how.beta_schedule, how.spacing)
     scheduler.set_timesteps(how.steps)
-    extra = {"generator": draw} if how.sampler == "ddpm" else {}
+    extra = {"generator": generator(seed, Draw.ANCESTRAL, index, how.compute.device)} if how.sampler == "ddpm" else {}
     x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(how.compute.device)
     x_NCHW = x_NCHW * scheduler.init_noise_sigma
     for t in scheduler.timesteps[: how.steps]:  # diffusers' trailing has one too many for some: 61 steps end at timestep -1
@@ -101,18 +104,19 @@ def held_out_loss(
     x0_NCHW = to_float(test_NCHW[held_out_part(len(test_NCHW), protocol)])
     alpha_bars_T = noise_schedule(beta_schedule).alphas_cumprod
     width = NUM_TIMESTEPS // HELD_OUT_DRAWS
-    total, zero = 0.0, 0.0
+    total, zero = torch.zeros(2, dtype=torch.float64, device=device)
     for part in range(HELD_OUT_DRAWS):
         t_N = part * width + torch.randint(width, (len(x0_NCHW),), generator=draw)
         noise_NCHW = torch.randn(x0_NCHW.shape, generator=draw)
         x_t_NCHW = add_noise(x0_NCHW, noise_NCHW, alpha_bars_T[t_N])
-        for x_BCHW, t_B, noise_BCHW in _batches(chunk_size(x0_NCHW.shape[1:]), x_t_NCHW, t_N, noise_NCHW):
+        on_device = (tensor.to(device) for tensor in (x_t_NCHW, t_N, noise_NCHW))
+        for x_BCHW, t_B, noise_BCHW in _batches(chunk_size(x0_NCHW.shape[1:]), *on_device):
             with compute.autocast():
-                predicted_BCHW = model(x_BCHW.to(device), t_B.to(device)).sample
-            total += float((predicted_BCHW.float().cpu() - noise_BCHW).double().square().sum())
-            zero += float(noise_BCHW.double().square().sum())
+                predicted_BCHW = model(x_BCHW, t_B).sample
+            total += (predicted_BCHW.float() - noise_BCHW).double().square().sum()
+            zero += noise_BCHW.double().square().sum()
     values = HELD_OUT_DRAWS * x0_NCHW.numel()
-    return total / values, zero / values
+    return float(total) / values, float(zero) / values
 
 
 def _batches(size: int, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from raylt.spec.canonical import JsonObject
 
 NamedTensors = dict[str, Tensor]
 
@@ -21,6 +24,15 @@ def pack(metadata: Mapping[str, str] | None = None, /, **groups: Mapping[str, Te
     }
     data = bytes(save(flat, metadata=dict(metadata) if metadata else None))
     return _in_order(data) if metadata else data
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, types, shapes and bytes of tensors, in the order of their names."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hasher.update(tensor.detach().cpu().contiguous().numpy().data)
+    return hasher.hexdigest()
 
 
 def gathered(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> NamedTensors:
@@ -55,12 +67,22 @@ def _in_order(data: bytes) -> bytes:
 
     A file is 8 bytes with the length of a JSON header, the header, filled up with blanks to a multiple of 8, and the tensors.
     """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
+    header, end = _header(data)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     packed = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     packed += b" " * (-len(packed) % 8)
     return len(packed).to_bytes(8, "little") + packed + data[end:]
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What `pack` was given beside the tensors. Call `unpack` first: it raises for what is no safetensors file."""
+    return dict(_header(data)[0].get("__metadata__", {}))
+
+
+def _header(data: bytes) -> tuple[JsonObject, int]:
+    """The JSON header of a file, and where it ends."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), end
 
 
 def unpack(data: bytes) -> dict[str, NamedTensors]:

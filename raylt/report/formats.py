@@ -55,10 +55,21 @@ the mask of a round), `mask` (of a costly criterion), `loss`, `sample` (FID and 
 and the inputs: images, weights of Inception, statistics, a classifier.
 
 `trained.safetensors` has the groups `weights` and `ema`, and `mask.safetensors` beside it the
-bits of each layer. Of a layer that the mask prunes, `trained.safetensors` has the kept values
-alone, in C order. Every other value is +0.0. `ticket.safetensors` keeps values in the same way.
-It is there for the dense model and for a trial's last round. Stages of earlier versions keep
-whole tensors, and are read as they are.
+group `gaps`: the mask of each layer. Of a layer that the mask prunes, `trained.safetensors` has
+the kept values alone, in C order. Every other value is +0.0.
+
+`ticket.safetensors` has `gaps` too, and `w`, and after a rewind to a later step than 0 also `m`
+and `v`, Adam's moments. A seed ticket (`raylt export --seed-ticket`) has `gaps` alone. Its
+metadata have `init_seed`, and `init_sha256` of the weights that the seed leads to. A stage has
+a ticket file for the dense model and for a trial's last round.
+
+The code of a mask is a byte with the width of a remainder, and 128 added where pruned weights
+are the rarer ones and are coded; four bytes, the number of gaps, the least significant first;
+the quotients of the gaps in unary (so many zeros, and a one); the remainders, the least
+significant bit first. Each of the two is filled up to a byte.
+
+Stages and ticket files of earlier versions have whole tensors, and masks as plain bits in the
+group `mask`. They are read as they are.
 
 ## `raylt results NAME --json`
 """

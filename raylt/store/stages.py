@@ -36,7 +36,7 @@ from raylt.store.stage_lock import sole_maker
 
 log = logging.getLogger("raylt.store")
 
-CODE_SCHEMA = 2  # part of every key: raised when the same key would give another result
+CODE_SCHEMA = 3  # part of every key: raised when the same key would give another result
 FIRST_SEALED = 2  # the first schema whose files all have checksums
 
 STAGES, MANIFEST, KEY, FAILED, CHECKPOINT = "stages", "manifest.json", "key.json", "failed.json", "checkpoint-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -17,6 +18,7 @@ from raylt.trial.score import GRID_IMAGES, KID_REFERENCES, REFERENCE_CHUNK, SAVE
 
 FLOAT = 4  # bytes
 HEADER = 100  # of safetensors, a tensor
+MASK_CODE = 1.05  # bits written for a bit of entropy, at most
 STAGE_JSON = 2_000  # key and manifest
 TRIAL_JSON, LAYER_JSON = 8_000, 70  # asked, result and log of a trial; a layer's line in its result
 STUDY_DB = 200_000
@@ -100,9 +102,11 @@ class _Sizes:
         groups = 3 if self.spec.ticket.rewind_step else 1
         return self._tensors(groups, groups * self.total) + STAGE_JSON
 
-    @property
-    def mask(self) -> int:
-        return self.prunable // 8 + self.num_layers * HEADER
+    def mask(self, density: float) -> int:
+        """Entropy of a mask that keeps so many weights, however they are spread over its layers, and what its code adds."""
+        shares = [share for share in (density, 1 - density) if share > 0]
+        bits = -self.prunable * sum(share * math.log2(share) for share in shares)
+        return round(MASK_CODE * bits / 8) + self.num_layers * HEADER
 
     def of_round(self, index: int) -> int:
         """A training, its loss, its samples and its ticket."""
@@ -111,8 +115,9 @@ class _Sizes:
         density = spec.ticket.density_of(index) if spec.search.budget == "density" else 1.0  # FLOPs do not say how many weights
         kept = self.total - self.prunable * (1 - density)
         is_last = index in (0, spec.ticket.rounds)  # the dense trial ends with its round 0
-        ticket = self._tensors(groups, groups * kept) + self.mask if is_last else STAGE_JSON
-        trained = self._tensors(2, 2 * kept) + 2 * self.mask  # SNIP and SynFlow keep the mask alone too
+        mask = self.mask(density if spec.search.budget == "density" else 0.5)
+        ticket = self._tensors(groups, groups * kept) + mask if is_last else STAGE_JSON
+        trained = self._tensors(2, 2 * kept) + 2 * mask  # SNIP and SynFlow keep the mask alone too
         samples = spec.protocol("search").samples
         images = min(GRID_IMAGES, samples) + (samples if spec.metrics.keep_samples else 0)
         return trained + ticket + images * self.image + 4 * STAGE_JSON

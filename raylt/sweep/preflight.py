@@ -84,9 +84,8 @@ def _ceiling_problems(spec: SweepSpec, layers: list[Layer], flops: Flops) -> lis
 
 
 def _least_bytes(spec: SweepSpec, layers: list[Layer]) -> int:
-    """A ticket file has a bit for each prunable weight, and four bytes for each that is kept."""
-    total = sum(layer.size for layer in layers)
-    return total // 8 + 4 * round(spec.ticket.final_density * total)
+    """A ticket file has four bytes for each weight that is kept, and their places. Which cost least in whole layers."""
+    return 4 * round(spec.ticket.final_density * sum(layer.size for layer in layers))
 
 
 def _least_flops(spec: SweepSpec, layers: list[Layer], flops: Flops) -> int:

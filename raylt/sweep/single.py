@@ -17,7 +17,7 @@ from raylt.report.records import TrialRecord
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.trials import TrainingRequest
 from raylt.spec.vocabulary import Rule
-from raylt.store import Ledger, Store
+from raylt.store import Ledger, Stage, Store
 from raylt.store.layout import SAMPLES, TICKET
 from raylt.store.ledger_files import missing_stages
 from raylt.store.results import COMPLETE, FAIL
@@ -26,7 +26,7 @@ from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import ticket_progress
 from raylt.ticket.find import read_mask, read_trained
-from raylt.ticket.ticket_file import export_pipeline
+from raylt.ticket.ticket_file import export_pipeline, read_ticket
 from raylt.trial.run import TrialContext, TrialRun
 
 INDEX = "model_index.json"  # of a pipeline, as diffusers names it
@@ -57,8 +57,22 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     return trial_record(trial, result), 1 if result.state == FAIL else 0
 
 
-def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> None:
-    """A complete trial as a diffusers pipeline (EMA weights, pruned ones zero), its ticket file and its kept samples."""
+def _of_seed(ticket: bytes, start: Stage, number: int) -> bytes:
+    """The same ticket with the seed of its initialisation. Raises `InputError` where it does not start there."""
+    seed, step = start.key["seed"], start.key["step"]
+    if step:
+        raise InputError(f"--seed-ticket: trial {number} rewinds to step {step}; only one that rewinds to step 0 has a seed")
+    try:
+        return read_ticket(ticket).to_seed_bytes(seed)
+    except ValueError as error:
+        raise InputError(f"--seed-ticket: trial {number}: {error}; this torch initialises otherwise than it did") from error
+
+
+def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path, *, as_seed: bool = False) -> None:
+    """A complete trial as a diffusers pipeline (EMA weights, pruned ones zero), its ticket file and its kept samples.
+
+    `as_seed`: the ticket file has a seed in place of values.
+    """
     result = ledger.results.get(number)
     if result is None or result.ticket is None:
         done = ", ".join(str(n) for n, r in sorted(ledger.results.items()) if r.state == COMPLETE) or "none"
@@ -74,7 +88,9 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path) -> 
     config = result.ticket.unet_config or spec.unet_config
     trained = stage_of(store, result.stages, result.ticket.final_stage)
     weights = read_trained(trained, read_mask(trained, layers_of(config)))["ema"]
-    files = {TICKET: stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)}
+    ticket = stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)
+    start = stage_of(store, result.stages, result.ticket.start_stage)
+    files = {TICKET: _of_seed(ticket, start, number) if as_seed else ticket}
     samples = stage_of(store, result.stages, result.ticket.sample_stage)
     if SAMPLES in samples.read_manifest().files:
         files[SAMPLES] = samples.read(SAMPLES)

@@ -110,7 +110,7 @@ class TicketRunner:
         if ticket.criterion not in AT_REWIND_POINT:
             return make(), None
         stage = self.store.stage(self._mask_key(index, dense, previous))
-        stage.make(lambda _: Output(files={MASK: pack(mask=make().pack())}))
+        stage.make(lambda _: Output(files={MASK: pack(**make().coded())}))
         return read_mask(stage, search.layers), stage
 
     def train(self, index: int, mask: Mask, previous: Round | None) -> Round:
@@ -140,7 +140,7 @@ class TicketRunner:
                 recipe = replace(recipe, learning_rate=_last_learning_rate)
             state = self._run(stage, _masked(state, mask), search.train.steps, recipe, index)
             values = {"steps": state.step - first, "kept": mask.kept, "total": mask.total}
-            return Output(values, {TRAINED: pack_trained(state, mask), MASK: pack(mask=mask.pack())})
+            return Output(values, {TRAINED: pack_trained(state, mask), MASK: pack(**mask.coded())})
 
         stage = self.store.stage(key)
         density = search.spec.ticket.density_of(index)
@@ -184,7 +184,7 @@ def pack_trained(state: TrainState, mask: Mask) -> bytes:
 
 
 def read_mask(stage: Stage, layers: Sequence[Layer]) -> Mask:
-    return Mask.unpack(unpack(stage.read(MASK))["mask"], layers)
+    return Mask.decoded(unpack(stage.read(MASK)), layers)
 
 
 def read_trained(stage: Stage, mask: Mask) -> dict[str, NamedTensors]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raylt.diffusion.tensors import NamedTensors
 from raylt.diffusion.unet import Layer, weight_name
+from raylt.ticket.mask_code import Bools, Bytes, decode, encode
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,45 @@ class Mask:
         """Whether every weight kept here is kept in `other` too."""
         return all(bool((~keep | other.layers[name]).all()) for name, keep in self.layers.items())
 
-    def pack(self) -> NamedTensors:
-        """Layer -> its bits, eight to a byte (uint8, most significant first, C order)."""
-        return {n: torch.from_numpy(np.packbits(keep.contiguous().numpy().reshape(-1))) for n, keep in self.layers.items()}
+    def coded(self) -> dict[str, NamedTensors]:
+        """As a group of tensors: `gaps/LAYER`, the code of a layer's bits in C order (uint8; mask_code.py)."""
+        return {"gaps": {name: torch.from_numpy(encode(_flat(keep))) for name, keep in self.layers.items()}}
 
     @staticmethod
-    def unpack(bits: Mapping[str, Tensor], layers: Iterable[Layer]) -> Mask:
-        """The mask that `pack` made, given the shapes of the layers."""
-        return Mask(
-            {
-                layer.name: torch.from_numpy(np.unpackbits(bits[layer.name].numpy(), count=layer.size).astype(bool)).reshape(
-                    layer.shape
-                )
-                for layer in layers
-            }
-        )
+    def decoded(groups: Mapping[str, NamedTensors], layers: Iterable[Layer]) -> Mask:
+        """The mask that `coded` made, given the shapes of the layers. Raises `ValueError` for bytes that it does not make.
+
+        Earlier versions wrote `mask/LAYER`: eight bits to a byte, the most significant first.
+        """
+        name = "gaps" if "gaps" in groups else "mask"
+        read, codes, masks = decode if name == "gaps" else _unpacked, groups.get(name, {}), {}
+        for layer in layers:
+            try:
+                code = codes[layer.name]
+                if code.dtype != torch.uint8 or code.dim() != 1:
+                    raise ValueError("its code is no bytes")
+                masks[layer.name] = torch.from_numpy(read(code.numpy(), layer.size)).reshape(layer.shape)
+            except (KeyError, ValueError) as error:
+                cause = "it is missing" if isinstance(error, KeyError) else error
+                raise ValueError(f"no mask of layer {layer.name}: {cause}") from error
+        return Mask(masks)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the layers' names, shapes and bits, in module order."""
         hasher = hashlib.sha256()
-        for name, bits in self.pack().items():
-            hasher.update(f"{name} {tuple(self.layers[name].shape)}\n".encode())
-            hasher.update(bits.numpy().tobytes())
+        for name, keep in self.layers.items():
+            hasher.update(f"{name} {tuple(keep.shape)}\n".encode())
+            hasher.update(np.packbits(_flat(keep)).tobytes())
         return hasher.hexdigest()
+
+
+def _flat(keep: Tensor) -> Bools:
+    bits: Bools = keep.contiguous().numpy().reshape(-1)
+    return bits
+
+
+def _unpacked(code: Bytes, size: int) -> Bools:
+    if len(code) != -(-size // 8):
+        raise ValueError(f"it has {len(code)} bytes for {size} bits")
+    return np.unpackbits(code, count=size).astype(np.bool_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping
@@ -12,10 +11,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d, relu
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raylt.diffusion.data import ImageSet, to_float
 from raylt.diffusion.device import exact
-from raylt.diffusion.tensors import NamedTensors
+from raylt.diffusion.tensors import NamedTensors, digest_of_tensors
 from raylt.errors import EnvironmentFailure, InputError
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -25,7 +25,7 @@ CNN_CLASSES = 10
 CNN_IMAGES = 20_000  # training images that a classifier sees at most
 CNN_BATCH = 32
 CNN_LEARNING_RATE = 3e-3
-_CPU_BATCH, _GPU_BATCH = 50, 250
+_CPU_BATCH, _GPU_BATCH = 16, 250  # on a CPU, what a batch's activations leave of the caches
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class FeatureExtractor(Protocol):
     def digest(self) -> str: ...
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) on any device -> float32 (N, dims) on the CPU."""
+        """uint8 (N, C, H, W) on any device -> float32 (N, dims) on the extractor's."""
         ...
 
 
@@ -59,11 +59,11 @@ class InceptionFeatures:
     def __init__(self, device: torch.device | str, weights: Mapping[str, Tensor] | str | Path | None = None) -> None:
         """`weights`: those of `load_inception`, or the file that it reads. Raises as it does."""
         self._device = torch.device(device)
-        # 1.4 times as fast on a CPU, and equal but for rounding (1e-6).
-        layout = torch.channels_last if self._device.type == "cpu" else torch.preserve_format
         state = weights if isinstance(weights, Mapping) else load_inception(weights)
-        self._network = _inception(state).to(memory_format=layout).to(self._device)
-        self.digest = weights_digest(state)
+        # Both are faster on a CPU, together 1.5 times, and equal but for rounding (1e-6).
+        layout = torch.channels_last if self._device.type == "cpu" else torch.preserve_format
+        self._network = _without_norms(_inception(state)).to(memory_format=layout).to(self._device)
+        self.digest = digest_of_tensors(state)
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
         _check_images(images_NCHW, (1, 3))
@@ -129,7 +129,7 @@ class CnnFeatures:
 
     def __init__(self, state: Mapping[str, Tensor], name: str, device: torch.device | str) -> None:
         """`state` is that of `train_small_cnn`; `name` says in every table what the numbers rest on (`digits-cnn`)."""
-        self.name, self.digest = name, weights_digest(state)
+        self.name, self.digest = name, digest_of_tensors(state)
         self._device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             self._network = SmallCnn()
@@ -139,15 +139,6 @@ class CnnFeatures:
     def __call__(self, images_NCHW: Tensor) -> Tensor:
         _check_images(images_NCHW, (1,))
         return _in_batches(lambda x_NCHW: self._network.features(to_float(x_NCHW)), images_NCHW, self._device, self.dims)
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over the names, types, shapes and bytes of tensors, in the order of their names."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        hasher.update(tensor.detach().cpu().contiguous().numpy().data)
-    return hasher.hexdigest()
 
 
 def _decides_features(name: str) -> bool:
@@ -163,13 +154,13 @@ def _check_images(images_NCHW: Tensor, channels: tuple[int, ...]) -> None:
 
 
 def _in_batches(network: Callable[[Tensor], Tensor], images_NCHW: Tensor, device: torch.device, dims: int) -> Tensor:
-    """Features (N, dims) float32 on the CPU: without gradients, without TF32, with deterministic convolutions."""
+    """Features (N, dims) float32 on the device: without gradients, without TF32, with deterministic convolutions."""
     size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
-    features_ND = torch.empty(len(images_NCHW), dims)
+    features_ND = torch.empty(len(images_NCHW), dims, device=device)
     with torch.inference_mode(), exact():
         for start in range(0, len(images_NCHW), size):
             batch_NCHW = images_NCHW[start : start + size].to(device)
-            features_ND[start : start + size] = network(batch_NCHW).cpu()
+            features_ND[start : start + size] = network(batch_NCHW)
     return features_ND
 
 
@@ -210,6 +201,16 @@ def _inception(state: Mapping[str, Tensor]) -> nn.Module:
     pickled.seek(0)
     with torch.random.fork_rng(devices=[]):
         network: nn.Module = FeatureExtractorInceptionV3("inception", [str(INCEPTION_DIMS)], pickled, verbose=False)
+    return network
+
+
+def _without_norms(network: nn.Module) -> nn.Module:
+    """The same function, each batch norm folded into the convolution before it."""
+    from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
+
+    for part in network.modules():
+        if isinstance(part, BasicConv2d):
+            part.conv, part.bn = fuse_conv_bn_eval(part.conv, part.bn), nn.Identity()
     return network
 
 

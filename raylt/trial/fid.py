@@ -1,76 +1,109 @@
-"""Frechet Inception distance and kernel Inception distance between two sets of features, by torch-fidelity."""
+"""Frechet Inception distance between two sets of features, in fp64, on the device where they are."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
+import scipy.linalg
 import torch
 from torch import Tensor
-from torch_fidelity import metric_fid, metric_kid
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """The Gaussian that FID compares: mean (D) and covariance (D, D), both fp64, of so many images' features."""
 
-    mean_D: Float64
-    covariance_DD: Float64
+    mean_D: Tensor
+    covariance_DD: Tensor
     num_images: int
+
+    @cached_property
+    def factor_DD(self) -> Tensor:
+        """A matrix F with F F^T the covariance: Cholesky's, or the symmetric root where a dimension never varies."""
+        factor_DD: Tensor
+        factor_DD, failed = torch.linalg.cholesky_ex(self.covariance_DD)
+        if bool(failed):
+            values_D, vectors_DD = torch.linalg.eigh(self.covariance_DD)
+            factor_DD = (vectors_DD * values_D.clamp(min=0).sqrt()) @ vectors_DD.T
+        return factor_DD
 
 
 def statistics(features_ND: Tensor) -> Statistics:
     """Mean and covariance (N - 1 in the denominator) in fp64. Raises `ValueError` for N < 2 and for NaN."""
-    _check_features(features_ND, "features")
-    numbers = metric_fid.fid_features_to_statistics(features_ND.detach().cpu().double())
-    return Statistics(numbers["mu"], np.atleast_2d(numbers["sigma"]), len(features_ND))
+    mean_D, scaled_ND = _centred(features_ND)
+    return Statistics(mean_D, _products(scaled_ND.T), len(scaled_ND))
 
 
-def fid(a: Statistics, b: Statistics) -> float:
-    """Frechet distance of two Gaussians (Heusel et al. 2017, arXiv 1706.08500, equation 6), never below 0.
+def fid(features_ND: Tensor, real: Statistics) -> float:
+    """Frechet distance (Heusel et al. 2017, arXiv 1706.08500, equation 6) of features to the reference's, never below 0.
 
-    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). Biased upwards for few images: compare values
-    of equal N only. Raises `ValueError` for statistics of unlike features or that are not finite.
+    |mean - mean_real|^2 + tr(cov + cov_real - 2 (cov cov_real)^(1/2)). Biased upwards for few images: compare values
+    of equal N only. Raises `ValueError` for N < 2, for features of other dimensions and for what is not finite.
+
+    Up to as many images as dimensions, the eigenvalues of cov cov_real that are not 0 come from an N x N matrix: those
+    of (X F)(X F)^T, where X are the centred features, X^T X = cov, F F^T = cov_real.
     """
-    if a.mean_D.shape != b.mean_D.shape:
-        raise ValueError(f"FID between features of {len(a.mean_D)} and {len(b.mean_D)} dimensions")
-    if not all(np.isfinite(x).all() for x in (a.mean_D, a.covariance_DD, b.mean_D, b.covariance_DD)):
+    if len(features_ND) > features_ND.shape[1]:
+        return frechet_distance(statistics(features_ND), real)
+    mean_D, scaled_ND = _centred(features_ND)
+    _check_fit(mean_D, real)
+    eigenvalues_N = torch.linalg.eigvalsh(_products(scaled_ND @ real.factor_DD))
+    return _distance(mean_D - real.mean_D, scaled_ND.square().sum() + real.covariance_DD.trace(), eigenvalues_N)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """The same of two Gaussians."""
+    _check_fit(a.mean_D, b)
+    _check_finite(a)
+    return _distance(a.mean_D - b.mean_D, a.covariance_DD.trace() + b.covariance_DD.trace(), _eigenvalues(a, b))
+
+
+def _eigenvalues(a: Statistics, b: Statistics) -> Tensor:
+    """(D): those of cov_a cov_b, which F^T cov_a F has too."""
+    if a.covariance_DD.device.type == "cpu":
+        with suppress(scipy.linalg.LinAlgError):  # no Cholesky factor; else LAPACK uses that F is triangular
+            both = a.covariance_DD.numpy(), b.covariance_DD.numpy()
+            return torch.from_numpy(scipy.linalg.eigvalsh(*both, type=2, driver="gv", check_finite=False))
+    eigenvalues_D: Tensor = torch.linalg.eigvalsh(b.factor_DD.T @ a.covariance_DD @ b.factor_DD)
+    return eigenvalues_D
+
+
+def _centred(features_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, X): X^T X is the covariance."""
+    check_features(features_ND, "features")
+    x_ND = features_ND.detach().double()
+    mean_D = x_ND.mean(0)
+    return mean_D, (x_ND - mean_D) / (len(x_ND) - 1) ** 0.5
+
+
+def _products(rows_RC: Tensor) -> Tensor:
+    """(R, R): each row times each."""
+    if rows_RC.device.type != "cpu":
+        return rows_RC @ rows_RC.T
+    rows = rows_RC.numpy()
+    return torch.from_numpy(rows @ rows.T)  # numpy sees that it is symmetric, and computes half of it
+
+
+def _distance(difference_D: Tensor, traces: Tensor, eigenvalues: Tensor) -> float:
+    root_trace = eigenvalues.clamp(min=0).sqrt().sum()  # below 0 by rounding
+    return max(0.0, float(difference_D.square().sum() + traces - 2 * root_trace))
+
+
+def _check_fit(mean_D: Tensor, real: Statistics) -> None:
+    if mean_D.shape != real.mean_D.shape:
+        raise ValueError(f"FID between features of {len(mean_D)} and {len(real.mean_D)} dimensions")
+    _check_finite(real)
+
+
+def _check_finite(of: Statistics) -> None:
+    if not (bool(torch.isfinite(of.mean_D).all()) and bool(torch.isfinite(of.covariance_DD).all())):
         raise ValueError("FID of statistics that are not finite")
-    stats_a, stats_b = ({"mu": s.mean_D, "sigma": s.covariance_DD} for s in (a, b))
-    value = metric_fid.fid_statistics_to_metric(stats_a, stats_b, verbose=False)[metric_fid.KEY_METRIC_FID]
-    return max(0.0, float(value))
 
 
-def kid(features_ND: Tensor, reference_ND: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float | None]:
-    """(mean, standard deviation) over subsets of the unbiased MMD^2 with the cubic kernel.
-
-    Binkowski et al. 2018 (arXiv 1801.01401), section 4.
-
-    Subsets are drawn anew for each call from torch-fidelity's fixed seed, so equal features give an equal value; at
-    most as large as the smaller set. In fp64. Below 0 by chance where the two sets are alike. The deviation is that of one
-    subset of `subset_size` images, no standard error of the mean; None where a set has but one such subset, itself: then it
-    would be the other set's alone. Raises `ValueError` for NaN, for fewer than 2 features and for unlike ones.
-    """
-    _check_features(features_ND, "features")
-    _check_features(reference_ND, "reference features")
-    if features_ND.shape[1] != reference_ND.shape[1]:
-        raise ValueError(f"KID between features of {features_ND.shape[1]} and {reference_ND.shape[1]} dimensions")
-    smaller = min(len(features_ND), len(reference_ND))
-    numbers = metric_kid.kid_features_to_metric(
-        features_ND.detach().cpu().double(),
-        reference_ND.detach().cpu().double(),
-        kid_subsets=subsets,
-        kid_subset_size=min(subset_size, smaller),
-        verbose=False,
-    )
-    deviation = float(numbers[metric_kid.KEY_METRIC_KID_STD]) if smaller > subset_size else None
-    return float(numbers[metric_kid.KEY_METRIC_KID_MEAN]), deviation
-
-
-def _check_features(features_ND: Tensor, what: str) -> None:
+def check_features(features_ND: Tensor, what: str) -> None:
+    """Raises `ValueError` for what FID and KID have no value of."""
     if features_ND.dim() != 2 or len(features_ND) < 2:
         raise ValueError(f"{what} of shape {tuple(features_ND.shape)}: FID and KID need (N, D) with N of 2 or more")
     num_bad = int((~torch.isfinite(features_ND)).any(dim=1).sum())

@@ -17,12 +17,12 @@ import filelock
 
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.image_notes import Note
-from raylt.diffusion.tensors import NamedTensors, pack, unpack
+from raylt.diffusion.tensors import NamedTensors, digest_of_tensors, pack, unpack
 from raylt.errors import Problem, SpecError, StoreFailure, as_yaml_value
 from raylt.spec import SweepSpec
 from raylt.store import Output, Stage, Store
 from raylt.store.folders import replace_file
-from raylt.trial.features import InceptionFeatures, load_inception, weights_digest
+from raylt.trial.features import InceptionFeatures, load_inception
 
 FILE = "tensors.safetensors"
 IMAGES, INCEPTION = "images", "inception"  # kinds of stages
@@ -43,7 +43,7 @@ class Inputs:
 
     @cached_property
     def digests(self) -> InputDigests:
-        return InputDigests(self.images.digest, None if self.inception is None else weights_digest(self.inception))
+        return InputDigests(self.images.digest, None if self.inception is None else digest_of_tensors(self.inception))
 
     def put(self, store: Store) -> None:
         """Into the store, where they are not there yet."""

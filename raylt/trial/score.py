@@ -22,7 +22,8 @@ from raylt.store import Manifest, Output, Stage, Store
 from raylt.store.layout import CLASSIFIER, GRID, SAMPLES, STATISTICS
 from raylt.ticket.find import Round, data_key
 from raylt.trial.features import CnnFeatures, FeatureExtractor, InceptionFeatures, train_small_cnn
-from raylt.trial.fid import Statistics, fid, kid, statistics
+from raylt.trial.fid import Statistics, fid, statistics
+from raylt.trial.kid import RealFeatures, kid
 from raylt.trial.parts import in_parts
 
 BROKEN_ABOVE = 0.5  # of the loss that predicting zero gives
@@ -46,6 +47,15 @@ class Score:
     sample_stage: Stage
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What FID and KID are measured against."""
+
+    stage: str
+    statistics: Statistics
+    features: RealFeatures
+
+
 class Scorer:
     """Scores the rounds of one sweep's trials under one protocol; keeps features and reference between them."""
 
@@ -57,7 +67,7 @@ class Scorer:
         self.spec, self.compute, self.images, self.inception = spec, compute, images, inception
         self.name, self.protocol = protocol, spec.protocol(protocol)
         self._extractor: FeatureExtractor | None = None
-        self._reference: tuple[str, Statistics, Tensor] | None = None
+        self._reference: Reference | None = None
 
     @cached_property
     def shape_CHW(self) -> tuple[int, int, int]:
@@ -83,7 +93,6 @@ class Scorer:
 
     def _sample_stage(self, trained: Round, store: Store) -> tuple[Stage, Manifest]:
         protocol, keep = self.protocol, self.spec.metrics.keep_samples
-        reference, _, _ = self.reference(store)
         stage = store.stage(
             {
                 "kind": "sample",
@@ -91,7 +100,7 @@ class Scorer:
                 "sampler": protocol.sampler,
                 "steps": protocol.steps,
                 "samples": protocol.samples,
-                "reference": reference,
+                "reference": self.reference(store).stage,
                 "keep": keep,
                 **({"spacing": protocol.spacing} if protocol.spacing == "trailing" else {}),  # leading was all there was
                 **self._own_noise,
@@ -114,13 +123,13 @@ class Scorer:
 
         keep = protocol.samples > SAVE_SAMPLES_ABOVE
         images_NCHW = in_parts(stage, "images", protocol.samples, chunk_size(self.shape_CHW), chunk, keep=keep)
-        _, real, real_ND = self.reference(store)
+        reference = self.reference(store)
         features_ND = self.extractor(store)(images_NCHW)
         files = {GRID: pack(images={"first": images_NCHW[:GRID_IMAGES]})}
         if self.spec.metrics.keep_samples:
             files[SAMPLES] = _npz(images_NCHW)
-        kid_mean, kid_sd = kid(features_ND, real_ND)
-        return Output({"fid": fid(statistics(features_ND), real), "kid": kid_mean, "kid_sd": kid_sd}, files)
+        kid_mean, kid_sd = kid(features_ND, reference.features)
+        return Output({"fid": fid(features_ND, reference.statistics), "kid": kid_mean, "kid_sd": kid_sd}, files)
 
     def _model(self, trained: Round) -> UNet2DModel:
         model = build_unet(trained.unet_config, seed=0)
@@ -153,8 +162,8 @@ class Scorer:
         stage.make(compute)
         return CnnFeatures(unpack(stage.read(CLASSIFIER))["state"], name, device)
 
-    def reference(self, store: Store) -> tuple[str, Statistics, Tensor]:
-        """(stage, statistics, features for KID) of the training images that FID is measured against."""
+    def reference(self, store: Store) -> Reference:
+        """That of the training images."""
         if self._reference is None:
             extractor, count = self.extractor(store), self.spec.metrics.reference or len(self.images.train_NCHW)
             count = min(count, len(self.images.train_NCHW))
@@ -175,19 +184,19 @@ class Scorer:
     def _compute_reference(self, stage: Stage, extractor: FeatureExtractor, count: int) -> Output:
         def chunk(index: int, size: int) -> Tensor:
             first = index * REFERENCE_CHUNK
-            return extractor(self.images.train_NCHW[first : first + size])
+            return extractor(self.images.train_NCHW[first : first + size]).cpu()
 
         features_ND = in_parts(stage, "features", count, REFERENCE_CHUNK, chunk, keep=True)
-        real = statistics(features_ND)
-        tensors = {"mean": torch.as_tensor(real.mean_D), "covariance": torch.as_tensor(real.covariance_DD)}
+        real = statistics(features_ND.to(self.compute.device))
+        tensors = {"mean": real.mean_D, "covariance": real.covariance_DD}
         kept_ND = features_ND[:KID_REFERENCES]
         return Output({"images": count}, {STATISTICS: pack(real=tensors, kid={"features": kept_ND})})
 
-    def _load_reference(self, stage: Stage) -> tuple[str, Statistics, Tensor]:
-        groups = unpack(stage.read(STATISTICS))
+    def _load_reference(self, stage: Stage) -> Reference:
+        groups, device = unpack(stage.read(STATISTICS)), self.compute.device
         count = int(stage.read_manifest().values["images"])
-        mean_D, covariance_DD = groups["real"]["mean"].numpy(), groups["real"]["covariance"].numpy()
-        return stage.digest, Statistics(mean_D, covariance_DD, count), groups["kid"]["features"]
+        real = Statistics(groups["real"]["mean"].to(device), groups["real"]["covariance"].to(device), count)
+        return Reference(stage.digest, real, RealFeatures(groups["kid"]["features"].to(device)))
 
 
 def _npz(images_NCHW: Tensor) -> bytes:

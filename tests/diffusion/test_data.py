@@ -90,7 +90,7 @@ def _resize_by_hand(x_HW: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(original=st.integers(1, 20), size=st.integers(1, 24), seed=st.integers(0, 2**16), top=st.sampled_from([3, 255]))
 def test_resize_equals_the_rule_by_hand(original: int, size: int, seed: int, top: int) -> None:
     x_NCHW = np.random.default_rng(seed).integers(0, top + 1, (2, 3, original, original), dtype=np.uint8)

@@ -15,6 +15,8 @@ from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.spec import load_spec
 from raylt.ticket.mask import Mask
 from raylt.trial.features import CnnFeatures, SmallCnn
+from raylt.trial.fid import Statistics, fid, statistics
+from raylt.trial.kid import RealFeatures, kid
 from tests.support.fake_gpu import fake_gpu, gradients_of_nothing
 
 PRECISIONS = ["fp32", "bf16"]  # TF32 differs in no tensor
@@ -94,8 +96,22 @@ def test_features_mix_no_devices(digits):
     with fake_gpu() as crossings:
         features = CnnFeatures(state, "digits-cnn", "cuda")
         crossings.clear()
-        assert features(images).device.type == "cpu"
-        assert crossings.items == 0
+        assert features(images).device.type == "cuda"
+        assert (crossings.to_host, crossings.items) == (0, 0)
+
+
+@pytest.mark.parametrize("num", [40, 200])  # fewer and more than dimensions
+def test_fid_and_kid_mix_no_devices(num):
+    with pytest.MonkeyPatch.context() as patch, fake_gpu() as crossings:
+        features, real = (torch.zeros(n, 64, device="cuda") for n in (num, 300))
+        for name, value in (("__float__", 0.0), ("__bool__", False), ("__int__", 0)):  # each waits; here they have no value
+            patch.setattr(torch.Tensor, name, lambda self, value=value: value)
+        patch.setattr(Statistics, "factor_DD", real.T @ real)
+        patch.setattr("raylt.trial.fid._check_finite", lambda of: None)
+        crossings.clear()
+        assert fid(features, statistics(real)) == 0.0
+        assert kid(features, RealFeatures(real), 5, 30) == (0.0, 0.0)
+        assert crossings.to_host == 0
 
 
 # --- planted faults: what the tests above are worth ---------------------------------------------------------------------

@@ -54,7 +54,7 @@ def pruned_bits(mask, values):
     st.booleans(),
     st.integers(0, 99),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_pruned_weights_are_exactly_zero_in_weights_moments_ema_and_file(density, optimizer, weight_decay, warm, seed):
     from raylt.spec import SweepSpec
     from tests.conftest import TINY, merged

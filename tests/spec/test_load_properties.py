@@ -93,7 +93,7 @@ def _survives(text: str, overrides: tuple[str, ...] = ()) -> None:
 
 
 @given(st.text(max_size=200) | st.text(alphabet="ab:-[]{}&*!|>'\"%@`#,?\\ \n\t01.", max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
     _survives(text)
 
@@ -104,7 +104,7 @@ OVERRIDES = st.sampled_from(["train.steps=9", "ticket={}", "model.config={a: 1}"
 
 
 @given(edits=st.lists(EDITS, max_size=4), overrides=st.lists(OVERRIDES, max_size=2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_change_of_a_spec_is_a_spec_or_a_spec_error(edits: list[tuple[int, int, str]], overrides: list[str]) -> None:
     text = DIGITS
     for start, length, piece in edits:
@@ -122,7 +122,7 @@ TREES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, TREES, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_tree_is_a_spec_or_a_spec_error(tree: dict[str, object]) -> None:
     text = dump_yaml({"schema": 1, "name": "x", **tree})
     assert read_yaml(text, "f").data == {"schema": 1, "name": "x", **tree}

@@ -104,6 +104,11 @@ def gradients_of_nothing(loss: Tensor, parameters: list[Tensor]) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
+def _drawn(shape: Any, generator: torch.Generator, device: Any, dtype: torch.dtype) -> Tensor:
+    """In place of diffusers' `randn_tensor`, for a generator that stands for one of the device."""
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+
 @contextmanager
 def fake_gpu() -> Iterator[Crossings]:
     """Tensors made inside on `cuda` are fake. Build models before, from real numbers."""
@@ -114,6 +119,7 @@ def fake_gpu() -> Iterator[Crossings]:
         patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else inference_mode(mode))
         patch.setattr(nn.Module, "to", moved)
         with FakeTensorMode(allow_non_fake_inputs=True), Strict() as strict:
+            patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", _drawn)  # it asks where the generator is
             for module in ("raylt.diffusion.train", "raylt.diffusion.sample"):
                 patch.setattr(f"{module}.generator", strict.generator)
             try:

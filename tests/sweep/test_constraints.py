@@ -101,11 +101,11 @@ def test_where_no_proposal_keeps_the_ceiling_the_sweep_says_so_once_and_why_noth
     )
 
 
-def test_a_ceiling_of_bytes_below_mask_and_weights_is_refused(tiny_spec, tmp_path):
-    """The least there is: a bit for each prunable weight, four bytes for each that is kept."""
+def test_a_ceiling_of_bytes_below_the_kept_weights_is_refused(tiny_spec, tmp_path):
+    """The least there is: four bytes for each weight that is kept."""
     layers = layers_of(tiny_spec().unet_config)
     total = sum(layer.size for layer in layers)
-    least = total // 8 + 4 * round(0.2 * total)
+    least = 4 * round(0.2 * total)
     with pytest.raises(SpecError, match=rf"search.constraints.ticket_bytes: .*{least:,} or more"):
         preflight.check(tiny_spec(search={"constraints": {"ticket_bytes": least - 1}}), Store(str(tmp_path)))
     preflight.check(tiny_spec(search={"constraints": {"ticket_bytes": least}}), Store(str(tmp_path)))

@@ -16,15 +16,18 @@ import pytest
 
 from raylt.diffusion.data import load_images
 from raylt.diffusion.train import Compute
+from raylt.errors import InputError
 from raylt.report.document import results
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.store import Ledger, Store
 from raylt.store.ledger import existing
 from raylt.store.ledger_files import read_lock
 from raylt.store.results import COMPLETE, PRUNED, TrialResult
+from raylt.store.stages import CODE_SCHEMA
 from raylt.store.sweep_state import is_complete, stored_spec
 from raylt.store.verify import verify
 from raylt.sweep.dispatch import Dispatcher, Finished
+from raylt.sweep.resume import refuse_other_numbers
 from raylt.trial.inputs import Inputs
 from raylt.trial.run import TrialContext, TrialRun
 
@@ -61,6 +64,14 @@ def test_it_reads_to_the_same_document(store: Store, name: str) -> None:
     assert json.dumps(now, separators=(",", ":"), allow_nan=False) + "\n" == then
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_it_is_refused_for_resuming_with_the_reason_and_what_to_do(store: Store, name: str) -> None:
+    with pytest.raises(InputError) as refused:
+        refuse_other_numbers(store, name)
+    assert f"code schema 2, this has {CODE_SCHEMA}; see the CHANGELOG" in str(refused.value)
+    assert f"start {name}-2 beside it with `raylt sweep --new`" in str(refused.value)
+
+
 def test_nothing_of_it_is_damaged(store: Store) -> None:
     found = verify(store)
     assert (found.damaged, found.unverified) == ([], 0) and found.missing
@@ -92,7 +103,10 @@ def test_the_next_proposal_is_the_same(store: Store, name: str) -> None:
 
 
 def test_the_half_finished_one_is_gone_on_with(store: Store) -> None:
-    """Its stages are made again on the way; what had ended stays as it was."""
+    """Its stages are made again on the way; what had ended stays as it was.
+
+    Only its code schema forbids it (above): its numbers would not compare. That its records can be gone on with is the point.
+    """
     spec, before = stored_spec(store, "half"), files_of(store)
     inputs = Inputs(load_images(spec.data))
     inputs.put(store)

@@ -1,8 +1,7 @@
-"""find_ticket(): rewinding, sharing of stages, modes, and the ticket file."""
+"""find_ticket(): rewinding, sharing of stages, modes."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ from raylt.store.layout import START, TRAINED
 from raylt.ticket import find
 from raylt.ticket.allocation import Allocation
 from raylt.ticket.find import TicketRunner, find_ticket
-from raylt.ticket.ticket_file import Ticket, load_ticket
 from raylt.ticket.ticket_search import TicketSearch
 
 
@@ -207,24 +205,3 @@ def test_a_checkpoint_under_a_mask_is_small_and_the_same_state(tiny_spec, tmp_pa
         assert (again.step, again.ema_updates, again.moment_updates) == (2, 3, 2)
         for group in ("weights", "first_moments", "second_moments", "ema"):
             assert same_bits(getattr(again, group), getattr(state, group))
-
-
-@pytest.mark.parametrize("rewind_step", [0, 2])
-def test_the_ticket_file_is_exact_small_and_holds_zeros(tiny_spec, tmp_path, rewind_step):
-    spec, store = tiny_spec(ticket={"rewind_step": rewind_step, "density": 0.1}), Store(str(tmp_path))
-    last = run_all(search_for(spec), store)[-1]
-    point = TrainState.from_bytes(TicketRunner(search_for(spec), load_images(spec.data), store).rewind_point.read(START))
-    path = tmp_path / "ticket.safetensors"
-    path.write_bytes(Ticket(spec.unet_config, last.mask, point).to_bytes())
-    again = load_ticket(path)
-    assert again.mask.digest == last.mask.digest
-    assert again.start.step == rewind_step
-    assert json.loads(json.dumps(dict(again.unet_config))) == spec.unet_config
-    for ours, theirs in ((again.start.weights, point.weights), (again.start.first_moments, point.first_moments)):
-        expected = last.mask.apply(theirs)
-        assert all(torch.equal(ours[n].view(torch.int32), v.view(torch.int32)) for n, v in expected.items())
-    dense_bytes = len(Ticket(spec.unet_config, run_all(search_for(spec, None), store)[0].mask, point).to_bytes())
-    assert path.stat().st_size < 0.6 * dense_bytes
-    (tmp_path / "other.safetensors").write_bytes(last.stage.read("mask.safetensors"))
-    with pytest.raises(ValueError, match="no ticket file"):
-        load_ticket(tmp_path / "other.safetensors")

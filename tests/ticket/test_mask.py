@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,13 +78,14 @@ def test_pooled_counts_are_those_of_one_ranking_over_all_layers_with_floors(foun
 
 @given(shapes, st.integers(0, 10_000), st.floats(0, 1))
 @settings(max_examples=50)
-def test_bits_round_trip_and_digest_sees_every_bit(found, seed, density):
+def test_masks_round_trip_and_digest_sees_every_bit(found, seed, density):
     draw = torch.Generator().manual_seed(seed)
     layers = [Layer(f"mid_block.{i}", shape) for i, shape in enumerate(found)]
     mask = Mask({layer.name: torch.rand(layer.shape, generator=draw) < density for layer in layers})
-    again = Mask.unpack(mask.pack(), layers)
-    assert all(torch.equal(again.layers[n], keep) for n, keep in mask.layers.items())
-    assert again.digest == mask.digest
+    bits = {n: torch.from_numpy(np.packbits(keep.numpy().reshape(-1))) for n, keep in mask.layers.items()}
+    for again in (Mask.decoded(mask.coded(), layers), Mask.decoded({"mask": bits}, layers)):  # and as earlier versions wrote it
+        assert all(torch.equal(again.layers[n], keep) for n, keep in mask.layers.items())
+        assert again.digest == mask.digest
     first = layers[0].name
     flipped = {n: keep.clone() for n, keep in mask.layers.items()}
     flipped[first].view(-1)[0] ^= True
@@ -131,3 +133,12 @@ def test_pooled_counts_buy_from_the_highest_on_at_each_layers_price(found, seed,
 def test_a_score_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
         top_k({"a": torch.tensor([[1.0, float("nan")]])}, {"a": 1})
+
+
+@pytest.mark.parametrize("group", ["gaps", "mask"])
+def test_a_file_without_the_mask_of_a_layer_names_the_layer(group):
+    layers = [Layer("mid_block.0", (4, 4)), Layer("mid_block.1", (2, 9))]
+    whole = Mask.dense(layers).coded()["gaps"] if group == "gaps" else {layer.name: torch.full((3,), 255) for layer in layers}
+    for wrong in ({}, {"mid_block.0": whole["mid_block.0"]}, {**whole, "mid_block.1": torch.zeros(3)}):
+        with pytest.raises(ValueError, match=r"no mask of layer mid_block\.[01]: "):
+            Mask.decoded({group: wrong}, layers)

@@ -71,11 +71,11 @@ def test_the_digest_of_inception_is_what_it_was(inception_file):  # noqa: F811
     """It is in the keys of reference stages that lie in users' stores."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from raylt.trial.features import weights_digest
+    from raylt.diffusion.tensors import digest_of_tensors
 
     whole = FeatureExtractorInceptionV3("inception", ["2048"], str(inception_file)).state_dict()
     kept = {k: v for k, v in whole.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-    assert InceptionFeatures("cpu", inception_file).digest == weights_digest(kept)
+    assert InceptionFeatures("cpu", inception_file).digest == digest_of_tensors(kept)
 
 
 def test_a_node_fetches_once_for_all_its_actors(s3_root, tmp_path, monkeypatch):
