@@ -10,13 +10,17 @@ READY := $(VENV)/.ready
 quickstart: $(READY)
 	$(BIN)/raylt sweep digits
 
+# Processes that share the tests, file by file: much of what they do is waiting.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 # Everything that needs no server, and one sweep on a real Ray, killed and resumed.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Sweeps on real clusters, MLflow servers, S3, SSH and full disks; faults thrown at them.
 integration: $(READY)
-	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
+	$(PYTEST) -m "integration and not slow and not gpu"
 
 check: lint types imports test
 

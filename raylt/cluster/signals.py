@@ -47,14 +47,27 @@ class Signals:
 
         Ray's processes inherit that SIGHUP is ignored. It reaches every process of a terminal that ends, and workers are to
         live until the driver has asked them to leave. A terminal that ended meanwhile is noticed afterwards.
+
+        A Ctrl-C or SIGTERM that Ray swallows as it starts is heeded at the end.
         """
         had_terminal = signal.SIGHUP in self._before and _has_terminal()
+        on_interrupt, interrupts = signal.getsignal(signal.SIGINT), []
+
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            interrupts.append(signum)
+            raise KeyboardInterrupt
+
         with self._held:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            if on_interrupt is signal.default_int_handler:
+                signal.signal(signal.SIGINT, interrupt)
             try:
                 yield
             finally:
+                signal.signal(signal.SIGINT, on_interrupt)
                 self.take()
+        if interrupts or self.terminated:
+            raise KeyboardInterrupt
         if had_terminal and not _has_terminal():
             self.terminate()
 

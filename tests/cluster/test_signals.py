@@ -52,6 +52,29 @@ def test_an_end_that_has_passed_waits_until_ray_is_up(signals):
     assert mine.exit_code == 3
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_ray_swallows_as_it_starts_is_not_lost(signals, number):
+    mine = signals(1e300)
+    before, up = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), mine.held():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        except BaseException:
+            up = True
+    assert up and signal.getsignal(signal.SIGINT) is before
+    assert mine.exit_code == (130 if number == signal.SIGINT else 143)
+
+
+def test_a_shell_that_ignores_ctrl_c_is_heeded_while_ray_starts(signals, monkeypatch):
+    mine, before = signals(1e300), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with mine.held():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_codes_of_signals_stay(signals):
     assert signals(1e300).exit_code == 130
     mine = signals(SOON_S)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from raylt.diffusion.tensors import NamedTensors, gathered, metadata_of, pack, unpack
 from raylt.diffusion.train import TrainState
