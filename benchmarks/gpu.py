@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState
+from raylt.diffusion.train import Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask

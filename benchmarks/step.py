@@ -30,9 +30,10 @@ from gpu import PEAK_TFLOPS, trainer_of
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute, Trainer
+from raylt.diffusion.train import Trainer
 from raylt.diffusion.unet import build_unet
 from raylt.spec import SweepSpec
 

@@ -85,8 +85,8 @@ def _heed_signals() -> None:
 @pytest.fixture(scope="session")
 def _warm_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the tiny spec's classifier and reference statistics: they take longer than its trials."""
+    from raylt.diffusion.compute import Compute
     from raylt.diffusion.data import load_images
-    from raylt.diffusion.train import Compute
     from raylt.spec import SweepSpec
     from raylt.store import Store
     from raylt.trial.score import Scorer

@@ -72,7 +72,7 @@ def _measured(job: tuple[str, int], root: Path) -> Row:
 
 
 def _measure(problem: str, seed: int, name: str, root: Path) -> Row:
-    from raylt.diffusion.train import Compute
+    from raylt.diffusion.compute import Compute
     from raylt.search.profile import measure_similarity
     from raylt.spec import dump_yaml, parse_spec
     from raylt.store import Ledger, Store

@@ -11,9 +11,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import to_float, to_uint8
+from raylt.diffusion.network import prediction_function
 from raylt.diffusion.rng import Draw, generator
-from raylt.diffusion.train import NUM_TIMESTEPS, Compute, add_noise, noise_schedule
+from raylt.diffusion.train import NUM_TIMESTEPS, add_noise, noise_schedule
 from raylt.spec.vocabulary import Protocol, Spacing
 
 # One seed for all tickets: differences between tickets are far quieter than their FIDs. Another one for a confirmation,
@@ -71,11 +73,10 @@ def sample_chunk(model: nn.Module, shape_CHW: tuple[int, int, int], index: int, 
     scheduler.set_timesteps(how.steps)
     extra = {"generator": generator(seed, Draw.ANCESTRAL, index, how.compute.device)} if how.sampler == "ddpm" else {}
     x_NCHW = torch.randn((chunk_size(shape_CHW), *shape_CHW), generator=draw)[:count].to(how.compute.device)
-    x_NCHW = x_NCHW * scheduler.init_noise_sigma
+    x_NCHW, predict = x_NCHW * scheduler.init_noise_sigma, prediction_function(how.compute)
     for t in scheduler.timesteps[: how.steps]:  # diffusers' trailing has one too many for some: 61 steps end at timestep -1
-        with how.compute.autocast():
-            noise_NCHW = model(x_NCHW, t.to(how.compute.device)).sample
-        x_NCHW = scheduler.step(noise_NCHW.float(), t, x_NCHW, **extra).prev_sample
+        noise_NCHW = predict(model, x_NCHW, t.to(how.compute.device))
+        x_NCHW = scheduler.step(noise_NCHW, t, x_NCHW, **extra).prev_sample
     return to_uint8(x_NCHW).cpu()
 
 
@@ -104,6 +105,7 @@ def held_out_loss(
     x0_NCHW = to_float(test_NCHW[held_out_part(len(test_NCHW), protocol)])
     alpha_bars_T = noise_schedule(beta_schedule).alphas_cumprod
     width = NUM_TIMESTEPS // HELD_OUT_DRAWS
+    predict = prediction_function(compute)
     total, zero = torch.zeros(2, dtype=torch.float64, device=device)
     for part in range(HELD_OUT_DRAWS):
         t_N = part * width + torch.randint(width, (len(x0_NCHW),), generator=draw)
@@ -111,9 +113,7 @@ def held_out_loss(
         x_t_NCHW = add_noise(x0_NCHW, noise_NCHW, alpha_bars_T[t_N])
         on_device = (tensor.to(device) for tensor in (x_t_NCHW, t_N, noise_NCHW))
         for x_BCHW, t_B, noise_BCHW in _batches(chunk_size(x0_NCHW.shape[1:]), *on_device):
-            with compute.autocast():
-                predicted_BCHW = model(x_BCHW, t_B).sample
-            total += (predicted_BCHW.float() - noise_BCHW).double().square().sum()
+            total += (predict(model, x_BCHW, t_B) - noise_BCHW).double().square().sum()
             zero += noise_BCHW.double().square().sum()
     values = HELD_OUT_DRAWS * x0_NCHW.numel()
     return float(total) / values, float(zero) / values

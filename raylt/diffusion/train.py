@@ -11,60 +11,16 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from raylt.diffusion import preemption
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import flipped_where, to_float
-from raylt.diffusion.device import gpu_abilities, use_tf32
+from raylt.diffusion.network import loss_function
 from raylt.diffusion.rng import Draw, batch_indices, generator, seed_dropout
 from raylt.diffusion.tensors import NamedTensors, losslessly_gathered, pack, scattered, unpack
 from raylt.errors import Diverged, Preempted
-from raylt.spec import SweepSpec
 from raylt.spec.sections import TrainSpec
 
 NUM_TIMESTEPS = 1000  # T of Ho et al. 2020
 COSINE_FLOOR = 0.05  # the cosine schedule ends at this fraction of the learning rate
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How numbers are computed; fixed once per sweep, part of every stage's key."""
-
-    device: str = "cpu"  # cpu | cuda
-    precision: str = "fp32"  # fp32: IEEE's | tf32 | bf16
-    threads: int = 1
-
-    @staticmethod
-    def resolve(spec: SweepSpec, has_cuda: bool, has_bf16: bool) -> Compute:
-        """For a process that can this. `train.precision: auto` is bf16 where a GPU has it, else fp32.
-
-        Without a GPU, TF32 is fp32, and called so.
-        """
-        wanted, auto = spec.train.precision, "bf16" if has_bf16 else "fp32"
-        precision = auto if wanted == "auto" else "fp32" if wanted == "tf32" and not has_cuda else wanted
-        return Compute("cuda" if has_cuda else "cpu", precision, spec.resources.cpus)
-
-    @staticmethod
-    def local(spec: SweepSpec) -> Compute:
-        """That of a search on this machine."""
-        return Compute.resolve(spec, *(gpu_abilities() if spec.resources.gpus != 0 else (False, False)))
-
-    def __str__(self) -> str:
-        words = {"fp32": "fp32 (IEEE)", "tf32": "tf32", "bf16": "bf16 (autocast)"}
-        return f"on {self.device} in {words[self.precision]}"
-
-    def use(self) -> None:
-        """Make this process compute so: sums depend on how many threads share them, fp32 on whether TF32 stands in for it."""
-        torch.set_num_threads(self.threads)
-        use_tf32(self.precision == "tf32")
-
-    def release_memory(self) -> None:
-        """Give a GPU's memory that nothing uses back to it: other trials may share it."""
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-
-    def key(self) -> dict[str, str | int]:
-        return {"device": self.device, "precision": self.precision, "threads": self.threads}
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass
@@ -159,13 +115,14 @@ class Trainer:
         """`images_NCHW`: uint8. Weights and moments of `state` obey the recipe's masks."""
         self.recipe, train, masks = recipe, recipe.train, recipe.masks
         self.device = device = torch.device(recipe.compute.device)
-        self.model = model.to(device).train()
+        self.model = model.to(device).to(memory_format=recipe.compute.layout).train()
+        self._loss_of = loss_function(recipe.compute)
         self.images_NCHW = images_NCHW.to(device)
         self.alpha_bars_T = noise_schedule(train.beta_schedule).alphas_cumprod.to(device)
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
         self.masked: list[Tensor] = [p for name, p in model.named_parameters() if name in masks]
-        self.masks: list[Tensor] = [masks[name].to(device, p.dtype) for name, p in model.named_parameters() if name in masks]
+        self.masks: list[Tensor] = [_like(p, masks[name]) for name, p in model.named_parameters() if name in masks]
         kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
         betas = (train.betas[0], train.betas[1])
         self.optimizer = kind(self.parameters, lr=train.learning_rate, betas=betas, weight_decay=train.weight_decay, fused=True)
@@ -178,14 +135,14 @@ class Trainer:
             parameter.data.copy_(state.weights[name])
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.moment_updates), device=self.device),  # Adam's bias correction counts it
-                "exp_avg": state.first_moments[name].to(self.device, copy=True),
-                "exp_avg_sq": state.second_moments[name].to(self.device, copy=True),
+                "exp_avg": _like(parameter, state.first_moments[name]),
+                "exp_avg_sq": _like(parameter, state.second_moments[name]),
             }
-        self.ema = [state.ema[name].to(self.device, copy=True) for name in self.names]
+        self.ema = [_like(p, state.ema[name]) for name, p in zip(self.names, self.parameters, strict=True)]
 
     def state(self) -> TrainState:
         def named(values: list[Tensor]) -> NamedTensors:
-            return {name: value.detach().cpu().clone() for name, value in zip(self.names, values, strict=True)}
+            return {name: _on_host(value) for name, value in zip(self.names, values, strict=True)}
 
         moments = [self.optimizer.state[parameter] for parameter in self.parameters]
         first, second = named([m["exp_avg"] for m in moments]), named([m["exp_avg_sq"] for m in moments])
@@ -220,7 +177,7 @@ class Trainer:
         return {name: (value / len(steps)).cpu() for name, value in zip(self.names, total, strict=True)}
 
     def _loss(self, step: int) -> Tensor:
-        """The simple loss |eps - eps_theta(x_t, t)|^2 on the batch of step `step` (Ho et al. 2020, eq. 14)."""
+        """The loss on the batch of step `step`."""
         seed, batch_size = self.recipe.seed, self.recipe.train.batch_size
         draw = generator(seed, Draw.STEP, step, self.device)
         seed_dropout(seed, step, self.device)
@@ -232,9 +189,17 @@ class Trainer:
         t_B = torch.randint(NUM_TIMESTEPS, (len(x0_BCHW),), generator=draw, device=self.device)
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=draw, device=self.device)
         x_t_BCHW = add_noise(x0_BCHW, noise_BCHW, self.alpha_bars_T[t_B])
-        with self.recipe.compute.autocast():
-            predicted_BCHW = self.model(x_t_BCHW, t_B).sample
-        return nn.functional.mse_loss(predicted_BCHW.float(), noise_BCHW)
+        layout = self.recipe.compute.layout
+        return self._loss_of(self.model, x_t_BCHW.contiguous(memory_format=layout), t_B, noise_BCHW)
+
+
+def _on_host(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a value with the device, type and strides of a parameter: what is done to all at once wants them alike."""
+    return torch.empty_like(parameter).copy_(value).detach()
 
 
 def _multiply(values: list[Tensor], masks: list[Tensor]) -> None:

@@ -83,7 +83,9 @@ def _resolved(lock: SweepLock) -> dict[str, str]:
     how = lock.computed
     return {
         "Versions": ", ".join(f"{name} {version}" for name, version in lock.versions.items()),
-        "Resolved": "" if how is None else f"precision {how.precision}, device {how.device}, threads {how.threads}",
+        "Resolved": ""
+        if how is None
+        else f"precision {how.precision}, device {how.device}, threads {how.threads}, steps {how.form}",
     }
 
 

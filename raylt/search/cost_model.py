@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.flops import count_flops
 from raylt.diffusion.tensors import NamedTensors, unpack
-from raylt.diffusion.train import Compute
 from raylt.spec import SweepSpec
 from raylt.spec.ceilings import violation
 from raylt.spec.trials import SEARCHED

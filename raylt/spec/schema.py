@@ -102,6 +102,8 @@ class SweepSpec(Section):
             flat["model.preset"] = self.model.preset or _default_preset(self)
         if self.data.shape[0] == IMAGE_SHAPES[self.data.name][0]:  # sweeps started before there was such a key stay the same
             del flat["data.channels"]
+        if self.train.compile == "auto":
+            del flat["train.compile"]
         names: tuple[Protocol, ...] = ("search", "final")
         flat |= {f"metrics.{name}.features": self.protocol(name).features for name in names}
         for name in names:

@@ -96,6 +96,8 @@ class TrainSpec(Section):
     """Seed of initialisation, order, noise and timesteps. Pilot i orders by this seed + i."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """`fp32` is IEEE's. `auto`: bf16 where a GPU has it, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether steps run as one graph by torch.compile. `auto`: on a GPU, where a trial at the start shows that it pays."""
     checkpoint_every: Count = 100
     """Steps between two checkpoints. It decides no number, so it may change."""
 

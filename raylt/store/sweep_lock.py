@@ -23,6 +23,7 @@ class Computed(NamedTuple):
     device: str
     precision: str
     threads: int
+    form: str  # of a training step
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class SweepLock:
     def computed(self) -> Computed | None:
         if "device" not in self.record:
             return None
-        return Computed(self.record["device"], self.record["precision"], self.record["threads"])
+        form = self.record.get("form", "eager")  # there was no other
+        return Computed(self.record["device"], self.record["precision"], self.record["threads"], form)
 
     @property
     def startup(self) -> int:

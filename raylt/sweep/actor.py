@@ -11,8 +11,8 @@ from ray import tune
 
 from raylt.cluster import ray_internals
 from raylt.diffusion import preemption
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.device import is_lost
-from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, Fenced, Preempted, StoreFailure
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.canonical import JsonObject

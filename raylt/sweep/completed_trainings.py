@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.errors import Diverged, InputError
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.trials import SEARCHED

@@ -15,8 +15,7 @@ from rich.console import Console
 from raylt.cluster import ray_runtime, ray_watch
 from raylt.cluster.place import Place
 from raylt.cluster.signals import Signals
-from raylt.diffusion.device import gpu_abilities
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.errors import EnvironmentFailure, RayltError, chain_of, without_secrets
 from raylt.search.confirm import Request
 from raylt.search.profile import measure_similarity
@@ -35,6 +34,7 @@ from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import SweepProgress
 from raylt.sweep.resume import has_more_to_confirm, refuse_other_inputs, refuse_read_only, start, started_with
+from raylt.sweep.step_form import Tuned, tune_step
 from raylt.tracking.client import check as check_tracking
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import Tracker
@@ -156,8 +156,15 @@ class _Driver:
 
     def _compute(self, resources: ray_runtime.Resources) -> Compute:
         """Decided once per sweep. Asks a worker what its GPU can do, since we may have none."""
-        can = ray_runtime.on_a_node(gpu_abilities, resources, self._say) if resources.gpus else (False, False)
-        return Compute.resolve(self.spec, *can)
+        from raylt.sweep.actor import for_workers  # as below
+
+        if not resources.gpus:
+            return Compute.resolve(self.spec, False, False)
+        spec = for_workers(self.spec)
+        tuned: Tuned = ray_runtime.on_a_node(lambda: tune_step(spec), resources, self._say)
+        for line in tuned.lines:
+            self._say(line)
+        return tuned.compute
 
     def _restore(self, lock: SweepLock) -> None:
         """What `raylt store verify --repair` deletes for the next driver to write, or a driver died before writing."""

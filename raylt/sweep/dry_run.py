@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 from itertools import pairwise
 
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.sample import HELD_OUT_DRAWS, held_out_part
-from raylt.diffusion.train import Compute
 from raylt.report.text import counted, hours_text
 from raylt.spec import SweepSpec, TrialSpec, plan
 from raylt.spec.trials import Planned
@@ -146,10 +146,13 @@ def _who_waits(trials: Sequence[Planned]) -> TopologicalSorter[int]:
 
 def describe_cost(spec: SweepSpec, ledger: Ledger, inputs: Inputs, compute: Compute) -> list[str]:
     """What the sweep asks for, what of it is left, and how long that takes, in plain lines. Writes nothing."""
-    trials, speed = all_trials(spec, ledger), measure_step_time(spec, inputs.images, compute)
+    trials, locked = all_trials(spec, ledger), _compute_of(ledger)
+    if locked is not None and locked.device == compute.device:
+        compute = replace(compute, form=locked.form)
+    speed = measure_step_time(spec, inputs.images, compute)
     whole = work_of(spec, (item.trial for item in trials))
     still_open = [item for item in trials if item.trial.id not in ledger.results]
-    made = completed_trainings(spec, ledger, inputs, _compute_of(ledger) or compute, [item.trial for item in still_open])
+    made = completed_trainings(spec, ledger, inputs, locked or compute, [item.trial for item in still_open])
     left = work_of(spec, (item.trial for item in still_open), made, speed, len(inputs.images.test_NCHW))
     at_most = "at most " if spec.search.rungs else ""
     lines = [

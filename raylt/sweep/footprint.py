@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.unet import build_unet, prunable_layers
 from raylt.errors import Problem, SpecError, in_units
 from raylt.spec import SweepSpec, plan

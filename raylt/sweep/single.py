@@ -9,7 +9,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.unet import layers_of
 from raylt.errors import InputError, RayltError, StoreFailure
 from raylt.report.document import trial_record
@@ -25,6 +25,7 @@ from raylt.store.stages import stage_of
 from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import ticket_progress
+from raylt.sweep.step_form import tune_step
 from raylt.ticket.find import read_mask, read_trained
 from raylt.ticket.ticket_file import export_pipeline, read_ticket
 from raylt.trial.run import TrialContext, TrialRun
@@ -38,11 +39,14 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     if rule not in get_args(Rule):
         raise InputError(f"--rule: unknown (got {rule!r}); one of {', '.join(get_args(Rule))}")
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
-    checked, compute = preflight.check(spec, store), Compute.local(spec)
-    refuse_too_large(spec, compute)
+    checked = preflight.check(spec, store)
+    refuse_too_large(spec, Compute.local(spec))
     for line in preflight.data_lines(spec, checked.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    context = TrialContext.open(spec, compute, checked.inputs)
+    tuned = tune_step(spec)
+    for line in tuned.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    context = TrialContext.open(spec, tuned.compute, checked.inputs)
     trial = TrialSpec(0, "baseline", TrainingRequest(rule, spec.train.seed if seed is None else seed))
     run = TrialRun(trial, context, store, ticket_progress(spec, console))
     try:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import ImageSet, to_float
 from raylt.diffusion.sample import chunk_size
-from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState
+from raylt.diffusion.train import Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.spec import SweepSpec
 from raylt.ticket.mask import Mask
@@ -38,7 +40,7 @@ def measure_step_time(spec: SweepSpec, images: ImageSet, compute: Compute) -> Sp
     clock = time.thread_time if compute.device == "cpu" else time.monotonic
     compute.use()
     try:
-        trainer = _trainer(spec, images, compute)
+        trainer = trainer_of(spec, images.train_NCHW, compute)
 
         def train(size: int) -> None:
             smaller = spec.train.model_copy(update={"batch_size": size})
@@ -53,12 +55,12 @@ def measure_step_time(spec: SweepSpec, images: ImageSet, compute: Compute) -> Sp
         torch.set_num_threads(threads)
 
 
-def _trainer(spec: SweepSpec, images: ImageSet, compute: Compute) -> Trainer:
+def trainer_of(spec: SweepSpec, images_NCHW: Tensor, compute: Compute) -> Trainer:
     """With a mask that keeps everything: it costs what any other does."""
     model = build_unet(spec.unet_config, spec.train.seed)
     masks = {weight_name(name): keep for name, keep in Mask.dense(layers_of(spec.unet_config)).layers.items()}
     recipe = Recipe(spec.train, compute, spec.train.seed, spec.data.flip, masks)
-    return Trainer(model, images.train_NCHW, recipe, TrainState.fresh(parameters_of(model)))
+    return Trainer(model, images_NCHW, recipe, TrainState.fresh(parameters_of(model)))
 
 
 @torch.no_grad()

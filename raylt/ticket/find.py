@@ -198,7 +198,7 @@ def data_key(spec: SweepSpec, images: ImageSet) -> StageKey:
 
 def _train_key(search: TicketSearch) -> StageKey:
     """What every training stage depends on. How often it is checkpointed and how `auto` was spelt decide nothing."""
-    train = search.train.model_dump(exclude={"checkpoint_every", "precision", "seed"})
+    train = search.train.model_dump(exclude={"checkpoint_every", "compile", "precision", "seed"})
     return {"model": search.unet_config, "train": train, "flip": search.spec.data.flip, **search.compute.key()}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.tensors import NamedTensors
-from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import Layer, layers_of
 from raylt.spec import SweepSpec
 from raylt.spec.presets import UnetConfig

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import layers_of
 from raylt.errors import Diverged, RayltError, cause_of
 from raylt.spec import SweepSpec, TrialSpec

@@ -11,10 +11,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import ImageSet
 from raylt.diffusion.sample import Sampling, chunk_size, held_out_loss, sample_chunk
 from raylt.diffusion.tensors import NamedTensors, pack, unpack
-from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import build_unet, load_parameters
 from raylt.spec import SweepSpec
 from raylt.spec.vocabulary import Protocol
@@ -134,7 +134,7 @@ class Scorer:
     def _model(self, trained: Round) -> UNet2DModel:
         model = build_unet(trained.unet_config, seed=0)
         load_parameters(model, trained.trained["ema"])
-        return model.to(self.compute.device).eval()
+        return model.to(self.compute.device).to(memory_format=self.compute.layout).eval()
 
     # --- features and reference: one of each for a data set ---------------------------------------------------------
 

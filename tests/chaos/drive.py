@@ -14,8 +14,9 @@ import signal
 import sys
 from pathlib import Path
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute, Trainer
+from raylt.diffusion.train import Trainer
 from raylt.search.sampler import default_startup
 from raylt.search.study import StudyFile
 from raylt.spec import SweepSpec, dump_yaml

@@ -26,8 +26,8 @@ from typing import Any
 
 import filelock
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.spec import SweepSpec
 from raylt.store import Store
 from raylt.trial.score import Scorer

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from raylt import cli
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.spec import SweepSpec, dump_yaml
 from raylt.store import Ledger, Store
 from raylt.sweep.dispatch import Dispatcher, Finished

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.device import exact, is_lost, use_tf32
-from raylt.diffusion.train import Compute
 from raylt.errors import DeviceLost, EnvironmentFailure, cause_of
 from raylt.store import Store
 from raylt.sweep.actor import TrialActor
@@ -61,7 +61,7 @@ def test_fp32_is_ieee_everywhere_and_tf32_is_asked_for(tiny_spec, precision, exp
     ],
 )
 def test_a_precision_is_called_what_it_is(tiny_spec, monkeypatch, wanted, cuda, bf16, precision):
-    from raylt.diffusion.train import Compute
+    from raylt.diffusion.compute import Compute
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)

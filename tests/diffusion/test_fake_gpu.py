@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from raylt.diffusion import rng
 from raylt.diffusion import train as train_module
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.sample import Sampling, held_out_loss, sample_chunk
-from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState
+from raylt.diffusion.train import Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.spec import load_spec
 from raylt.ticket.mask import Mask

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylt.diffusion import train as train_module
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.rng import Draw, batch_indices, generator, seed_of
-from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState, ema_decay_at, learning_rate_at, noise_schedule, run
+from raylt.diffusion.train import Recipe, Trainer, TrainState, ema_decay_at, learning_rate_at, noise_schedule, run
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import Diverged
 from raylt.ticket.mask import Mask

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import build_unet, layers_of
 from raylt.diffusion.unet_rehearsal import rehearse
 from raylt.errors import InputError, SpecError

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.device import is_lost
 from raylt.diffusion.sample import Sampling, held_out_loss, sample_chunk
-from raylt.diffusion.train import Compute, Recipe, Trainer, TrainState, run
+from raylt.diffusion.train import Recipe, Trainer, TrainState, run
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import cause_of
 from raylt.spec import dump_yaml

@@ -26,7 +26,7 @@ import typer
 import raylt.cli.commands
 from raylt.cli import app, main
 from raylt.cli.faults import VARIABLE
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.spec import dump_yaml, plan
 from raylt.store import Ledger, Store
 from raylt.store.trial_log import TrialLog

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.tensors import pack
-from raylt.diffusion.train import Compute
 from raylt.diffusion.unet import build_unet, parameters_of
 from raylt.spec import load_spec
 from raylt.store import Output, Store

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.report.document import trial_record
 from raylt.search.median_stopping import MIN_SEEN, thresholds
 from raylt.search.study import StudyFile

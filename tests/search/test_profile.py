@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.flops import count_flops
 from raylt.diffusion.tensors import unpack
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import layers_of
 from raylt.report.document import SIMILARITY_NUMBERS, results
 from raylt.search.groups import grouped, with_chosen_groups

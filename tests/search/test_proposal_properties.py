@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from raylt.diffusion.train import Compute
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.unet import layers_of
 from raylt.search.proposal import Proposer
 from raylt.search.space import offsets

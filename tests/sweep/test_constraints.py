@@ -6,8 +6,9 @@ import optuna
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import SpecError
 from raylt.report.document import results, trial_record

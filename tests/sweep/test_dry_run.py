@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.search.confirm import Request, confirm
 from raylt.spec import plan
 from raylt.spec.trials import SEARCHED, Planned

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.errors import InputError
 from raylt.report.document import results
 from raylt.spec import SweepSpec, TrialSpec

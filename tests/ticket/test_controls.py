@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.flops import count_flops, narrower_unet
 from raylt.diffusion.rng import Draw, generator
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.spec.presets import PRESETS
 from raylt.store import Store

@@ -9,10 +9,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch.func import functional_call
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images, to_float
 from raylt.diffusion.flops import count_flops
 from raylt.diffusion.rng import Draw, batch_indices, generator
-from raylt.diffusion.train import Compute, TrainState
+from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
 from raylt.errors import Diverged
 from raylt.spec.trials import SEARCHED

@@ -8,9 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.tensors import pack, unpack
-from raylt.diffusion.train import Compute, TrainState, learning_rate_at
+from raylt.diffusion.train import TrainState, learning_rate_at
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import Diverged
 from raylt.store import Store

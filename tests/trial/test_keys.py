@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.tensors import NamedTensors
-from raylt.diffusion.train import Compute, Recipe, TrainState
+from raylt.diffusion.train import Recipe, TrainState
 from raylt.spec import SweepSpec, TrialSpec
 from raylt.spec.canonical import digest_of
 from raylt.store import Stage, Store

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
-from raylt.diffusion.train import Compute
 from raylt.store import Store
 from raylt.store.layout import TICKET
 from raylt.ticket.ticket_file import load_ticket

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from raylt.diffusion import sample
+from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import load_images
 from raylt.diffusion.tensors import unpack
-from raylt.diffusion.train import Compute
 from raylt.store import Store
 from raylt.store.layout import GRID, SAMPLES
 from raylt.ticket.allocation import Allocation
