@@ -3,7 +3,7 @@
     python benchmarks/step.py [--rounds 7] [--only digits | tiny | ddpm-cifar10]     # writes benchmarks/results/step.json
 
 The example is `examples/unconditional_image_generation/train_unconditional.py` of diffusers: a DataLoader with flips, AdamW,
-clipping, `EMAModel`. It trains without masks, raylt with one. They take turns in one process, and each turn the order. On a
+clipping, `EMAModel`. It trains without masks, raylt with one, in all forms of the device. They take turns in one process, and each turn the order. On a
 GPU: batches of 128, also the example in bf16, times by the wall, and MFU. On a CPU: small batches, CPU time of this thread.
 
 MFU counts 3 forward passes a step (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), and no more than the U-Net's
@@ -30,7 +30,7 @@ from gpu import PEAK_TFLOPS, trainer_of
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from raylt.diffusion.compute import Compute
+from raylt.diffusion.compute import COMPILED, EAGER, FORMS, Compute
 from raylt.diffusion.device import gpu_abilities
 from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Trainer
@@ -89,14 +89,15 @@ def seconds_a_step(run_step: Callable[[], Tensor], device: str) -> float:
     return (clock() - began) / steps
 
 
-def arms_of(spec: SweepSpec, device: str) -> dict[str, tuple[Trainer | Example, str]]:
+def arms_of(spec: SweepSpec, device: str) -> dict[str, tuple[Any, str]]:
     """Name -> (a loop, its precision)."""
     size, batch_size = spec.unet_config["sample_size"], spec.train.batch_size
     images_NCHW = torch.randint(0, 256, (2000, spec.image_shape[0], size, size), dtype=torch.uint8)
     precisions = ("fp32", "bf16") if device == "cuda" else ("fp32",)
-    arms: dict[str, tuple[Trainer | Example, str]] = {}
+    arms: dict[str, tuple[Any, str]] = {}
     for precision in precisions:
-        arms[f"raylt {precision}"] = trainer_of(spec, images_NCHW, Compute(device, precision)), precision
+        for form in FORMS if device == "cuda" else (EAGER, COMPILED):
+            arms[f"raylt {precision} {form}"] = trainer_of(spec, images_NCHW, Compute(device, precision, 1, form)), precision
         model = build_unet(spec.unet_config, 0)
         arms[f"example {precision}"] = Example(model, images_NCHW, batch_size, device, precision == "bf16"), precision
     return arms
@@ -120,12 +121,26 @@ def measure(preset: str, device: str, rounds: int) -> dict[str, Any]:
         "batch": batch_size, "forward_gflops_an_image": count_flops(spec.unet_config).dense / 1e9,
         "arms": {arm: numbers_of(taken, batch_size, flops, arms[arm][1], device) for arm, taken in sorted(times.items())},
         "example_to_raylt": {
-            precision: round(statistics.median(
-                example / ours for example, ours in zip(times[f"example {precision}"], times[f"raylt {precision}"], strict=True)
+            arm: round(statistics.median(
+                example / ours for example, ours in zip(times[f"example {arms[arm][1]}"], times[arm], strict=True)
             ), 3)
-            for precision in ("fp32", "bf16") if f"raylt {precision}" in times
+            for arm in sorted(times) if arm.startswith("raylt")
         },
+        "checkpoint": checkpoint_cost(arms[next(arm for arm in arms if arm.startswith("raylt"))][0]),
     }  # fmt: skip
+
+
+def checkpoint_cost(trainer: Trainer) -> dict[str, Any]:
+    """What a training waits for a checkpoint, and what its writing takes (on a GPU, in a thread), without the store's share."""
+    before = time.perf_counter()
+    snapshot = trainer.snapshot()
+    waited = time.perf_counter() - before
+    data = snapshot().to_bytes(trainer.recipe.masks)
+    return {
+        "waits_ms": round(1000 * waited, 1),
+        "takes_ms": round(1000 * (time.perf_counter() - before), 1),
+        "bytes": len(data),
+    }
 
 
 def numbers_of(taken: list[float], batch_size: int, flops: float, precision: str, device: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,8 @@ class Compute:
         """Make this process compute so: sums depend on how many threads share them, fp32 on whether TF32 stands in for it."""
         torch.set_num_threads(self.threads)
         use_tf32(self.precision == "tf32")
+        cudnn: Any = torch.backends.cudnn
+        cudnn.benchmark = self.device == "cuda" and self.form != EAGER
 
     def release_memory(self) -> None:
         """Give a GPU's memory that nothing uses back to it: other trials may share it."""

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from raylt.diffusion import preemption
+from raylt.diffusion.checkpoints import Checkpoints, on_host, to_host
 from raylt.diffusion.compute import Compute
 from raylt.diffusion.data import flipped_where, to_float
 from raylt.diffusion.network import loss_function
@@ -141,14 +142,27 @@ class Trainer:
         self.ema = [_like(p, state.ema[name]) for name, p in zip(self.names, self.parameters, strict=True)]
 
     def state(self) -> TrainState:
-        def named(values: list[Tensor]) -> NamedTensors:
-            return {name: _on_host(value) for name, value in zip(self.names, values, strict=True)}
+        """A copy of where training stands."""
+        return self._state_of([on_host(tensor) for tensor in self._tensors], self._counters)
 
+    def snapshot(self) -> Callable[[], TrainState]:
+        """The same, taken now and on the host when it is called: training may go on meanwhile."""
+        copies, counters = to_host(self._tensors), self._counters
+        return lambda: self._state_of(copies(), counters)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
         moments = [self.optimizer.state[parameter] for parameter in self.parameters]
-        first, second = named([m["exp_avg"] for m in moments]), named([m["exp_avg_sq"] for m in moments])
-        return TrainState(
-            self.step, named(list(self.parameters)), first, second, named(self.ema), self.ema_updates, self.moment_updates
-        )
+        return [*self.parameters, *(m["exp_avg"] for m in moments), *(m["exp_avg_sq"] for m in moments), *self.ema]
+
+    @property
+    def _counters(self) -> tuple[int, int, int]:
+        return self.step, self.ema_updates, self.moment_updates
+
+    def _state_of(self, tensors: list[Tensor], counters: tuple[int, int, int]) -> TrainState:
+        num, (step, ema_updates, moment_updates) = len(self.names), counters
+        weights, first, second, ema = (dict(zip(self.names, tensors[i * num : (i + 1) * num], strict=True)) for i in range(4))
+        return TrainState(step, weights, first, second, ema, ema_updates, moment_updates)
 
     def run_step(self) -> Tensor:
         """One step; returns the loss, on the device. Pruned weights, moments and EMA are zero before and after."""
@@ -193,10 +207,6 @@ class Trainer:
         return self._loss_of(self.model, x_t_BCHW.contiguous(memory_format=layout), t_B, noise_BCHW)
 
 
-def _on_host(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
     """A copy of a value with the device, type and strides of a parameter: what is done to all at once wants them alike."""
     return torch.empty_like(parameter).copy_(value).detach()
@@ -217,13 +227,13 @@ def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, alpha_bar_B: Tensor) -> Tenso
 def run(
     trainer: Trainer, stop: int, *, save: Callable[[bytes], None], progress: Callable[[int, float], None] | None = None
 ) -> TrainState:
-    """Train up to step `stop`, calling `save` with the whole state every `checkpoint_every` steps.
+    """Train up to step `stop`, calling `save` with the whole state every `checkpoint_every` steps; of a GPU, from a thread.
 
     Raises `Diverged`, naming the first step whose loss is not finite, before such a state is saved; `Preempted` after
     a notice to leave, with the state of that step saved.
     """
-    with preemption.listening():
-        _run(trainer, stop, save, progress)
+    with preemption.listening(), Checkpoints(save, in_background=trainer.device.type == "cuda") as checkpoints:
+        _run(trainer, stop, checkpoints, progress)
     state = trainer.state()
     for name, value in state.weights.items():
         if not bool(torch.isfinite(value).all()):
@@ -231,7 +241,7 @@ def run(
     return state
 
 
-def _run(trainer: Trainer, stop: int, save: Callable[[bytes], None], progress: Callable[[int, float], None] | None) -> None:
+def _run(trainer: Trainer, stop: int, checkpoints: Checkpoints, progress: Callable[[int, float], None] | None) -> None:
     first, losses = trainer.step, []
     while trainer.step < stop:
         losses.append(trainer.run_step())
@@ -243,9 +253,14 @@ def _run(trainer: Trainer, stop: int, save: Callable[[bytes], None], progress: C
                 progress(trainer.step, float(torch.stack(losses).mean()))
             first, losses = trainer.step, []
         if at_checkpoint and trainer.step < stop:
-            save(trainer.state().to_bytes(trainer.recipe.masks))
+            checkpoints.write(_bytes_of(trainer.snapshot(), trainer.recipe.masks))
             if notice is not None:
+                checkpoints.wait()
                 raise Preempted(f"left at step {trainer.step}: {notice}")
+
+
+def _bytes_of(snapshot: Callable[[], TrainState], masks: Mapping[str, Tensor]) -> Callable[[], bytes]:
+    return lambda: snapshot().to_bytes(masks)
 
 
 def _check_finite(losses: Tensor, first: int) -> None:

@@ -47,7 +47,7 @@ ROOT/stages/AB/SHA256/
 ```
 
 `spec.lock.json` has the code schema, the spec's digest and the spec at the start, device,
-precision, threads, `startup`, the hashes of the images and of Inception's weights, and the
+precision, threads, form of a step, `startup`, the hashes of the images and of Inception's weights, and the
 versions of the libraries.
 
 A stage is of one of these kinds: `start` (the rewind point), `train` (weights, their average and

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from raylt.diffusion import rng
 from raylt.diffusion import train as train_module
-from raylt.diffusion.compute import Compute
+from raylt.diffusion.compute import CHANNELS_LAST, EAGER, Compute
 from raylt.diffusion.sample import Sampling, held_out_loss, sample_chunk
 from raylt.diffusion.train import Recipe, Trainer, TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
@@ -38,12 +38,12 @@ def digits():
     return ingredients("digits")
 
 
-def trained(made, precision, sabotage=lambda trainer: None):
+def trained(made, precision, sabotage=lambda trainer: None, form=EAGER):
     """(crossings of some steps, the state after them) on a fake GPU."""
     spec, _, mask, images, state = made
     model = build_unet(spec.unet_config, 0)
     with pytest.MonkeyPatch.context() as patch, fake_gpu() as crossings:
-        recipe = Recipe(spec.train, Compute("cuda", precision), 0, True, mask.of_weights)
+        recipe = Recipe(spec.train, Compute("cuda", precision, 1, form), 0, True, mask.of_weights)
         trainer = Trainer(model, images, recipe, state)
         patch.setattr(torch.autograd, "backward", lambda loss: gradients_of_nothing(loss, trainer.parameters))
         sabotage(trainer)
@@ -54,9 +54,10 @@ def trained(made, precision, sabotage=lambda trainer: None):
         return counted, trainer.state()
 
 
+@pytest.mark.parametrize("form", [EAGER, CHANNELS_LAST])  # what compiles needs a real one
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_step_of_training_mixes_no_devices_and_waits_for_none(digits, precision):
-    (to_device, to_host, items), state = trained(digits, precision)
+def test_a_step_of_training_mixes_no_devices_and_waits_for_none(digits, precision, form):
+    (to_device, to_host, items), state = trained(digits, precision, form=form)
     assert to_device <= 1  # the order of an epoch
     assert (to_host, items) == (0, 0)
     assert {value.device.type for value in [*state.weights.values(), *state.ema.values()]} == {"cpu"}
