@@ -47,8 +47,8 @@ ROOT/stages/AB/SHA256/
 ```
 
 `spec.lock.json` has the code schema, the spec's digest and the spec at the start, device,
-precision, threads, form of a step, `startup`, the hashes of the images and of Inception's weights, and the
-versions of the libraries.
+precision, threads, form of a step, `startup`, the hashes of the images and of Inception's
+weights, and the versions of the libraries.
 
 A stage is of one of these kinds: `start` (the rewind point), `train` (weights, their average and
 the mask of a round), `mask` (of a costly criterion), `loss`, `sample` (FID and KID), `ticket`,

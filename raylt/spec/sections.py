@@ -224,11 +224,8 @@ class ProtocolSpec(Section):
 
     @property
     def own_spacing(self) -> Spacing | None:
-        """What `spacing: null` stands for; None where the sampler has no choice.
-
-        With `leading`, sampling starts below the last timestep: at 900 of 999 in 10 steps, where the cosine schedule has a
-        sixth of the signal left, which pure noise has not. It costs a few per cent of FID, and nothing in many steps.
-        """
+        """What `spacing: null` stands for; None where the sampler has no choice."""
+        # `leading` starts in 10 steps at 900 of 999, where the cosine schedule has a sixth of the signal left: some % of FID.
         if self.sampler != "ddim":  # DPM-Solver++ begins at the last timestep; DDPM's last step must be 0, or its noise stays
             return None
         return "trailing" if self.steps <= TRAILING_UP_TO else "leading"
