@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import sys
@@ -43,6 +44,11 @@ class Resources:
 
     cpus: float
     gpus: float
+
+    def shared_by(self, trials: int, spec: SweepSpec) -> Resources:
+        """Where `resources.gpus` is `auto`, one GPU for so many trials."""
+        is_auto = spec.resources.gpus == "auto" and self.gpus == 1
+        return Resources(self.cpus, math.floor(1e4 / trials) / 1e4) if is_auto and trials > 1 else self
 
 
 def prepare_environment(address: str | None) -> None:

@@ -282,7 +282,7 @@ class ResourcesSpec(Section):
     cpus: Count = 1
     """CPU cores, and threads of PyTorch."""
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """GPUs; 0.5 puts two trials on one. `auto`: one where the cluster has any."""
+    """GPUs; 0.5 puts two trials on one. `auto`: where the cluster has any, as many a GPU as a trial at the start shows."""
 
 
 class StorageSpec(Section):

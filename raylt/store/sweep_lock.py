@@ -64,6 +64,11 @@ class SweepLock:
         return Computed(self.record["device"], self.record["precision"], self.record["threads"], form)
 
     @property
+    def trials_a_gpu(self) -> int:
+        """How many share a GPU under `resources.gpus: auto`."""
+        return int(self.record.get("trials_a_gpu", 1))
+
+    @property
     def startup(self) -> int:
         """Of the sampler."""
         return int(self.record["startup"])

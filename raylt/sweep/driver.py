@@ -150,21 +150,21 @@ class _Driver:
                 ray_is_up.enter_context(ray_runtime.connected(place.address, self._say))
             resources = ray_runtime.trial_resources(self.spec, self._say)
             self._write_spec()
-            lock = lock or self._lock(self._compute(resources), checked)
+            lock = lock or self._lock(self._tuned(resources), checked)
             self._warn_of_other_versions(lock)
-            return self._search(lock, resources, checked.inputs.digests)
+            return self._search(lock, resources.shared_by(lock.trials_a_gpu, self.spec), checked.inputs.digests)
 
-    def _compute(self, resources: ray_runtime.Resources) -> Compute:
+    def _tuned(self, resources: ray_runtime.Resources) -> Tuned:
         """Decided once per sweep. Asks a worker what its GPU can do, since we may have none."""
         from raylt.sweep.actor import for_workers  # as below
 
         if not resources.gpus:
-            return Compute.resolve(self.spec, False, False)
+            return Tuned(Compute.resolve(self.spec, False, False))
         spec = for_workers(self.spec)
         tuned: Tuned = ray_runtime.on_a_node(lambda: tune_step(spec), resources, self._say)
         for line in tuned.lines:
             self._say(line)
-        return tuned.compute
+        return tuned
 
     def _restore(self, lock: SweepLock) -> None:
         """What `raylt store verify --repair` deletes for the next driver to write, or a driver died before writing."""
@@ -179,13 +179,14 @@ class _Driver:
     def _has_more_to_confirm(self) -> bool:
         return has_more_to_confirm(self.spec, self.ledger, self.confirm)
 
-    def _lock(self, compute: Compute, checked: preflight.Preflight) -> SweepLock:
+    def _lock(self, tuned: Tuned, checked: preflight.Preflight) -> SweepLock:
         """What is resolved once and then holds for the sweep's life."""
         record = {
             "code_schema": CODE_SCHEMA,
             "digest": self.spec.digest,
             "spec": self.yaml,  # as it was at the start, should spec.yaml be lost
-            **compute.key(),
+            **tuned.compute.key(),
+            **({"trials_a_gpu": tuned.trials_a_gpu} if tuned.trials_a_gpu > 1 else {}),
             "startup": default_startup(self.spec),
             "data_sha256": checked.inputs.digests.images,
             "inception_sha256": checked.inputs.digests.inception,

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from raylt.diffusion.compute import CHANNELS_LAST, COMPILED, EAGER, FORMS, GRAPHED, Compute
+from raylt.diffusion.train import Trainer
 from raylt.errors import cause_of
 from raylt.spec import SweepSpec
 from raylt.sweep.step_time import trainer_of
 
+PROFILED = 5
 STEPS = 20  # timed, after the first, which compiles
 CANDIDATES = {"auto": FORMS, "off": (EAGER, CHANNELS_LAST), "on": (COMPILED, GRAPHED)}
 
 
+CONTEXT_BYTES = 600_000_000  # of a GPU, that a process takes before it has tensors
+MEMORY_SHARE = 0.9  # of a GPU that its trials may fill together: scoring, and others, want some
+MOST_A_GPU = 16
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A form that was tried. `first_s`: the first step, with its compilation; `step_s`: a later one."""
+    """A form that was tried. `first_s`: the first step, with its compilation; `step_s`: a later one.
+
+    `busy`: the share of a step in which the GPU computes; `bytes`: of its memory, at most.
+    """
 
     form: str
     first_s: float
     step_s: float
+    busy: float = 1.0
+    bytes: int = 0
 
     def seconds(self, steps: int) -> float:
         return self.first_s + steps * self.step_s
@@ -31,10 +46,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a sweep computes, and what was tried."""
+    """How a sweep computes, and what was tried. `trials_a_gpu`: how many share one under `resources.gpus: auto`."""
 
     compute: Compute
     lines: tuple[str, ...] = ()
+    trials_a_gpu: int = 1
 
 
 def tune_step(spec: SweepSpec) -> Tuned:
@@ -61,7 +77,22 @@ def chosen(spec: SweepSpec, compute: Compute, forms: tuple[str, ...]) -> Tuned:
         raise failure
     steps = spec.train.steps * (1 + spec.ticket.rounds)
     best = min(tried, key=lambda trial: trial.seconds(steps))
-    return Tuned(replace(compute, form=best.form), tuple(lines))
+    at_once = trials_a_gpu(best, _memory(compute))
+    if at_once > 1:
+        lines.append(f"gpu      {at_once} trials on each: one keeps it busy for {best.busy:.0%} of a step")
+    return Tuned(replace(compute, form=best.form), tuple(lines), at_once)
+
+
+def trials_a_gpu(trial: Trial, memory: int) -> int:
+    """As many as the GPU has time for, and memory. More would only wait for each other."""
+    by_time = math.floor(1 / max(trial.busy, 1 / MOST_A_GPU))
+    by_memory = math.floor(MEMORY_SHARE * memory / (trial.bytes + CONTEXT_BYTES))
+    return max(1, min(by_time, by_memory))
+
+
+def _memory(compute: Compute) -> int:
+    """Of this process's GPU, in bytes."""
+    return int(torch.cuda.get_device_properties(0).total_memory) if compute.device == "cuda" else 0
 
 
 def _try(spec: SweepSpec, compute: Compute) -> Trial:
@@ -74,5 +105,19 @@ def _try(spec: SweepSpec, compute: Compute) -> Trial:
         before = time.monotonic()
         float(trainer.run_step())  # waits for the device
         taken.append(time.monotonic() - before)
+    step_s = statistics.median(taken[1:])
+    if compute.device != "cuda":
+        return Trial(compute.form, taken[0], step_s)
+    busy, peak = _busy_s(trainer) / step_s, torch.cuda.max_memory_reserved()
     compute.release_memory()
-    return Trial(compute.form, taken[0], statistics.median(taken[1:]))
+    torch.cuda.reset_peak_memory_stats()
+    return Trial(compute.form, taken[0], step_s, busy, peak)
+
+
+def _busy_s(trainer: Trainer) -> float:
+    """Seconds of a step in which the GPU computes."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(PROFILED):
+            float(trainer.run_step())
+    events: Any = profiled.key_averages()
+    return float(sum(event.self_device_time_total for event in events)) / 1e6 / PROFILED

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from raylt.cluster.ray_runtime import Resources
 from raylt.diffusion.compute import CHANNELS_LAST, COMPILED, EAGER, FORMS, GRAPHED, Compute
 from raylt.spec import SweepSpec
 from raylt.store.sweep_lock import SweepLock
 from raylt.sweep import step_form
-from raylt.sweep.step_form import CANDIDATES, Trial, chosen, tune_step
+from raylt.sweep.step_form import CANDIDATES, Trial, chosen, trials_a_gpu, tune_step
 
 SpecMaker = Callable[..., SweepSpec]
 
@@ -24,6 +25,7 @@ def of_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, tuple[float, floa
         return Trial(compute.form, *times[compute.form])
 
     monkeypatch.setattr(step_form, "_try", attempt)
+    monkeypatch.setattr(step_form, "_memory", lambda compute: 80_000_000_000)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(10, CHANNELS_LAST), (1_000, COMPILED), (100_000, GRAPHED)])
@@ -50,6 +52,24 @@ def test_without_a_gpu_nothing_is_tried(tiny_spec: SpecMaker, monkeypatch: pytes
     of_times(monkeypatch, {})
     tuned = tune_step(tiny_spec(train={"compile": word}, resources={"gpus": 0}))
     assert (tuned.compute.form, tuned.lines) == (form, ())
+
+
+@pytest.mark.parametrize(("busy", "gigabytes", "expected"), [
+    (0.95, 4, 1), (0.3, 4, 3), (0.11, 4, 9), (0.3, 30, 2), (0.3, 60, 1), (0.01, 0.5, 16), (0.3, 400, 1),
+])  # fmt: skip
+def test_a_gpu_is_shared_by_as_many_as_it_has_time_and_memory_for(busy: float, gigabytes: float, expected: int) -> None:
+    trial = Trial(GRAPHED, 60, 0.01, busy, int(gigabytes * 1e9))
+    assert trials_a_gpu(trial, 80_000_000_000) == expected
+
+
+@pytest.mark.parametrize(("gpus", "has", "trials", "expected"), [
+    ("auto", 1.0, 3, 0.3333), ("auto", 1.0, 1, 1.0), ("auto", 0.0, 3, 0.0), (0.5, 0.5, 3, 0.5), (1, 1.0, 3, 1.0),
+])  # fmt: skip
+def test_what_the_user_gave_is_not_shared(
+    tiny_spec: SpecMaker, gpus: float | str, has: float, trials: int, expected: float
+) -> None:
+    spec = tiny_spec(resources={"gpus": gpus})
+    assert Resources(1, has).shared_by(trials, spec).gpus == expected
 
 
 def test_forms_are_tried_by_training(tiny_spec: SpecMaker) -> None:
