@@ -4,7 +4,8 @@
 
 The example is `examples/unconditional_image_generation/train_unconditional.py` of diffusers: a DataLoader with flips, AdamW,
 clipping, `EMAModel`. It trains without masks, raylt with one, in all forms of the device. They take turns in one
-process, and each turn the order. On a GPU: batches of 128, also the example in bf16, times by the wall, and MFU. On a CPU: small batches, CPU time of this thread.
+process, and each turn the order. On a GPU: batches of 128, also the example in bf16, times by the wall, and MFU. On a
+CPU: small batches, CPU time of this thread.
 
 MFU counts 3 forward passes a step (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), and no more than the U-Net's
 multiplications, against the peak of the precision that multiplies.
