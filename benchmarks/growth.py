@@ -8,16 +8,22 @@ Every command is a process of its own, from its start to its end, on a local sto
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from longsweep import write_stages, write_sweep
+from matplotlib.figure import Figure
+from pages import table
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth.png"
 PROPOSAL = """
 import sys, time
 from raylt.store.sweep_state import stored_spec
@@ -85,10 +91,49 @@ def measured(root: Path, trials: int, wanted: list[str]) -> dict[str, object]:
         if not wanted or "proposal" in wanted:
             said = subprocess.run([sys.executable, "-c", PROPOSAL, str(root), sampler], capture_output=True, check=True).stdout
             costs[f"a proposal, {sampler}"] = {"cpu_s": round(float(said), 4)}
+    if not wanted or "record" in wanted:  # MLflow, from nothing
+        with tempfile.TemporaryDirectory(prefix="raylt-mlflow-") as folder:
+            uri = f"sqlite:///{folder}/mlflow.db"
+            costs["record"] = cost_of([*RAYLT, "record", "long", "--local", "--uri", uri, "--root", str(root)])
+            costs["record, again"] = cost_of([*RAYLT, "record", "long", "--local", "--uri", uri, "--root", str(root)])
     if not wanted or "store du" in wanted:
         write_stages(root, 2 * trials)
         costs["store du"] = cost_of([*RAYLT, "store", "du", "--local", "--root", str(root)])
     return costs
+
+
+def growth_section() -> Iterator[str]:
+    """Of docs/performance.md: a table and a plot, of what is kept in `RESULTS`."""
+    document = json.loads(RESULTS.read_text())
+    sizes = sorted(document, key=int)
+    names = list(dict.fromkeys(name for size in sizes for name in document[size]))
+    yield from ("## As a sweep grows", "")
+    yield "CPU seconds and memory of a command, by the number of finished trials: `benchmarks/growth.py`."
+    yield from ("", "![CPU seconds by the number of trials](figures/growth.png)", "")
+    yield from table(
+        ["command", *(f"{int(size):,}" for size in sizes)],
+        ([name, *(_cell(document[size].get(name)) for size in sizes)] for name in names),
+    )
+    FIGURE.write_bytes(_plot(document, sizes, names))
+
+
+def _cell(cost: dict[str, float] | None) -> str:
+    if cost is None:
+        return "not run"
+    return f"{cost['cpu_s']:g} s" + (f", {cost['mb']:.0f} MB" if "mb" in cost else "")
+
+
+def _plot(document: dict[str, Any], sizes: list[str], names: list[str]) -> bytes:
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        points = [(int(size), document[size][name]["cpu_s"]) for size in sizes if name in document[size]]
+        axes.loglog(*zip(*points, strict=True), marker="os^Dv"[index % 5], label=name, color=f"C{index % 10}")
+    axes.set(xlabel="finished trials", ylabel="CPU seconds")
+    figure.legend(loc="outside right upper", fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def main() -> None:

@@ -20,9 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from growth import growth_section
 from pages import table
 from pairs import Row, compared, sizes
 from scoring import feature_rows, fid_rows, kid_rows
+from steps import step_rows
 from torch import Tensor
 
 from raylt.diffusion.data import flipped_where, to_float
@@ -45,7 +47,7 @@ PLAIN_FORMS = (
     ("KID, FID, features", "torch-fidelity, or scipy's `sqrtm` where it is named"),
     ("ticket files", "as the row says"),
 )
-NOT_BEGUN = (  # of the plan, with their goals: nothing is measured until they are built
+NOT_BEGUN = (  # of the plan, with their goals
     ("training step on a GPU", "≥ 28 % MFU at batch 128"),
 )
 
@@ -178,16 +180,16 @@ def page(document: Mapping[str, object]) -> str:
         "the bit or as near as `benchmarks/scoring.py` says; the scripts check it.", "",
         *table(["part", "raylt", "plain form", "ratio", "goal, at most"], body),
         f"Measured on {about['date']}, {about['machine']}, {about['cores']} cores, torch {about['torch']}.", "",  # type: ignore[index]
-        "The plain forms:", "", *(f"- {part}: {form}." for part, form in PLAIN_FORMS), "", "## Planned, and not built yet", "",
-        *table(["part", "goal"], NOT_BEGUN),
-        "No step of the 35.7 M U-Net has been timed on a GPU since these parts were built.", "",
+        "The plain forms:", "", *(f"- {part}: {form}." for part, form in PLAIN_FORMS), "",
+        *growth_section(), "## Not run yet", "", *table(["part", "goal"], NOT_BEGUN),
+        "No step has been timed on a GPU since the forms of a step were built: `benchmarks/step.py` does it.", "",
     ])  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["masks", "store", "tickets", "batches", "kid", "fid", "features"])
+    parser.add_argument("--only", choices=["masks", "store", "tickets", "batches", "kid", "fid", "features", "steps"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -195,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = {
         "masks": lambda: mask_rows(model), "store": lambda: store_rows(model), "tickets": lambda: ticket_rows(model),
         "batches": lambda: batch_rows(128), "kid": lambda: kid_rows(given.quick), "fid": lambda: fid_rows(given.quick),
-        "features": feature_rows,
+        "features": feature_rows, "steps": lambda: step_rows(given.quick),
     }  # fmt: skip
     document = json.loads(given.out.read_text()) if given.out.exists() else {"parts": {}}
     for name, measure in parts.items():
