@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from raylt.diffusion.compute import Compute
+from raylt.diffusion.compute import EAGER, FORMS, Compute
 from raylt.diffusion.data import ImageSet, load_images
 from raylt.diffusion.device import is_lost
 from raylt.diffusion.sample import Sampling, held_out_loss, sample_chunk
@@ -23,6 +23,7 @@ from raylt.diffusion.train import Recipe, Trainer, TrainState, run
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.errors import cause_of
 from raylt.spec import dump_yaml
+from raylt.sweep.step_form import tune_step
 from raylt.ticket.mask import Mask
 from tests.conftest import TINY, merged
 from tests.support import sabotage
@@ -73,10 +74,11 @@ def trained(spec, images, compute, state=None, stop=STEPS):
     return run(trainer, stop, save=lambda data: None), mask, trainer
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_pruned_weights_stay_zero_and_the_loss_is_the_cpus(tiny_spec, images, precision):
+def test_pruned_weights_stay_zero_and_the_loss_is_the_cpus(tiny_spec, images, precision, form):
     spec = tiny_spec(train={"steps": STEPS, "batch_size": 32})
-    compute = Compute("cuda", precision)
+    compute = Compute("cuda", precision, 1, form)
     state, mask, trainer = trained(spec, images, compute)
     for group in (state.weights, state.first_moments, state.second_moments, state.ema):
         for name, keep in mask.layers.items():
@@ -91,10 +93,11 @@ def test_pruned_weights_stay_zero_and_the_loss_is_the_cpus(tiny_spec, images, pr
     assert torch.equal(*chunks)
 
 
-def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tiny_spec, images):
+@pytest.mark.parametrize("form", FORMS)
+def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tiny_spec, images, form):
     """Not bit for bit: some gradients of cuDNN are sums in no fixed order. As close as two runs that nothing has cut."""
     spec = tiny_spec(train={"steps": STEPS, "batch_size": 32})
-    compute = Compute("cuda", "fp32")
+    compute = Compute("cuda", "fp32", 1, form)
     whole, again = (trained(spec, images, compute)[0] for _ in range(2))
     half = TrainState.from_bytes(trained(spec, images, compute, stop=STEPS // 2)[0].to_bytes())
     resumed = trained(spec, images, compute, half)[0]
@@ -105,6 +108,23 @@ def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tiny_spec, images):
     print(f"twice the same: {distance(whole, again):.1e}; cut and resumed: {distance(whole, resumed):.1e}")
     one_less = distance(whole, trained(spec, images, compute, stop=STEPS - 1)[0])
     assert distance(whole, resumed) < 1e-5 < one_less / 10
+
+
+def test_a_checkpoint_is_of_the_step_it_was_taken_at_while_training_goes_on(tiny_spec, images):
+    trainer = trained(tiny_spec(train={"steps": STEPS}), images, Compute("cuda"), stop=5)[2]
+    now, later = trainer.state(), trainer.snapshot()
+    for _ in range(5):
+        trainer.run_step()
+    assert (later().step, trainer.step) == (5, 10)
+    for group in ("weights", "first_moments", "second_moments", "ema"):
+        assert all(torch.equal(getattr(later(), group)[name], value) for name, value in getattr(now, group).items())
+
+
+def test_the_forms_of_a_step_are_tried_and_one_is_taken(tiny_spec):
+    tuned = tune_step(tiny_spec(train={"steps": 100_000, "batch_size": 32}))
+    print(*tuned.lines, sep="\n")
+    assert [line.split()[1].rstrip(":") for line in tuned.lines if line.startswith("step")] == list(FORMS)
+    assert tuned.compute.form != EAGER and tuned.trials_a_gpu >= 1
 
 
 # --- what can go wrong ----------------------------------------------------------------------------------------------------
