@@ -34,7 +34,7 @@ from raylt.sweep.dispatch import Dispatcher
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import SweepProgress
 from raylt.sweep.resume import has_more_to_confirm, refuse_other_inputs, refuse_read_only, start, started_with
-from raylt.sweep.step_form import Tuned, tune_step
+from raylt.sweep.step_form import Tuned, refuse_without_compiler, tune_step
 from raylt.tracking.client import check as check_tracking
 from raylt.tracking.runs import tracking_uri
 from raylt.tracking.tracker import Tracker
@@ -78,6 +78,7 @@ def run_sweep(spec: SweepSpec, place: Place, console: Console, request: RunReque
     checked = preflight.check(spec, store, started_with(spec, store), request.stored_images)
     if place.address is None:
         refuse_too_large(spec, Compute.local(spec))
+        refuse_without_compiler(Compute.local(spec))
     signals, lease = Signals(), None
     try:
         if request.ends_at is not None:
@@ -106,6 +107,7 @@ def describe_sweep(spec: SweepSpec, *, new: bool = False) -> list[str]:
     checked = preflight.check(spec, store, started_with(spec, store))
     compute = Compute.local(spec)
     refuse_too_large(spec, compute)  # it is measured here
+    refuse_without_compiler(compute)
     budget = dry_run.describe_cost(spec, Ledger(store, spec.name), checked.inputs, compute)
     warning = [] if away is None else [f"warning: MLflow does not answer ({away}); a sweep does not depend on it"]
     return [*preflight.describe_plan(spec, store, checked), *budget, *warning]

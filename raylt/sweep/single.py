@@ -25,7 +25,7 @@ from raylt.store.stages import stage_of
 from raylt.sweep import preflight
 from raylt.sweep.footprint import refuse_too_large
 from raylt.sweep.progress import ticket_progress
-from raylt.sweep.step_form import tune_step
+from raylt.sweep.step_form import refuse_without_compiler, tune_step
 from raylt.ticket.find import read_mask, read_trained
 from raylt.ticket.ticket_file import export_pipeline, read_ticket
 from raylt.trial.run import TrialContext, TrialRun
@@ -41,6 +41,7 @@ def run_ticket(spec: SweepSpec, rule: str, seed: int | None, console: Console) -
     store = Store(spec.storage.root, owner=f"ticket/{uuid.uuid4().hex}")
     checked = preflight.check(spec, store)
     refuse_too_large(spec, Compute.local(spec))
+    refuse_without_compiler(Compute.local(spec))
     for line in preflight.data_lines(spec, checked.inputs.images):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     tuned = tune_step(spec)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -13,10 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from raylt.diffusion.compute import CHANNELS_LAST, COMPILED, EAGER, FORMS, GRAPHED, Compute
 from raylt.diffusion.train import Trainer
-from raylt.errors import cause_of
+from raylt.errors import Problem, SpecError, cause_of
 from raylt.spec import SweepSpec
 from raylt.sweep.step_time import trainer_of
 
+COMPILERS = [os.environ.get("CXX") or "g++", "clang++", "c++"]
 PROFILED = 5
 STEPS = 20  # timed, after the first, which compiles
 CANDIDATES = {"auto": FORMS, "off": (EAGER, CHANNELS_LAST), "on": (COMPILED, GRAPHED)}
@@ -57,6 +60,13 @@ def tune_step(spec: SweepSpec) -> Tuned:
     """For this process. Without a GPU nothing is tried: a step is eager, or compiled where `train.compile` is `on`."""
     compute = Compute.local(spec)
     return chosen(spec, compute, CANDIDATES[spec.train.compile]) if compute.device == "cuda" else Tuned(compute)
+
+
+def refuse_without_compiler(compute: Compute) -> None:
+    """Raises `SpecError` where steps are to be compiled for this machine's CPU, and it has no compiler."""
+    if compute.device == "cpu" and compute.form == COMPILED and not any(map(shutil.which, COMPILERS)):
+        needed = "a C++ compiler, which this machine lacks (g++ or clang++)"
+        raise SpecError([Problem("train.compile", f"needs {needed}", "auto, or a compiler", "on", True)])
 
 
 def chosen(spec: SweepSpec, compute: Compute, forms: tuple[str, ...]) -> Tuned:

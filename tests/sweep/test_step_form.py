@@ -8,10 +8,11 @@ import pytest
 
 from raylt.cluster.ray_runtime import Resources
 from raylt.diffusion.compute import CHANNELS_LAST, COMPILED, EAGER, FORMS, GRAPHED, Compute
+from raylt.errors import SpecError
 from raylt.spec import SweepSpec
 from raylt.store.sweep_lock import SweepLock
 from raylt.sweep import step_form
-from raylt.sweep.step_form import CANDIDATES, Trial, chosen, trials_a_gpu, tune_step
+from raylt.sweep.step_form import CANDIDATES, Trial, chosen, refuse_without_compiler, trials_a_gpu, tune_step
 
 SpecMaker = Callable[..., SweepSpec]
 
@@ -70,6 +71,23 @@ def test_what_the_user_gave_is_not_shared(
 ) -> None:
     spec = tiny_spec(resources={"gpus": gpus})
     assert Resources(1, has).shared_by(trials, spec).gpus == expected
+
+
+@pytest.mark.parametrize("word", ["on", "auto"])
+def test_compilation_for_a_cpu_is_refused_where_there_is_no_compiler(
+    tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    compute = Compute.resolve(tiny_spec(train={"compile": word}), False, False)
+    if word == "on":
+        with pytest.raises(
+            SpecError, match=r"train.compile: needs a C\+\+ compiler, which .*\(got 'on'\); auto, or a compiler"
+        ):
+            refuse_without_compiler(compute)
+    else:
+        refuse_without_compiler(compute)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "c++" else None)
+    refuse_without_compiler(compute)
 
 
 def test_forms_are_tried_by_training(tiny_spec: SpecMaker) -> None:
