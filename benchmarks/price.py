@@ -170,7 +170,7 @@ def batch_rows(batch_size: int) -> list[Row]:
 
 def page(document: Mapping[str, object]) -> str:
     rows = [Row(**row) for part in document["parts"].values() for row in part]  # type: ignore[attr-defined]
-    body = [[r.part, f"{r.ours:.3g} {r.unit}", f"{r.plain:.3g} {r.unit}", f"{r.ratio:.3f}", f"{r.goal:g}"] for r in rows]
+    body = [[r.part, f"{r.ours:.3g} {r.unit}", f"{r.plain:.3g} {r.unit}", f"{r.ratio:.3g}", f"{r.goal:.3g}"] for r in rows]
     about = document["circumstances"]
     return "\n".join([
         "# Performance", "",

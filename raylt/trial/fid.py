@@ -20,6 +20,10 @@ class Statistics:
     num_images: int
 
     @cached_property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.mean_D).all()) and bool(torch.isfinite(self.covariance_DD).all())
+
+    @cached_property
     def factor_DD(self) -> Tensor:
         """A matrix F with F F^T the covariance: Cholesky's, or the symmetric root where a dimension never varies."""
         factor_DD: Tensor
@@ -98,7 +102,7 @@ def _check_fit(mean_D: Tensor, real: Statistics) -> None:
 
 
 def _check_finite(of: Statistics) -> None:
-    if not (bool(torch.isfinite(of.mean_D).all()) and bool(torch.isfinite(of.covariance_DD).all())):
+    if not of.is_finite:
         raise ValueError("FID of statistics that are not finite")
 
 
