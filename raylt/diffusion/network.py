@@ -11,11 +11,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from raylt.diffusion.compute import COMPILED, GRAPHED, Compute
 
+MOST_GRAPHS = 1000  # of one function: one for each U-Net and batch size; beyond torch's own 8 it would raise
 LossOf = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Prediction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -62,6 +62,9 @@ def _in_form(function: Callable[..., Tensor], form: str) -> Callable[..., Tensor
     if form not in (COMPILED, GRAPHED):
         return function
     mode = "reduce-overhead" if form == GRAPHED else None
+    import torch._dynamo  # seconds
+
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
     begin_step: Any = torch.compiler.cudagraph_mark_step_begin
     compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 

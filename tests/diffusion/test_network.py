@@ -108,6 +108,16 @@ def test_scores_are_alike_in_every_form(tracing: list[Any], spec: SweepSpec) -> 
     assert all((other - samples[0]).abs().max() <= 1 for other in samples)  # of 255
 
 
+def test_any_number_of_batch_sizes_is_compiled(tracing: list[Any], spec: SweepSpec) -> None:
+    """Torch's own limit is 8, and then it raises: a worker meets more, of protocols and of controls of other widths."""
+    model, compute = build_unet(spec.unet_config, 0).eval(), Compute("cpu", "fp32", 1, COMPILED)
+    with torch.no_grad():
+        for size in range(1, 12):
+            x_NCHW = torch.zeros(size, 1, 8, 8)
+            assert network.prediction_function(compute)(model, x_NCHW, torch.tensor(5)).shape == x_NCHW.shape
+    assert len(tracing) == 11
+
+
 def test_the_form_is_in_the_key_where_it_is_not_what_there_was_before_forms() -> None:
     assert "form" not in Compute("cpu").key()
     keys = [Compute("cuda", "bf16", 1, form).key() for form in FORMS[1:]]
