@@ -128,7 +128,7 @@ def _plot(document: dict[str, Any], sizes: list[str], names: list[str]) -> bytes
     axes = figure.subplots()
     for index, name in enumerate(names):
         points = [(int(size), document[size][name]["cpu_s"]) for size in sizes if name in document[size]]
-        axes.loglog(*zip(*points, strict=True), marker="os^Dv"[index % 5], label=name, color=f"C{index % 10}")
+        axes.loglog(*zip(*points, strict=True), marker="os^DvPX<>ph*d"[index % 13], label=name, color=f"C{index % 10}")
     axes.set(xlabel="finished trials", ylabel="CPU seconds")
     figure.legend(loc="outside right upper", fontsize="small")
     buffer = io.BytesIO()
