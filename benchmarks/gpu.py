@@ -20,20 +20,12 @@ import torch
 
 from raylt.diffusion.compute import Compute
 from raylt.diffusion.flops import count_flops
-from raylt.diffusion.train import Recipe, Trainer, TrainState
-from raylt.diffusion.unet import build_unet, layers_of, parameters_of, weight_name
+from raylt.diffusion.train import Trainer
 from raylt.spec import SweepSpec
-from raylt.ticket.mask import Mask
+from raylt.sweep.step_time import trainer_of
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 PEAK_TFLOPS = {"H100": {"fp32": 67, "tf32": 495, "bf16": 989}, "H200": {"fp32": 67, "tf32": 495, "bf16": 989}}  # dense, SXM
-
-
-def trainer_of(spec: SweepSpec, images_NCHW: torch.Tensor, compute: Compute) -> Trainer:
-    model = build_unet(spec.unet_config, 0)
-    masks = {weight_name(name): keep for name, keep in Mask.dense(layers_of(spec.unet_config)).layers.items()}
-    recipe = Recipe(spec.train, compute, seed=0, flip=True, masks=masks)
-    return Trainer(model, images_NCHW, recipe, TrainState.fresh(parameters_of(model)))
 
 
 def seconds(work: Callable[[], Any], times: int) -> float:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from gpu import PEAK_TFLOPS, trainer_of
+from gpu import PEAK_TFLOPS
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,6 +37,7 @@ from raylt.diffusion.flops import count_flops
 from raylt.diffusion.train import Trainer
 from raylt.diffusion.unet import build_unet
 from raylt.spec import SweepSpec
+from raylt.sweep.step_time import trainer_of
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 CPU_BATCHES = {"digits": 32, "tiny": 32, "ddpm-cifar10": 2}
@@ -108,7 +109,7 @@ def measure(preset: str, device: str, rounds: int) -> dict[str, Any]:
     batch_size = 128 if device == "cuda" else CPU_BATCHES[preset]
     name = "digits" if preset == "digits" else "cifar10"
     spec = SweepSpec.model_validate({
-        "schema": 1, "name": "step", "data": {"name": name}, "model": {"preset": preset},
+        "schema": 1, "name": "step", "data": {"name": name, "flip": True}, "model": {"preset": preset},
         "train": {"steps": 1000, "batch_size": batch_size, "gradient_clip": 1.0},
     })  # fmt: skip
     arms, times = arms_of(spec, device), dict[str, list[float]]()

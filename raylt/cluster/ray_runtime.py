@@ -20,6 +20,7 @@ from raylt.cluster.capacity import Capacity, needed, read_capacity
 from raylt.cluster.ray_start import Say
 from raylt.errors import SpecError
 from raylt.spec import SweepSpec
+from raylt.spec.checks import LEAST_GPU
 
 FIRST_WORKER_WITHIN_S = 90.0
 
@@ -48,7 +49,7 @@ class Resources:
     def shared_by(self, trials: int, spec: SweepSpec) -> Resources:
         """Where `resources.gpus` is `auto`, one GPU for so many trials."""
         is_auto = spec.resources.gpus == "auto" and self.gpus == 1
-        return Resources(self.cpus, math.floor(1e4 / trials) / 1e4) if is_auto and trials > 1 else self
+        return Resources(self.cpus, LEAST_GPU * math.floor(1 / trials / LEAST_GPU)) if is_auto and trials > 1 else self
 
 
 def prepare_environment(address: str | None) -> None:

@@ -60,8 +60,9 @@ the kept values alone, in C order. Every other value is +0.0.
 
 `ticket.safetensors` has `gaps` too, and `w`, and after a rewind to a later step than 0 also `m`
 and `v`, Adam's moments. A seed ticket (`raylt export --seed-ticket`) has `gaps` alone. Its
-metadata have `init_seed`, and `init_sha256` of the weights that the seed leads to. A stage has
-a ticket file for the dense model and for a trial's last round.
+metadata have `init_seed`, and `init_sha256` of the weights that the seed leads to. `sha256` is of
+all metadata and tensors of the file. A stage has a ticket file for the dense model and for a
+trial's last round.
 
 The code of a mask is a byte with the width of a remainder, and 128 added where pruned weights
 are the rarer ones and are coded; four bytes, the number of gaps, the least significant first;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from string import Template
 
 from raylt.errors import MASK, has_secret
@@ -25,10 +26,12 @@ def expanded(path: str) -> str:
         raise LookupError(f"names the variable {error.args[0]}, which is not set") from None
     except ValueError:
         raise LookupError("has a $ that begins no variable") from None
-    replaced = os.path.expanduser(path)  # noqa: PTH111  a Path would take the second slash from s3://
-    if replaced.startswith("~"):
-        raise LookupError(f"names the home of a user that is not known here, {replaced.partition('/')[0]}")
-    return replaced
+    if not path.startswith("~"):  # a Path would take the second slash from s3://
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise LookupError(f"names the home of a user that is not known here, {path.partition('/')[0]}") from None
 
 
 EXPECTED = "a variable that is set ($$ for a dollar sign, ./~ for a folder called ~)"

@@ -97,7 +97,7 @@ class TrainSpec(Section):
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """`fp32` is IEEE's. `auto`: bf16 where a GPU has it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether steps run as one graph by torch.compile. `auto`: on a GPU, where a trial at the start shows that it pays."""
+    """Whether steps run as one graph by torch.compile. `auto`: on a GPU, if that is faster when the sweep starts."""
     checkpoint_every: Count = 100
     """Steps between two checkpoints. It decides no number, so it may change."""
 
@@ -282,7 +282,7 @@ class ResourcesSpec(Section):
     cpus: Count = 1
     """CPU cores, and threads of PyTorch."""
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """GPUs; 0.5 puts two trials on one. `auto`: where the cluster has any, as many a GPU as a trial at the start shows."""
+    """GPUs; 0.5 puts two trials on one. `auto`: where there are any, as many trials on each as measured at the start."""
 
 
 class StorageSpec(Section):

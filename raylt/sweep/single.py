@@ -93,9 +93,10 @@ def export_trial(spec: SweepSpec, ledger: Ledger, number: int, folder: Path, *, 
     config = result.ticket.unet_config or spec.unet_config
     trained = stage_of(store, result.stages, result.ticket.final_stage)
     weights = read_trained(trained, read_mask(trained, layers_of(config)))["ema"]
-    ticket = stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)
-    start = stage_of(store, result.stages, result.ticket.start_stage)
-    files = {TICKET: _of_seed(ticket, start, number) if as_seed else ticket}
+    files = {TICKET: stage_of(store, result.stages, result.ticket.ticket_stage).read(TICKET)}
+    if as_seed:
+        start = stage_of(store, result.stages, result.ticket.start_stage)
+        files[TICKET] = _of_seed(files[TICKET], start, number)
     samples = stage_of(store, result.stages, result.ticket.sample_stage)
     if SAMPLES in samples.read_manifest().files:
         files[SAMPLES] = samples.read(SAMPLES)

@@ -31,7 +31,7 @@ MOST_A_GPU = 16
 
 
 @dataclass(frozen=True)
-class Trial:
+class TimedForm:
     """A form that was tried. `first_s`: the first step, with its compilation; `step_s`: a later one.
 
     `busy`: the share of a step in which the GPU computes; `bytes`: of its memory, at most.
@@ -77,7 +77,7 @@ def chosen(spec: SweepSpec, compute: Compute, forms: tuple[str, ...]) -> Tuned:
     tried, lines, failure = [], [], None
     for form in forms:
         try:
-            tried.append(_try(spec, replace(compute, form=form)))
+            tried.append(_timed(spec, replace(compute, form=form)))
             lines.append(f"step     {form}: {1000 * tried[-1].step_s:.1f} ms, the first one {tried[-1].first_s:.1f} s")
         except Exception as error:  # no compiler, a graph that breaks, no memory for it
             failure = error
@@ -86,17 +86,17 @@ def chosen(spec: SweepSpec, compute: Compute, forms: tuple[str, ...]) -> Tuned:
         assert failure is not None
         raise failure
     steps = spec.train.steps * (1 + spec.ticket.rounds)
-    best = min(tried, key=lambda trial: trial.seconds(steps))
+    best = min(tried, key=lambda form: form.seconds(steps))
     at_once = trials_a_gpu(best, _memory(compute))
     if at_once > 1:
         lines.append(f"gpu      {at_once} trials on each: one keeps it busy for {best.busy:.0%} of a step")
     return Tuned(replace(compute, form=best.form), tuple(lines), at_once)
 
 
-def trials_a_gpu(trial: Trial, memory: int) -> int:
+def trials_a_gpu(form: TimedForm, memory: int) -> int:
     """As many as the GPU has time for, and memory. More would only wait for each other."""
-    by_time = math.floor(1 / max(trial.busy, 1 / MOST_A_GPU))
-    by_memory = math.floor(MEMORY_SHARE * memory / (trial.bytes + CONTEXT_BYTES))
+    by_time = math.floor(1 / max(form.busy, 1 / MOST_A_GPU))
+    by_memory = math.floor(MEMORY_SHARE * memory / (form.bytes + CONTEXT_BYTES))
     return max(1, min(by_time, by_memory))
 
 
@@ -105,7 +105,7 @@ def _memory(compute: Compute) -> int:
     return int(torch.cuda.get_device_properties(0).total_memory) if compute.device == "cuda" else 0
 
 
-def _try(spec: SweepSpec, compute: Compute) -> Trial:
+def _timed(spec: SweepSpec, compute: Compute) -> TimedForm:
     """Trains some steps on images of which only the shape matters."""
     channels, size = spec.image_shape
     compute.use()
@@ -117,11 +117,11 @@ def _try(spec: SweepSpec, compute: Compute) -> Trial:
         taken.append(time.monotonic() - before)
     step_s = statistics.median(taken[1:])
     if compute.device != "cuda":
-        return Trial(compute.form, taken[0], step_s)
+        return TimedForm(compute.form, taken[0], step_s)
     busy, peak = _busy_s(trainer) / step_s, torch.cuda.max_memory_reserved()
     compute.release_memory()
     torch.cuda.reset_peak_memory_stats()
-    return Trial(compute.form, taken[0], step_s, busy, peak)
+    return TimedForm(compute.form, taken[0], step_s, busy, peak)
 
 
 def _busy_s(trainer: Trainer) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from raylt.diffusion.tensors import NamedTensors, digest_of_tensors, gathered, metadata_of, pack, scattered, unpack
 from raylt.diffusion.train import TrainState, noise_schedule
 from raylt.diffusion.unet import Layer, build_unet, layers_of, load_parameters, parameters_of
+from raylt.spec.canonical import digest_of
 from raylt.spec.presets import UnetConfig
 from raylt.ticket.mask import Mask
 
@@ -38,7 +39,7 @@ class Ticket:
         if self.start.step:
             groups |= {"m": self.start.first_moments, "v": self.start.second_moments}
         kept = {group: gathered(values, self.mask.of_weights) for group, values in groups.items()}
-        return pack({**self._metadata, "rewind_step": str(self.start.step)}, **self.mask.coded(), **kept)
+        return self._sealed({"rewind_step": str(self.start.step)}, kept)
 
     def to_seed_bytes(self, seed: int) -> bytes:
         """The mask, and a seed in place of values: `load_ticket` initialises the U-Net from it again.
@@ -49,16 +50,23 @@ class Ticket:
         if self.start.step or digest_of_tensors(begins) != self.init_sha256:
             raise ValueError(f"its rewind point, at step {self.start.step}, is not the initialisation of seed {seed}")
         of_seed = {"init_seed": str(seed), "init_sha256": self.init_sha256, "torch": torch.__version__}
-        return pack({**self._metadata, "rewind_step": "0", **of_seed}, **self.mask.coded())
+        return self._sealed({"rewind_step": "0", **of_seed}, {})
 
     @property
     def init_sha256(self) -> str:
         """Over the names, shapes and bytes of the kept weights of the rewind point and the zeros between them."""
         return digest_of_tensors(self.mask.apply(self.start.weights))
 
-    @property
-    def _metadata(self) -> dict[str, str]:
-        return {"format": FORMAT, "unet_config": json.dumps(dict(self.unet_config))}
+    def _sealed(self, more: Mapping[str, str], values: Mapping[str, NamedTensors]) -> bytes:
+        groups = {**self.mask.coded(), **values}
+        metadata = {"format": FORMAT, "unet_config": json.dumps(dict(self.unet_config)), **more}
+        return pack({**metadata, "sha256": _digest(metadata, groups)}, **groups)
+
+
+def _digest(metadata: Mapping[str, str], groups: Mapping[str, NamedTensors]) -> str:
+    """Of all that a file says."""
+    about = {name: value for name, value in metadata.items() if name != "sha256"}
+    return digest_of([about, {group: digest_of_tensors(tensors) for group, tensors in groups.items()}])
 
 
 def load_ticket(path: Path) -> Ticket:
@@ -79,6 +87,8 @@ def read_ticket(data: bytes) -> Ticket:
         groups, metadata = unpack(data), metadata_of(data)
         if metadata.get("format") not in (FORMAT, EARLIER):
             raise ValueError("its format is unknown")
+        if metadata["format"] == FORMAT and metadata["sha256"] != _digest(metadata, groups):
+            raise ValueError("it is damaged: its checksum is another")
         return _ticket_of(metadata, groups)
     except Exception as error:  # whatever a config, a tensor or a number of somebody else's file leads to
         cause = f"{error} is missing" if isinstance(error, KeyError) else error

@@ -25,7 +25,7 @@ CNN_CLASSES = 10
 CNN_IMAGES = 20_000  # training images that a classifier sees at most
 CNN_BATCH = 32
 CNN_LEARNING_RATE = 3e-3
-_CPU_BATCH, _GPU_BATCH = 16, 250  # on a CPU, what a batch's activations leave of the caches
+_CPU_BATCH, _GPU_BATCH = 16, 250  # a small one stays in the caches of a CPU
 
 
 @runtime_checkable

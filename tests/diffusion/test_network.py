@@ -39,16 +39,16 @@ def tracing(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         graphs.append(graph)
         return torch._dynamo.lookup_backend(TRACED)(graph, inputs)
 
-    def compiling(function: Any, *, mode: str | None, **how: Any) -> Any:
+    def compiling(function: Any, *, mode: str | None = None, **how: Any) -> Any:
         return plain(function, backend=backend, **how)
 
-    network._loss_function.cache_clear()
-    network._prediction_function.cache_clear()
+    network.loss_function.cache_clear()
+    network.prediction_function.cache_clear()
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiling)
     yield graphs
-    network._loss_function.cache_clear()
-    network._prediction_function.cache_clear()
+    network.loss_function.cache_clear()
+    network.prediction_function.cache_clear()
     torch._dynamo.reset()
 
 

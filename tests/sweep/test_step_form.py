@@ -12,7 +12,7 @@ from raylt.errors import SpecError
 from raylt.spec import SweepSpec
 from raylt.store.sweep_lock import SweepLock
 from raylt.sweep import step_form
-from raylt.sweep.step_form import CANDIDATES, Trial, chosen, refuse_without_compiler, trials_a_gpu, tune_step
+from raylt.sweep.step_form import CANDIDATES, TimedForm, chosen, refuse_without_compiler, trials_a_gpu, tune_step
 
 SpecMaker = Callable[..., SweepSpec]
 
@@ -20,12 +20,12 @@ SpecMaker = Callable[..., SweepSpec]
 def of_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, tuple[float, float]]) -> None:
     """In place of training: form -> (first step, a later one), in seconds; a form that is missing fails."""
 
-    def attempt(spec: SweepSpec, compute: Compute) -> Trial:
+    def attempt(spec: SweepSpec, compute: Compute) -> TimedForm:
         if compute.form not in times:
             raise RuntimeError("no compiler")
-        return Trial(compute.form, *times[compute.form])
+        return TimedForm(compute.form, *times[compute.form])
 
-    monkeypatch.setattr(step_form, "_try", attempt)
+    monkeypatch.setattr(step_form, "_timed", attempt)
     monkeypatch.setattr(step_form, "_memory", lambda compute: 80_000_000_000)
 
 
@@ -59,8 +59,8 @@ def test_without_a_gpu_nothing_is_tried(tiny_spec: SpecMaker, monkeypatch: pytes
     (0.95, 4, 1), (0.3, 4, 3), (0.11, 4, 9), (0.3, 30, 2), (0.3, 60, 1), (0.01, 0.5, 16), (0.3, 400, 1),
 ])  # fmt: skip
 def test_a_gpu_is_shared_by_as_many_as_it_has_time_and_memory_for(busy: float, gigabytes: float, expected: int) -> None:
-    trial = Trial(GRAPHED, 60, 0.01, busy, int(gigabytes * 1e9))
-    assert trials_a_gpu(trial, 80_000_000_000) == expected
+    form = TimedForm(GRAPHED, 60, 0.01, busy, int(gigabytes * 1e9))
+    assert trials_a_gpu(form, 80_000_000_000) == expected
 
 
 @pytest.mark.parametrize(("gpus", "has", "trials", "expected"), [
@@ -70,7 +70,7 @@ def test_what_the_user_gave_is_not_shared(
     tiny_spec: SpecMaker, gpus: float | str, has: float, trials: int, expected: float
 ) -> None:
     spec = tiny_spec(resources={"gpus": gpus})
-    assert Resources(1, has).shared_by(trials, spec).gpus == expected
+    assert Resources(1, has).shared_by(trials, spec).gpus == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("word", ["on", "auto"])

@@ -14,6 +14,15 @@ def _bits(seed: int, size: int, density: float) -> np.ndarray:
     return np.random.default_rng(seed).random(size) < density
 
 
+def assert_refused_or_its_only_code(code: np.ndarray, size: int) -> None:
+    try:
+        bits = decode(code, size)
+    except ValueError as error:
+        assert "its code is" in str(error)
+    else:
+        assert np.array_equal(encode(bits), code)
+
+
 @given(st.lists(st.booleans(), max_size=300))
 @settings(max_examples=300)
 def test_any_bits_come_back(kept: list[bool]) -> None:
@@ -54,24 +63,14 @@ def test_other_bytes_are_refused_or_are_the_code_of_other_bits(
     code = (
         code[:place] if kind == "cut" else np.append(code, np.uint8(data.draw(st.integers(0, 255)))) if kind == "add" else code
     )
-    try:
-        bits = decode(code, size)
-    except ValueError as error:
-        assert "its code is" in str(error)
-    else:
-        assert np.array_equal(encode(bits), code)
+    assert_refused_or_its_only_code(code, size)
 
 
 @given(st.binary(max_size=40), st.integers(0, 100))
 @settings(max_examples=500)
 def test_bytes_of_no_mask_are_refused(data: bytes, size: int) -> None:
     code = np.frombuffer(data, np.uint8)
-    try:
-        bits = decode(code, size)
-    except ValueError as error:
-        assert "its code is" in str(error)
-    else:
-        assert np.array_equal(encode(bits), code)
+    assert_refused_or_its_only_code(code, size)
 
 
 def test_a_code_of_another_size_is_refused() -> None:

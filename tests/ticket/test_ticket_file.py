@@ -15,6 +15,7 @@ from raylt.diffusion.tensors import NamedTensors, gathered, metadata_of, pack, u
 from raylt.diffusion.train import TrainState
 from raylt.diffusion.unet import build_unet, layers_of, parameters_of
 from raylt.spec import SweepSpec
+from raylt.ticket import ticket_file
 from raylt.ticket.mask import Mask
 from raylt.ticket.ticket_file import EARLIER, Ticket, load_ticket, read_ticket
 from tests.conftest import TINY
@@ -135,6 +136,7 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, change: obje
     data = a_ticket().to_bytes()
     groups, metadata = unpack(data), metadata_of(data)
     change(groups, metadata)  # type: ignore[operator]
+    metadata["sha256"] = ticket_file._digest(metadata, groups)  # a stranger can make that too
     path = tmp_path / "other.safetensors"
     path.write_bytes(changed(groups, metadata))
     with pytest.raises(ValueError, match=r"other\.safetensors is no ticket file of raylt: "):
@@ -146,21 +148,12 @@ def test_a_file_of_other_tensors_is_refused() -> None:
         read_ticket(pack(images={"first": torch.zeros(2)}))
 
 
-@given(st.integers(0, 10_000), st.integers(0, 7), st.sampled_from(["values", "seed"]))
-@settings(max_examples=60)
-def test_a_flipped_bit_is_refused_or_is_in_a_value(place: int, bit: int, kind: str) -> None:
-    """Every bit of header and masks counts; of a seed ticket every bit at all."""
+@given(st.integers(0, 100_000), st.integers(0, 7), st.sampled_from(["values", "seed"]))
+@settings(max_examples=100)
+def test_a_flipped_bit_is_refused(place: int, bit: int, kind: str) -> None:
+    """Whether it is in the header, a mask or a value."""
     ticket = a_ticket()
     data = bytearray(ticket.to_bytes() if kind == "values" else ticket.to_seed_bytes(3))
     data[place % len(data)] ^= 1 << bit
-    try:
-        other = read_ticket(bytes(data))
-    except ValueError as error:
-        assert "no ticket file of raylt" in str(error)
-    else:
-        assert kind == "values" or metadata_of(bytes(data)) != metadata_of(ticket.to_seed_bytes(3))
-        differing = sum(
-            int((ours.view(torch.int32) != theirs.view(torch.int32)).sum())
-            for ours, theirs in zip(other.start.weights.values(), ticket.start.weights.values(), strict=True)
-        )
-        assert differing <= 1 or other.mask.digest != ticket.mask.digest
+    with pytest.raises(ValueError, match="no ticket file of raylt"):
+        read_ticket(bytes(data))
