@@ -186,7 +186,7 @@ def page(document: Mapping[str, object]) -> str:
         f"Measured on {about['date']}, {about['machine']}, {about['cores']} cores, torch {about['torch']}.", "",  # type: ignore[index]
         "The plain forms:", "", *(f"- {part}: {form}." for part, form in PLAIN_FORMS), "",
         *growth_section(), "## Open", "", *table(["part", "goal", "now"], OPEN),
-        "Most of that record's cost is one picture a trial, which matplotlib draws.", "",
+        "Two fifths of that are one picture a trial, which matplotlib draws.", "",
     ])  # fmt: skip
 
 
