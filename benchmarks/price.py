@@ -46,7 +46,8 @@ PLAIN_FORMS = (
     ("batches", "`torch.manual_seed`, `x[i]`, flips of floats"),
     (
         "KID, FID, features",
-        "torch-fidelity, or scipy's `sqrtm` where it is named. What raylt keeps of the\n  reference is at hand, as in a worker after its first score",
+        "torch-fidelity, or scipy's `sqrtm` where it is named. What raylt keeps of the\n"
+        "  reference is at hand, as in a worker after its first score",
     ),
     ("ticket files", "as the row says"),
 )
